@@ -1,0 +1,37 @@
+"""Fixtures that more than one test file needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VECTORS = Path(__file__).resolve().parent / "vectors"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run kill, soak and speed checks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="runs with --long only"))
+
+
+def shared_path(relative: str) -> Path:
+    """A file or folder of the shared data, or a skip that says what is missing."""
+    path = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared")) / relative
+    if not path.exists():
+        pytest.skip(f"{relative} of the shared data is not here (set COVIDLESIONSEG_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Function from a relative name to a path in the shared data; skips the test where it is absent."""
+    return shared_path
