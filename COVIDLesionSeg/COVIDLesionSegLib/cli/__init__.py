@@ -1,0 +1,90 @@
+"""The command ``covid-lesion-seg``: one small module a subcommand, loaded when it is called.
+
+A command module offers ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments) -> int`` (the exit status).
+It raises the library's errors; this module turns them into one line on standard error and an exit status: 0 done, 2 bad
+input or usage, 3 some of a batch failed, 130 interrupted. Results go to standard output, progress and logs to standard
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from .. import __version__
+from ..errors import CancelledError, COVIDLesionSegError
+
+# command -> module in this package; only the called one is imported, so that `models list` needs no PyTorch.
+COMMANDS = {
+    "segment": "segment",
+    "doctor": "doctor",
+}
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    named = next((word for word in argv if word in COMMANDS), None)
+    parser = _parser(named)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if arguments.verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+    )
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return _command(arguments.command).run(arguments)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except CancelledError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except COVIDLesionSegError as error:
+        if arguments.verbose:
+            logging.getLogger(__name__).exception("the command failed")
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # the reader of our output (head, less) has left: nothing to say, and nothing more may be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{COMMANDS[name]}")
+
+
+def _parser(named: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="covid-lesion-seg",
+        description="COVID-19 pneumonia lesions in chest CT: segment, measure, learn. Research use only.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log what happens, and tracebacks of errors")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        # the other commands need their name and help only; reading them loads their module, which stays light
+        module = _command(name)
+        child = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        if name == named:
+            module.add_arguments(child)
+    return parser
