@@ -1,0 +1,157 @@
+"""The walls of the house: which room may import what, what must load without PyTorch, lint and types."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+LIBRARY = REPOSITORY / "COVIDLesionSeg" / "COVIDLesionSegLib"
+
+# From the ground up; a room imports only from floors below its own. The files beside the rooms are the ground.
+FLOORS = [
+    {"ground"},
+    {"imaging", "networks"},
+    {"measurement", "models"},
+    {"inference"},
+    {"learning"},
+    {"cases"},
+    {"worker"},
+    {"cli"},
+    {"__main__"},
+    {"mrml"},
+    {"panel"},
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+
+# Who may import these at all, even inside a function.
+ONLY_IN = {
+    "qt": {"panel"},
+    "ctk": {"panel"},
+    "slicer": {"mrml", "panel"},
+    "vtk": {"mrml", "panel"},
+}
+
+# Who may import PyTorch at file scope: everything that Slicer's process loads stays free of it.
+TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "models/checkpoints.py", "worker/server.py"}
+LOADS_WITHOUT_TORCH = [
+    "COVIDLesionSegLib",
+    "COVIDLesionSegLib.imaging",
+    "COVIDLesionSegLib.measurement",
+    "COVIDLesionSegLib.models",
+    "COVIDLesionSegLib.models.card",
+    "COVIDLesionSegLib.models.registry",
+    "COVIDLesionSegLib.inference",
+    "COVIDLesionSegLib.inference.record",
+    "COVIDLesionSegLib.inference.postprocess",
+    "COVIDLesionSegLib.cli",
+]
+# What Slicer's process loads imports nothing more than this at file scope (and what Slicer itself brings).
+LIGHT_ROOMS = {"imaging", "measurement", "cases", "mrml", "panel"}
+LIGHT_IMPORTS = {"numpy", "slicer", "vtk", "qt", "ctk"}
+
+
+def sources() -> list[Path]:
+    return sorted(LIBRARY.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    name = path.relative_to(LIBRARY).with_suffix("").parts[0]
+    return "ground" if path.parent == LIBRARY and name != "__main__" else name
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Absolute module names that a file imports, and whether it does so at file scope."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.FunctionDef) for node in ast.walk(outer)}
+    inside |= {id(node) for node in typing_only(tree)}
+    package = ["COVIDLesionSegLib", *path.relative_to(LIBRARY).parts[:-1]]
+    found = []
+    for node in ast.walk(tree):
+        top = id(node) not in inside
+        if isinstance(node, ast.Import):
+            found += [(alias.name, top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(f"{module}.{alias.name}", top) for alias in node.names]
+    return found
+
+
+def typing_only(tree: ast.Module) -> list[ast.AST]:
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    return [node for block in blocks for node in ast.walk(block)]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(LIBRARY)))
+def test_a_file_imports_only_what_its_room_may(path):
+    room = room_of(path)
+    assert room in FLOOR, f"{room} is no room of the house (CONTRIBUTING.md)"
+    relative = path.relative_to(LIBRARY).as_posix()
+    may_have_torch = room in TORCH_AT_FILE_SCOPE or relative in TORCH_AT_FILE_SCOPE
+    for name, at_file_scope in imports(path):
+        first = name.split(".")[0]
+        if first == "COVIDLesionSegLib":
+            other = next((part for part in name.split(".")[1:2] if part in FLOOR), "ground")
+            assert other == room or FLOOR[other] < FLOOR[room], f"{relative} reaches up or sideways to {name}"
+        assert room in ONLY_IN.get(first, {room}), f"{relative} imports {first}"
+        if at_file_scope and first in ("torch", "safetensors"):
+            assert may_have_torch, f"{relative} imports {first} at file scope"
+        if at_file_scope and room in LIGHT_ROOMS:
+            light = first in sys.stdlib_module_names | LIGHT_IMPORTS | {"COVIDLesionSegLib"}
+            assert light, f"{relative} imports {first} at file scope"
+
+
+BLOCKER = """
+import importlib, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is behind a wall")
+sys.meta_path.insert(0, Blocked())
+importlib.import_module({module!r})
+"""
+
+
+@pytest.mark.parametrize("module", LOADS_WITHOUT_TORCH)
+def test_room_loads_without_what_slicers_process_does_not_have(module):
+    blocked = {
+        "torch",
+        "safetensors",
+        "scipy",
+        "SimpleITK",
+        "matplotlib",
+        "tqdm",
+        "pydicom",
+        "highdicom",
+        "qt",
+        "slicer",
+    }
+    if module.endswith(".cli"):
+        blocked -= {"tqdm"}
+    subprocess.run([sys.executable, "-c", BLOCKER.format(blocked=blocked, module=module)], check=True)
+
+
+def test_every_floor_has_its_rooms():
+    rooms = {path.name for path in LIBRARY.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert rooms <= set(FLOOR)
+
+
+def test_the_module_folder_holds_one_module_only():
+    """Slicer takes every .py directly in a module folder for a module."""
+    assert {p.name for p in (REPOSITORY / "COVIDLesionSeg").glob("*.py")} <= {"COVIDLesionSeg.py"}
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_finds_nothing(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types_check():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""The project's two commands, for a fresh clone with nothing but Python 3.11 or newer.
+
+    python3 run.py demo [--input PATH] [-o FOLDER] ...   segment a CT with the bundled model and leave a picture of it
+    python3 run.py test [--long] [PYTEST ARGUMENT ...]   install what the tests need and run them
+
+Both make ``.venv`` beside this file and install the project there, with the exact versions of constraints.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+EXTRAS = {"demo": "report,dicom", "test": "test"}
+USAGE = "usage: python3 run.py demo [--input PATH] [-o FOLDER] | python3 run.py test [--long] [PYTEST ARGUMENT ...]"
+
+
+def install(extras: str) -> None:
+    """Make .venv if it is absent and install the project with its extras, unless just that was done before."""
+    wanted = hashlib.sha256(
+        b"".join((HERE / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")) + sys.version.encode()
+    ).hexdigest()
+    stamp = VENV / f"installed-{extras.replace(',', '-')}"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    if not PYTHON.is_file():
+        print("Making .venv ...", flush=True)
+        venv.create(VENV, with_pip=True)
+    print(f"Installing the project [{extras}] into .venv (minutes the first time) ...", flush=True)
+    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
+    if subprocess.run([*command, "-e", f".[{extras}]"], cwd=HERE).returncode != 0:
+        sys.exit("error: the installation failed; pip's last lines above say why (no network? a proxy? disk full?).")
+    stamp.write_text(wanted)
+
+
+def main(argv: list[str]) -> int:
+    if sys.version_info < (3, 11):
+        print(f"error: this is Python {sys.version.split()[0]}; 3.11 or newer is needed.", file=sys.stderr)
+        return 2
+    if not argv or argv[0] not in EXTRAS:
+        print(USAGE, file=sys.stderr)
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    command, *rest = argv
+    install(EXTRAS[command])
+    if command == "demo":
+        return subprocess.run([PYTHON, "-m", "COVIDLesionSegLib", "demo", *rest]).returncode
+    return subprocess.run([PYTHON, "-m", "pytest", *rest], cwd=HERE).returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
