@@ -1,0 +1,137 @@
+"""CARes-UNet, as released.
+
+Xu et al., "CARes-UNet: Content-aware residual UNet for lesion segmentation of COVID-19 from chest CT images",
+Medical Physics 48(11), 2021. Where the paper and the released code differ the code is followed, except that the output
+is raw logits: the code's sigmoid belongs to its loss and decision.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .carafe import CARAFE
+from .slices import SliceNetwork, require_bool, require_positive
+
+UPSAMPLINGS = ("carafe", "deconvolution", "subpixel")
+
+
+class CAResUNet(SliceNetwork):
+    """A U-Net of five levels with residual blocks, strided convolutions down and content-aware up-sampling.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: classes, the background included.
+        base_channels: width of the first level; each next level is twice as wide.
+        upsampling: "carafe" (content-aware reassembly, the paper's choice), "deconvolution" (transposed 2 x 2
+            convolution) or "subpixel" (3 x 3 convolution, then pixel shuffle).
+        residual: False leaves out the sums of the residual blocks; the convolutions stay.
+
+    Raises:
+        InputError: an argument that is not allowed.
+
+    Example:
+        >>> CAResUNet(base_channels=8)(torch.zeros(1, 1, 64, 48)).shape
+        torch.Size([1, 2, 64, 48])
+    """
+
+    family = "caresunet"
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        base_channels: int = 64,
+        upsampling: str = "carafe",
+        residual: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels)
+        self.base_channels = require_positive("base_channels", base_channels)
+        if upsampling not in UPSAMPLINGS:
+            raise InputError(f"upsampling is {upsampling!r}; it must be one of {', '.join(UPSAMPLINGS)}.")
+        self.upsampling = upsampling
+        self.residual = require_bool("residual", residual)
+
+        widths = [base_channels * 2**level for level in range(5)]
+        self.encoders = nn.ModuleList(
+            ResidualUnit(narrow, wide, residual) for narrow, wide in pairwise([in_channels, *widths[:-1]])
+        )
+        self.reductions = nn.ModuleList(ResidualUnit(width, width, residual, stride=2) for width in widths[:-1])
+        self.bottleneck = ResidualUnit(widths[-2], widths[-1], residual)
+        # from the deepest level up
+        rising = list(pairwise(reversed(widths)))
+        self.enlargements = nn.ModuleList(_upsampling(upsampling, wide, narrow) for wide, narrow in rising)
+        self.decoders = nn.ModuleList(ResidualUnit(wide, narrow, residual) for wide, narrow in rising)
+        self.output = nn.Conv2d(base_channels, out_channels, 1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values."""
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "base_channels": self.base_channels,
+            "upsampling": self.upsampling,
+            "residual": self.residual,
+        }
+
+    def forward_slices(self, x: Tensor) -> Tensor:
+        """Logits (N, out_channels, H, W) of slices (N, C, H, W)."""
+        skips = []
+        for encoder, reduction in zip(self.encoders, self.reductions, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = reduction(x)
+        x = self.bottleneck(x)
+        for enlargement, decoder in zip(self.enlargements, self.decoders, strict=True):
+            x = decoder(torch.cat([skips.pop(), enlargement(x)], dim=1))
+        return self.output(x)
+
+
+class NormalizedConvolution(nn.Module):
+    """3 x 3 convolution without bias, then batch normalization; (N, C, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
+        return self.norm(self.conv(x))
+
+
+class ResidualUnit(nn.Module):
+    """A normalized convolution (which may change width and resolution), then a residual pair of them.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        residual: whether the pair's input is added to its output.
+        stride: step of the first convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, residual: bool, stride: int = 1) -> None:
+        super().__init__()
+        self.residual = residual
+        self.entry = NormalizedConvolution(in_channels, out_channels, stride)
+        self.first = NormalizedConvolution(out_channels, out_channels)
+        self.second = NormalizedConvolution(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
+        x = self.entry(x).relu_()
+        y = self.second(self.first(x).relu_())
+        return (y.add_(x) if self.residual else y).relu_()
+
+
+def _upsampling(kind: str, in_channels: int, out_channels: int) -> nn.Module:
+    if kind == "carafe":
+        return CARAFE(in_channels, out_channels)
+    if kind == "deconvolution":
+        return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+    return nn.Sequential(nn.Conv2d(in_channels, 4 * out_channels, 3, padding=1), nn.PixelShuffle(2))

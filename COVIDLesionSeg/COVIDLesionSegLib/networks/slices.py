@@ -1,0 +1,93 @@
+"""What both networks share: they see axial slices, one by one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+# Four halvings: each side of a slice must divide by this.
+SIDE_MULTIPLE = 16
+
+
+class SliceNetwork(nn.Module):
+    """A 2-D segmentation network that also takes volumes, slice by slice.
+
+    Attributes:
+        family: the network's name in model cards and for ``create_network``.
+        in_channels: channels of the input.
+        out_channels: classes, the background included.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels = require_positive("in_channels", in_channels)
+        self.out_channels = require_positive("out_channels", out_channels)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values: ``create_network(family, **arguments)`` is such a network."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw logits of slices.
+
+        Args:
+            x: (N, C, H, W), or (N, C, D, H, W) whose D slices are treated one by one; intensities as the model card
+                says, usually [0, 1]. H and W must be multiples of 16.
+
+        Returns:
+            Logits (N, out_channels, H, W) or (N, out_channels, D, H, W); no activation is applied.
+
+        Raises:
+            InputError: another number of axes or channels, sides that are not multiples of 16, or training on a
+                single slice of 16 x 16, whose batch statistics don't exist.
+        """
+        if x.dim() not in (4, 5):
+            raise InputError(
+                f"The network got an array of shape {tuple(x.shape)}; it takes (N, C, H, W) or (N, C, D, H, W)."
+            )
+        if x.shape[1] != self.in_channels:
+            raise InputError(f"The network got {x.shape[1]} input channels; it was made for {self.in_channels}.")
+        height, width = x.shape[-2:]
+        if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE or not height or not width:
+            raise InputError(
+                f"The network got slices of {height} x {width}; both sides must be positive multiples of "
+                f"{SIDE_MULTIPLE}.",
+                "Pad them first, as the predictor does.",
+            )
+        slices = x if x.dim() == 4 else x.transpose(1, 2).flatten(0, 1)
+        if self.training and slices.shape[0] * height * width == SIDE_MULTIPLE**2:
+            raise InputError(
+                "Batch normalization can't train on one slice of 16 x 16; use larger slices or more of them."
+            )
+        logits = self.forward_slices(slices)
+        return logits if x.dim() == 4 else logits.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+    def forward_slices(self, x: Tensor) -> Tensor:
+        """Logits (N, out_channels, H, W) of slices (N, C, H, W) whose shape was checked."""
+        raise NotImplementedError
+
+
+def require_positive(name: str, value: Any) -> int:
+    """The value as an int, or an InputError that says what is allowed."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; a positive integer is needed.")
+    return value
+
+
+def require_bool(name: str, value: Any) -> bool:
+    """The value, or an InputError if it is not True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; True or False is needed.")
+    return value
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for the half types, the type itself otherwise."""
+    return torch.promote_types(dtype, torch.float32)
