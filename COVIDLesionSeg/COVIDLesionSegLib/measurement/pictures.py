@@ -1,0 +1,266 @@
+"""Pictures of a CT with its lesions: the overview sheet, the largest lesions, the error map.
+
+All of them show the axial view nearest to the image's own grid (axes permuted and flipped, nothing resampled) in the
+radiological convention: the patient's right is on the left of axial and coronal pictures, anterior is on the left of
+sagittal ones. Outlines are the voxel masks' own borders. A picture carries no text but what the caller passes as a
+title and what is measured here, so no patient data gets in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..files import atomic_path
+from ..imaging import Volume
+from . import _figure as style
+from ._planes import AXES, Box, View, draw, extent, show_field
+
+
+@dataclass(frozen=True)
+class LesionPicture:
+    """One lesion's picture.
+
+    Attributes:
+        png: the picture's bytes.
+        caption: one line: rank, millilitres, side, slice.
+        volume_ml: the lesion's volume, mL.
+    """
+
+    png: bytes
+    caption: str
+    volume_ml: float
+
+
+def overlay_sheet(
+    volume: Volume,
+    lesion: NDArray[Any],
+    path: Path | str,
+    lungs: NDArray[Any] | None = None,
+    reference: NDArray[Any] | None = None,
+    title: str = "",
+) -> Path:
+    """Write the overview picture: the axial, coronal and sagittal planes that hold most lesion, with outlines.
+
+    Args:
+        volume: the CT.
+        lesion: the segmentation, bool or 0 / 1, (z, y, x) on the volume's grid.
+        path: the PNG to make.
+        lungs: lung mask on the same grid (any non-zero); it also limits the pictures to the chest.
+        reference: a second segmentation to compare with, same grid.
+        title: a line above the pictures, free of patient data.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        GridMismatchError: a mask has another shape than the volume.
+        InputError: matplotlib is not installed.
+        OutputError: the file can't be written.
+    """
+    view = View(volume, lungs=lungs, reference=reference, lesion=lesion)
+    wanted = view.masks["lesion"]
+    if not wanted.any():
+        wanted = view.masks.get("reference", wanted)
+    if not wanted.any():
+        wanted = view.masks.get("lungs", wanted)
+    axial, coronal, sagittal = (view.plane(name, view.richest(wanted, name)) for name in AXES)
+
+    # pixels: the axial plane takes the width, the other two share it at one scale; each has its caption above
+    width, gap, header, caption = 1080, 12, 92 if title else 50, 40
+    upper = (width - 2 * gap) / axial.width
+    lower = (width - 3 * gap) / (coronal.width + sagittal.width)
+    second_row = header + caption + axial.height * upper
+    height = round(second_row + caption + coronal.height * lower + 44)
+    figure = style.new_figure(width, height)
+
+    def write(text: str, left: float, middle: float, size: int, color: str = style.TEXT) -> None:
+        figure.text(left / width, 1 - middle / height, text, color=color, fontsize=size, va="center")
+
+    for plane, left, top, scale in (
+        (axial, gap, header, upper),
+        (coronal, gap, second_row, lower),
+        (sagittal, 2 * gap + coronal.width * lower, second_row, lower),
+    ):
+        write(plane.label, left, top + caption / 2, style.SMALL, style.MUTED)
+        size = (plane.width * scale / width, plane.height * scale / height)
+        draw(figure.add_axes((left / width, 1 - (top + caption) / height - size[1], *size)), plane)
+    if title:
+        write(title, gap, 30, style.LARGE)
+    _legend(figure, view, (gap / width, 1 - (header - 20) / height))
+    write("Window 1500 / -650 HU. Research use only.", gap, height - 20, style.SMALL - 2, style.MUTED)
+    target = Path(path)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(style.png_bytes(figure))
+    return target
+
+
+def lesion_pictures(
+    volume: Volume, lesion: NDArray[Any], lungs: NDArray[Any] | None = None, count: int = 4
+) -> list[LesionPicture]:
+    """One axial picture of each of the largest lesions, where its area is largest.
+
+    Args:
+        volume: the CT.
+        lesion: the segmentation (z, y, x) on the volume's grid; its 26-connected components are the lesions.
+        lungs: lungs on the same grid, 1 right and 2 left, which name the side; or both with one label.
+        count: how many pictures at most.
+
+    Returns:
+        Pictures, largest lesion first; empty where there is no lesion.
+
+    Raises:
+        GridMismatchError: a mask has another shape than the volume.
+        InputError: matplotlib is not installed.
+    """
+    from scipy import ndimage
+
+    view = View(volume, lungs=lungs, lesion=lesion)
+    sides = None if lungs is None else volume.geometry.axial_view().apply(np.asarray(lungs))
+    if sides is not None and not (sides == 2).any():
+        sides = None  # one label for both lungs says nothing about the side
+    labels, _ = ndimage.label(view.masks["lesion"], np.ones((3, 3, 3), bool))
+    sizes = np.bincount(labels.ravel())[1:]
+    pictures = []
+    for rank, label in enumerate(np.argsort(-sizes, kind="stable")[:count], start=1):
+        here = ndimage.find_objects(labels, int(label) + 1)[label]
+        part = labels[here] == label + 1
+        index = here[0].start + int(part.sum(axis=(1, 2)).argmax())
+        volume_ml = float(sizes[label]) * volume.geometry.voxel_ml
+        words = [f"{rank}: {volume_ml:.1f} mL"]
+        side = _side(sides[here][part]) if sides is not None else ""
+        if side:
+            words.append(side)
+        plane = view.plane("axial", index, _square(here, 40.0, 140.0, view))
+        width, header = 640, 64
+        height = round(header + width * plane.height / plane.width)
+        figure = style.new_figure(width, height)
+        axes = figure.add_axes((0, 0, 1, 1 - header / height))
+        draw(axes, plane)
+        middle = 1 - header / 2 / height
+        figure.text(12 / width, middle, ", ".join(words), color=style.TEXT, fontsize=style.LARGE, va="center")
+        figure.text(
+            1 - 12 / width, middle, plane.label, color=style.MUTED, fontsize=style.SMALL, va="center", ha="right"
+        )
+        caption = ", ".join([*words, plane.label])
+        pictures.append(LesionPicture(style.png_bytes(figure), caption, volume_ml))
+    return pictures
+
+
+def error_map_picture(
+    volume: Volume,
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    lungs: NDArray[Any] | None = None,
+    index: int | None = None,
+) -> bytes:
+    """Where a segmentation and its reference agree and differ, on one axial slice.
+
+    Args:
+        volume: the CT.
+        prediction: (z, y, x) on the volume's grid.
+        reference: (z, y, x) on the volume's grid.
+        lungs: lungs on the same grid; they limit the picture to the chest.
+        index: slice of the axial view, counted from the feet; None takes the one with most of both masks.
+
+    Returns:
+        PNG: true positive green, false positive orange, false negative blue.
+
+    Raises:
+        GridMismatchError: a mask has another shape than the volume.
+        InputError: the slice does not exist, or matplotlib is not installed.
+    """
+    view = View(volume, lungs=lungs, prediction=prediction, reference=reference)
+    predicted, expected = view.masks.pop("prediction"), view.masks.pop("reference")
+    if index is None:
+        index = view.richest(predicted | expected, "axial")
+    if not 0 <= index < view.array.shape[0]:
+        raise InputError(f"Slice {index} does not exist; the volume has slices 0 to {view.array.shape[0] - 1}.")
+    plane = view.plane("axial", index)
+    ml = volume.geometry.voxel_ml
+    parts = [
+        ("true positive", style.TRUE_POSITIVE, predicted & expected),
+        ("false positive", style.FALSE_POSITIVE, predicted & ~expected),
+        ("false negative", style.FALSE_NEGATIVE, ~predicted & expected),
+    ]
+    width, header = 1080, 104
+    height = round(header + width * plane.height / plane.width)
+    figure = style.new_figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1 - header / height))
+    colored = np.zeros((*plane.gray.shape, 4), np.float32)
+    for _, color, mask in parts:
+        colored[mask[index]] = (*_rgb(color), 0.55)
+    draw(axes, plane)
+    axes.imshow(colored, extent=extent(plane), interpolation="nearest", zorder=1.5)
+    show_field(axes, plane)
+    for position, (name, color, mask) in enumerate(parts):
+        left = 0.012 + 0.33 * position
+        middle = 1 - 34 / height
+        figure.text(left, middle, "\N{BLACK SQUARE}", color=color, fontsize=style.LARGE, va="center")
+        figure.text(
+            left + 0.025,
+            middle,
+            f"{name} {mask.sum() * ml:.1f} mL",
+            color=style.TEXT,
+            fontsize=style.SMALL,
+            va="center",
+        )
+    figure.text(0.012, 1 - 80 / height, plane.label, color=style.MUTED, fontsize=style.SMALL, va="center")
+    return style.png_bytes(figure)
+
+
+def _legend(figure: Any, view: View, corner: tuple[float, float]) -> None:
+    from matplotlib.lines import Line2D
+
+    ml = view.geometry.voxel_ml
+    handles = []
+    for name, color, line in (
+        ("lesion", style.LESION, "solid"),
+        ("reference", style.REFERENCE, "dashed"),
+        ("lungs", style.LUNGS, "dotted"),
+    ):
+        if name in view.masks:
+            label = f"{name} {view.masks[name].sum() * ml:,.0f} mL".replace(",", " ")
+            handles.append(Line2D([], [], color=color, linestyle=line, linewidth=3, label=label))
+    figure.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=corner,
+        ncols=len(handles),
+        frameon=False,
+        labelcolor=style.TEXT,
+        fontsize=style.SMALL,
+        handlelength=1.6,
+        borderpad=0,
+        borderaxespad=0,
+    )
+
+
+def _square(here: tuple[slice, ...], margin: float, least: float, view: View) -> Box:
+    """A box (z, y, x) around one lesion, square in the axial plane and at least ``least`` mm wide."""
+    spacing = view.geometry.spacing_zyx
+    side = max(least, *((here[a].stop - here[a].start) * spacing[a] + margin for a in (1, 2)))
+    box = [here[0]]
+    for axis in (1, 2):
+        n = view.array.shape[axis]
+        wide = min(n, int(np.ceil(side / spacing[axis])))
+        start = (here[axis].start + here[axis].stop - wide) // 2
+        start = min(max(start, 0), n - wide)
+        box.append(slice(start, start + wide))
+    return box[0], box[1], box[2]
+
+
+def _side(labels: NDArray[Any]) -> str:
+    right, left = int((labels == 1).sum()), int((labels == 2).sum())
+    if not right and not left:
+        return ""
+    return "right lung" if right >= left else "left lung"
+
+
+def _rgb(color: str) -> tuple[float, float, float]:
+    return int(color[1:3], 16) / 255, int(color[3:5], 16) / 255, int(color[5:7], 16) / 255
