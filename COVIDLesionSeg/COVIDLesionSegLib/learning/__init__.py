@@ -1,0 +1,23 @@
+"""Losses, optimizers, self-ensembling, noisy-label methods, data sets and the trainer.
+
+Names load at first use: configurations and results can be read where PyTorch is not installed.
+"""
+
+from .._lazy import lazy_exports
+
+_HOMES = {
+    "CAResLoss": "losses",
+    "CrossEntropyLoss": "losses",
+    "DiceCrossEntropyLoss": "losses",
+    "DiceLoss": "losses",
+    "DiceMeanAbsoluteErrorLoss": "losses",
+    "FocalDiceLoss": "losses",
+    "FocalLoss": "losses",
+    "GeneralizedCrossEntropyLoss": "losses",
+    "MeanAbsoluteErrorLoss": "losses",
+    "NoiseRobustDiceLoss": "losses",
+    "Ranger": "optimizers",
+    "SorensenDiceLoss": "losses",
+}
+__all__ = list(_HOMES)  # one list serves both
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
