@@ -6,11 +6,14 @@ Names load at first use: configurations and results can be read where PyTorch is
 from .._lazy import lazy_exports
 
 _HOMES = {
+    "AdaptiveSelfEnsembling": "noise_robust",
     "CAResLoss": "losses",
     "CrossEntropyLoss": "losses",
     "DiceCrossEntropyLoss": "losses",
     "DiceLoss": "losses",
     "DiceMeanAbsoluteErrorLoss": "losses",
+    "DataReweighting": "noise_robust",
+    "EnsemblingSettings": "noise_robust",
     "FocalDiceLoss": "losses",
     "FocalLoss": "losses",
     "GeneralizedCrossEntropyLoss": "losses",

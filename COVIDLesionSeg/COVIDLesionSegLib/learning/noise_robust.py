@@ -1,0 +1,309 @@
+"""Learning from noisy labels: adaptive self-ensembling and data re-weighting.
+
+Both watch the same thing: how the loss on the given labels compares with the last K steps. A loss above the p-th
+percentile suggests that the label is wrong. Self-ensembling then keeps the teacher from learning of it; re-weighting
+drops the slice.
+
+Source: Wang et al., IEEE TMI 39(8), 2020, section II-C (Eqs. 4-7) and III-E. No code of the authors exists for this;
+where the paper leaves something open, the docstrings state the choice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .losses import SegmentationLoss, SummedLoss
+
+Criterion = SegmentationLoss | SummedLoss
+
+
+class LossWindow:
+    """The losses of the last K steps and their percentile (beta in TMI Eq. 5).
+
+    Args:
+        size: K, steps to remember, >= 1; 100 in the paper.
+        percentile: p in (0, 100); 90 in the paper.
+        warm_up: steps below which the threshold is +inf, so that nothing is judged by a handful of losses.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    def __init__(self, size: int = 100, percentile: float = 90.0, warm_up: int = 10) -> None:
+        if size < 1 or not 0 < percentile < 100 or not 0 <= warm_up <= size:
+            raise InputError(
+                f"The loss window got size {size}, percentile {percentile}, warm-up {warm_up}; "
+                "size must be at least 1, the percentile inside (0, 100), the warm-up between 0 and the size."
+            )
+        self.percentile = float(percentile)
+        self.warm_up = int(warm_up)
+        self._steps: deque[list[float]] = deque(maxlen=int(size))
+
+    def threshold(self) -> float:
+        """The percentile (linear interpolation) of all remembered losses; +inf during the warm-up."""
+        if len(self._steps) < max(self.warm_up, 1):
+            return float("inf")
+        return float(np.percentile(np.concatenate([np.asarray(step) for step in self._steps]), self.percentile))
+
+    def append(self, losses: float | Sequence[float]) -> None:
+        """Remember one step: its loss, or the losses of its slices."""
+        self._steps.append([float(losses)] if isinstance(losses, (int, float)) else [float(loss) for loss in losses])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on exactly."""
+        return {"steps": [list(step) for step in self._steps]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._steps.clear()
+        self._steps.extend([float(loss) for loss in step] for step in state["steps"])
+
+
+@dataclass(frozen=True)
+class EnsemblingSettings:
+    """Settings of adaptive self-ensembling; the defaults are the paper's, choices are marked.
+
+    Attributes:
+        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+            mean teacher.
+        adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
+        alpha_early: alpha' before ``alpha_switch_step``.
+        alpha_late: alpha' from there on.
+        alpha_switch_step: the paper says "early" and "late" only; 10 000 is a choice.
+        alpha_ramp: alpha' is at most 1 - 1 / (step + 1), as mean teachers usually start (choice); a frozen step stays
+            frozen. Off for a literal run.
+        percentile: p of the loss threshold beta.
+        window: K, steps that beta looks back.
+        warm_up: steps before beta counts (choice).
+        weight_better: lambda', when the teacher's loss is below the student's.
+        weight_worse: lambda'', otherwise.
+        per_sample: decide lambda for each image instead of the mini-batch (choice: off).
+        noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
+        noise_clip: largest absolute noise, or None (choice).
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    adaptive_teacher: bool = True
+    adaptive_student: bool = True
+    alpha_early: float = 0.99
+    alpha_late: float = 0.999
+    alpha_switch_step: int = 10_000
+    alpha_ramp: bool = True
+    percentile: float = 90.0
+    window: int = 100
+    warm_up: int = 10
+    weight_better: float = 0.1
+    weight_worse: float = 0.01
+    per_sample: bool = False
+    noise_sd: float = 0.1
+    noise_clip: float | None = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_early", "alpha_late"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")
+        for name in ("weight_better", "weight_worse", "noise_sd", "alpha_switch_step"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or above.")
+        if self.noise_clip is not None and not self.noise_clip > 0:
+            raise InputError(f"noise_clip is {self.noise_clip}; it must be above 0, or none.")
+        LossWindow(self.window, self.percentile, self.warm_up)
+
+
+@dataclass(frozen=True)
+class EnsemblingLosses:
+    """What one step computes before the backward pass.
+
+    Attributes:
+        total: L_seg(student) + lambda L_c, to be minimized (Eq. 6).
+        segmentation: L_seg(student), detached scalar.
+        teacher: L_seg(teacher), detached scalar.
+        consistency: L_c without its weight, detached scalar.
+        weight: lambda of the mini-batch (mean over images with ``per_sample``).
+        student_logits: (N, C, ...), detached.
+        teacher_logits: (N, C, ...), detached.
+    """
+
+    total: Tensor
+    segmentation: Tensor
+    teacher: Tensor
+    consistency: Tensor
+    weight: float
+    student_logits: Tensor
+    teacher_logits: Tensor
+
+
+class AdaptiveSelfEnsembling:
+    """Adaptive mean teacher (TMI section II-C).
+
+    A step is: :meth:`losses` (student and teacher forward, each with its own noise), backward, the optimizer's step,
+    then :meth:`update`, which moves the teacher with the new weights and logs what it decided. Eq. 7 as printed gives
+    the large weight when the teacher is worse; the text says the opposite and is followed here: the student listens
+    when the teacher's loss is the lower one.
+
+    The teacher starts as a copy of the student. It runs in eval mode (dropout off, its own batch-norm statistics), its
+    floating-point buffers move with the same alpha as its weights, integer buffers are copied.
+
+    Args:
+        student: the network being trained; not changed here.
+        settings: see :class:`EnsemblingSettings`.
+
+    Attributes:
+        teacher: the ensembled network, without gradients.
+    """
+
+    def __init__(self, student: nn.Module, settings: EnsemblingSettings | None = None) -> None:
+        self.settings = settings or EnsemblingSettings()
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self._student = student
+        self._window = LossWindow(self.settings.window, self.settings.percentile, self.settings.warm_up)
+        self._steps = 0
+        self._frozen = 0
+
+    def losses(
+        self,
+        criterion: Criterion,
+        images: Tensor,
+        label: Tensor,
+        student_noise: Tensor,
+        teacher_noise: Tensor,
+        forward: nn.Module | None = None,
+    ) -> EnsemblingLosses:
+        """Losses of one mini-batch (Eqs. 6 and 7).
+
+        Args:
+            criterion: L_seg, on logits and labels.
+            images: (N, C, H, W), windowed to [0, 1].
+            label: (N, H, W), integer.
+            student_noise: added to the student's images, same shape.
+            teacher_noise: added to the teacher's images, same shape.
+            forward: how the student is called, e.g. its distributed wrapper; the student itself by default.
+        """
+        student_logits = (forward or self._student)(images + student_noise)
+        with torch.no_grad():
+            teacher_logits = self.teacher(images + teacher_noise)
+            teacher_loss = criterion(teacher_logits, label)
+        segmentation = criterion(student_logits, label)
+
+        dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+        with torch.autocast(images.device.type, enabled=False):
+            p_student = torch.softmax(student_logits.to(dtype), dim=1)
+            p_teacher = torch.softmax(teacher_logits.to(dtype), dim=1)
+            consistency = (p_student - p_teacher).abs().flatten(1).mean(1)
+
+        if not self.settings.adaptive_student:
+            weights = torch.full_like(consistency, self.settings.weight_better)
+        elif self.settings.per_sample:
+            with torch.no_grad():
+                better = criterion.per_image(teacher_logits, label) < criterion.per_image(student_logits, label)
+            weights = self._weights(better).to(dtype)
+        else:
+            weights = self._weights(teacher_loss < segmentation.detach()).to(dtype).expand_as(consistency)
+        return EnsemblingLosses(
+            total=segmentation + (weights * consistency).mean(),
+            segmentation=segmentation.detach(),
+            teacher=teacher_loss,
+            consistency=consistency.detach().mean(),
+            weight=float(weights.mean()),
+            student_logits=student_logits.detach(),
+            teacher_logits=teacher_logits,
+        )
+
+    def update(self, segmentation: float) -> dict[str, float]:
+        """Move the teacher (Eqs. 4 and 5) after the optimizer's step, and remember the loss.
+
+        beta looks at the previous steps only, and the comparison is strict.
+
+        Args:
+            segmentation: L_seg(student) of this step.
+
+        Returns:
+            alpha, beta (+inf during the warm-up) and the fraction of frozen steps so far, for the log.
+        """
+        beta = self._window.threshold()
+        frozen = self.settings.adaptive_teacher and not segmentation < beta
+        alpha = 1.0 if frozen else self._alpha(self._steps)
+        if not frozen:
+            self._move_teacher(alpha)
+        self._window.append(segmentation)
+        self._steps += 1
+        self._frozen += frozen
+        return {"alpha": alpha, "beta": beta, "frozen_fraction": self._frozen / self._steps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Teacher, loss window and counters: what :meth:`load_state_dict` needs to go on exactly."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "window": self._window.state_dict(),
+            "steps": self._steps,
+            "frozen": self._frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.teacher.load_state_dict(state["teacher"])
+        self._window.load_state_dict(state["window"])
+        self._steps, self._frozen = int(state["steps"]), int(state["frozen"])
+
+    def _alpha(self, step: int) -> float:
+        s = self.settings
+        alpha = s.alpha_early if step < s.alpha_switch_step else s.alpha_late
+        return min(1 - 1 / (step + 1), alpha) if s.alpha_ramp else alpha
+
+    def _weights(self, teacher_is_better: Tensor) -> Tensor:
+        return torch.where(teacher_is_better, self.settings.weight_better, self.settings.weight_worse)
+
+    @torch.no_grad()
+    def _move_teacher(self, alpha: float) -> None:
+        student = dict(self._student.named_parameters()) | dict(self._student.named_buffers())
+        for name, value in [*self.teacher.named_parameters(), *self.teacher.named_buffers()]:
+            if value.is_floating_point():
+                value.lerp_(student[name], 1 - alpha)
+            else:
+                value.copy_(student[name])
+
+
+class DataReweighting:
+    """Drop the slices whose loss is above the percentile of the last K steps (TMI section III-E, Table IV).
+
+    Choices where the paper is silent: losses are per slice; the threshold looks at all slices of the previous K steps;
+    a step in which no slice remains is skipped.
+
+    Args:
+        window: K, steps to look back.
+        percentile: p.
+        warm_up: steps before slices are dropped.
+    """
+
+    def __init__(self, window: int = 100, percentile: float = 90.0, warm_up: int = 10) -> None:
+        self._window = LossWindow(window, percentile, warm_up)
+
+    def keep(self, slice_losses: Sequence[float]) -> tuple[list[bool], float]:
+        """Which slices of this step take part, and the threshold; the losses are remembered.
+
+        Args:
+            slice_losses: loss of each slice of the global batch.
+        """
+        threshold = self._window.threshold()
+        kept = [loss <= threshold for loss in slice_losses]
+        self._window.append(slice_losses)
+        return kept, threshold
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on exactly."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._window.load_state_dict(state)

@@ -1,0 +1,187 @@
+"""Adaptive self-ensembling and re-weighting against sequences worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from COVIDLesionSegLib.errors import InputError
+from COVIDLesionSegLib.learning.losses import DiceLoss, NoiseRobustDiceLoss
+from COVIDLesionSegLib.learning.noise_robust import (
+    AdaptiveSelfEnsembling,
+    DataReweighting,
+    EnsemblingSettings,
+    LossWindow,
+)
+from COVIDLesionSegLib.learning.randomness import Purpose, draw, gaussian_noise
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def test_beta_is_the_percentile_of_the_previous_losses():
+    window = LossWindow(size=4, percentile=75, warm_up=2)
+    seen = []
+    for loss in [1.0, 2.0, 3.0, 4.0, 5.0, 0.0]:
+        seen.append(window.threshold())
+        window.append(loss)
+    # [], [1], [1 2], [1 2 3], [1 2 3 4], [2 3 4 5]: linear interpolation between order statistics
+    assert seen == [math.inf, math.inf, 1.75, 2.5, 3.25, 4.25]
+
+
+def test_alpha_sequence_by_hand():
+    """Teacher frozen exactly when the loss is not below beta; early, late and ramped alpha elsewhere."""
+    settings = EnsemblingSettings(
+        percentile=50, window=3, warm_up=2, alpha_early=0.6, alpha_late=0.9, alpha_switch_step=5, alpha_ramp=True
+    )
+    student = network()
+    ensembling = AdaptiveSelfEnsembling(student, settings)
+    losses = [1.0, 3.0, 2.0, 1.5, 2.5, 1.0, 1.5]
+    logged = [ensembling.update(loss) for loss in losses]
+    # beta: inf inf median(1,3)=2 median(1,3,2)=2 median(3,2,1.5)=2 median(2,1.5,2.5)=2 median(1.5,2.5,1)=1.5
+    assert [entry["beta"] for entry in logged] == [math.inf, math.inf, 2.0, 2.0, 2.0, 2.0, 1.5]
+    # ramp: 0, 1/2, 2/3 capped at 0.6, ...; 2.0 is not below 2.0, 2.5 neither, 1.5 not below 1.5
+    assert [entry["alpha"] for entry in logged] == [0.0, 0.5, 1.0, 0.6, 1.0, pytest.approx(1 - 1 / 6), 1.0]
+    assert logged[-1]["frozen_fraction"] == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(("adaptive", "alphas"), [(True, [0.9, 0.9, 1.0]), (False, [0.9, 0.9, 0.9])])
+def test_teacher_moves_by_eq_4(adaptive, alphas):
+    settings = EnsemblingSettings(
+        adaptive_teacher=adaptive, alpha_early=0.9, alpha_ramp=False, percentile=50, window=5, warm_up=2
+    )
+    student = network()
+    ensembling = AdaptiveSelfEnsembling(student, settings)
+    expected = {name: value.clone() for name, value in student.state_dict().items()}
+    for step, (loss, alpha) in enumerate(zip([1.0, 1.0, 9.0], alphas, strict=True)):
+        with torch.no_grad():
+            for value in student.parameters():
+                value.add_(0.1 * (step + 1))
+            student[1].running_mean.add_(1.0)
+            student[1].num_batches_tracked.add_(1)
+        assert ensembling.update(loss)["alpha"] == alpha
+        for name, value in student.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = alpha * expected[name] + (1 - alpha) * value
+    teacher = ensembling.teacher.state_dict()
+    for name, value in expected.items():
+        if value.is_floating_point():
+            assert torch.allclose(teacher[name], value, atol=1e-6), name
+    # counted, never averaged; a frozen teacher keeps its count with the rest
+    assert int(teacher["1.num_batches_tracked"]) == (2 if adaptive else 3)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 1, 16, 16, generator=generator)
+    label = (images[:, 0] > 0.7).long()
+    return images, label, torch.zeros_like(images)
+
+
+@pytest.mark.parametrize(
+    ("teacher_is_right", "adaptive", "weight"), [(True, True, 0.1), (False, True, 0.01), (False, False, 0.1)]
+)
+def test_the_student_listens_to_the_better_teacher(teacher_is_right, adaptive, weight):
+    """Lambda follows the text of the paper: large when the teacher's loss is below the student's."""
+    images, label, silence = batch()
+
+    class Sure(nn.Module):
+        def __init__(self, right: bool) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(20.0 if right else -20.0))
+
+        def forward(self, x):
+            return torch.cat([-self.gain * (x - 0.7), self.gain * (x - 0.7)], dim=1)
+
+    student = Sure(right=not teacher_is_right)
+    ensembling = AdaptiveSelfEnsembling(student, EnsemblingSettings(adaptive_student=adaptive))
+    ensembling.teacher = Sure(right=teacher_is_right).requires_grad_(False)
+    criterion = DiceLoss()
+    losses = ensembling.losses(criterion, images, label, silence, silence)
+
+    difference = (torch.softmax(student(images), 1) - torch.softmax(ensembling.teacher(images), 1)).abs().mean()
+    assert losses.weight == pytest.approx(weight)
+    assert losses.consistency.item() == pytest.approx(difference.item(), abs=1e-6)
+    assert losses.total.item() == pytest.approx(criterion(student(images), label).item() + weight * difference.item())
+    losses.total.backward()
+    assert student.gain.grad is not None
+    assert ensembling.teacher.gain.grad is None
+
+
+def test_lambda_can_be_decided_per_image():
+    images, label, silence = batch()
+    ensembling = AdaptiveSelfEnsembling(network(), EnsemblingSettings(per_sample=True))
+    ensembling.teacher = network(1).requires_grad_(False).eval()
+    criterion = NoiseRobustDiceLoss()
+    losses = ensembling.losses(criterion, images, label, silence, silence)
+    better = criterion.per_image(losses.teacher_logits, label) < criterion.per_image(losses.student_logits, label)
+    expected = torch.where(better, 0.1, 0.01)
+    assert losses.weight == pytest.approx(expected.mean().item(), abs=1e-6)
+
+
+def test_student_and_teacher_see_their_own_noise():
+    images, label, silence = batch()
+    student = network().eval()
+    ensembling = AdaptiveSelfEnsembling(student)
+    same = ensembling.losses(DiceLoss(), images, label, silence, silence)
+    assert same.consistency.item() == pytest.approx(0, abs=1e-7)
+    shape = tuple(images.shape[1:])
+    noises = [
+        torch.from_numpy(gaussian_noise(7, purpose, 3, range(4), shape, 0.1, 0.2))
+        for purpose in (Purpose.STUDENT_NOISE, Purpose.TEACHER_NOISE)
+    ]
+    assert ensembling.losses(DiceLoss(), images, label, *noises).consistency.item() > 1e-4
+
+
+def test_saved_and_loaded_it_goes_on_exactly():
+    student = network()
+    one = AdaptiveSelfEnsembling(student, EnsemblingSettings(percentile=50, window=4, warm_up=2))
+    for loss in (1.0, 2.0, 3.0):
+        one.update(loss)
+    other = AdaptiveSelfEnsembling(network(5), one.settings)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    other._student = student
+    assert [one.update(loss) for loss in (1.5, 2.5)] == [other.update(loss) for loss in (1.5, 2.5)]
+    for a, b in zip(one.teacher.parameters(), other.teacher.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reweighting_drops_slices_above_the_percentile():
+    reweighting = DataReweighting(window=2, percentile=50, warm_up=1)
+    assert reweighting.keep([1.0, 2.0, 3.0]) == ([True, True, True], math.inf)
+    assert reweighting.keep([2.5, 1.0, 2.0]) == ([False, True, True], 2.0)
+    # the window now holds 1 2 3 2.5 1 2
+    assert reweighting.keep([5.0, 5.0]) == ([False, False], 2.0)
+
+
+def test_draws_depend_on_seed_purpose_step_and_index_alone():
+    a = gaussian_noise(1, Purpose.STUDENT_NOISE, 5, [0, 1, 2, 3], (1, 8, 8), 0.1, None)
+    b = gaussian_noise(1, Purpose.STUDENT_NOISE, 5, [2, 3], (1, 8, 8), 0.1, None)
+    assert np.array_equal(a[2:], b)
+    assert not np.array_equal(a[0], a[1])
+    assert draw(1, Purpose.CROP, 5, 0).random() != draw(1, Purpose.AUGMENTATION, 5, 0).random()
+    assert np.abs(gaussian_noise(1, Purpose.STUDENT_NOISE, 5, [0], (1, 64, 64), 0.1, 0.2)).max() <= np.float32(0.2)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"percentile": 0},
+        {"percentile": 100},
+        {"window": 0},
+        {"warm_up": 101},
+        {"alpha_early": 1.2},
+        {"weight_better": -1},
+        {"noise_clip": 0},
+    ],
+)
+def test_bad_settings_are_sentences(bad):
+    with pytest.raises(InputError, match="must"):
+        EnsemblingSettings(**bad)
