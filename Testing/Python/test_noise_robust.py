@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from COVIDLesionSegLib.errors import InputError
+from COVIDLesionSegLib.learning.config import EnsemblingSettings
 from COVIDLesionSegLib.learning.losses import DiceLoss, NoiseRobustDiceLoss
 from COVIDLesionSegLib.learning.noise_robust import (
     AdaptiveSelfEnsembling,
     DataReweighting,
-    EnsemblingSettings,
     LossWindow,
 )
 from COVIDLesionSegLib.learning.randomness import Purpose, draw, gaussian_noise
@@ -179,7 +179,7 @@ def test_draws_depend_on_seed_purpose_step_and_index_alone():
         {"warm_up": 101},
         {"alpha_early": 1.2},
         {"weight_better": -1},
-        {"noise_clip": 0},
+        {"noise_clip": -1},
     ],
 )
 def test_bad_settings_are_sentences(bad):

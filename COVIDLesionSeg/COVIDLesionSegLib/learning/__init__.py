@@ -13,7 +13,7 @@ _HOMES = {
     "DiceLoss": "losses",
     "DiceMeanAbsoluteErrorLoss": "losses",
     "DataReweighting": "noise_robust",
-    "EnsemblingSettings": "noise_robust",
+    "EnsemblingSettings": "config",
     "FocalDiceLoss": "losses",
     "FocalLoss": "losses",
     "GeneralizedCrossEntropyLoss": "losses",
@@ -21,6 +21,7 @@ _HOMES = {
     "NoiseRobustDiceLoss": "losses",
     "Ranger": "optimizers",
     "SorensenDiceLoss": "losses",
+    "TrainingConfig": "config",
 }
 __all__ = list(_HOMES)  # one list serves both
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

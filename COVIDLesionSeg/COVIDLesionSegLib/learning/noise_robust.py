@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from .config import EnsemblingSettings, check_loss_window
 from .losses import SegmentationLoss, SummedLoss
 
 Criterion = SegmentationLoss | SummedLoss
@@ -39,11 +39,7 @@ class LossWindow:
     """
 
     def __init__(self, size: int = 100, percentile: float = 90.0, warm_up: int = 10) -> None:
-        if size < 1 or not 0 < percentile < 100 or not 0 <= warm_up <= size:
-            raise InputError(
-                f"The loss window got size {size}, percentile {percentile}, warm-up {warm_up}; "
-                "size must be at least 1, the percentile inside (0, 100), the warm-up between 0 and the size."
-            )
+        check_loss_window("loss window", size, percentile, warm_up)
         self.percentile = float(percentile)
         self.warm_up = int(warm_up)
         self._steps: deque[list[float]] = deque(maxlen=int(size))
@@ -66,59 +62,6 @@ class LossWindow:
         """Go on from a saved state."""
         self._steps.clear()
         self._steps.extend([float(loss) for loss in step] for step in state["steps"])
-
-
-@dataclass(frozen=True)
-class EnsemblingSettings:
-    """Settings of adaptive self-ensembling; the defaults are the paper's, choices are marked.
-
-    Attributes:
-        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
-            mean teacher.
-        adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
-        alpha_early: alpha' before ``alpha_switch_step``.
-        alpha_late: alpha' from there on.
-        alpha_switch_step: the paper says "early" and "late" only; 10 000 is a choice.
-        alpha_ramp: alpha' is at most 1 - 1 / (step + 1), as mean teachers usually start (choice); a frozen step stays
-            frozen. Off for a literal run.
-        percentile: p of the loss threshold beta.
-        window: K, steps that beta looks back.
-        warm_up: steps before beta counts (choice).
-        weight_better: lambda', when the teacher's loss is below the student's.
-        weight_worse: lambda'', otherwise.
-        per_sample: decide lambda for each image instead of the mini-batch (choice: off).
-        noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
-        noise_clip: largest absolute noise, or None (choice).
-
-    Raises:
-        InputError: a value outside its range.
-    """
-
-    adaptive_teacher: bool = True
-    adaptive_student: bool = True
-    alpha_early: float = 0.99
-    alpha_late: float = 0.999
-    alpha_switch_step: int = 10_000
-    alpha_ramp: bool = True
-    percentile: float = 90.0
-    window: int = 100
-    warm_up: int = 10
-    weight_better: float = 0.1
-    weight_worse: float = 0.01
-    per_sample: bool = False
-    noise_sd: float = 0.1
-    noise_clip: float | None = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("alpha_early", "alpha_late"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")
-        for name in ("weight_better", "weight_worse", "noise_sd", "alpha_switch_step"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or above.")
-        if self.noise_clip is not None and not self.noise_clip > 0:
-            raise InputError(f"noise_clip is {self.noise_clip}; it must be above 0, or none.")
-        LossWindow(self.window, self.percentile, self.warm_up)
 
 
 @dataclass(frozen=True)

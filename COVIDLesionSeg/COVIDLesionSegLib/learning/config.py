@@ -1,0 +1,431 @@
+"""What a training does, as one dataclass that reads and writes TOML and explains what is wrong with it.
+
+Loads without PyTorch, so that Slicer's process and the command can check a configuration before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError, ReadError
+
+LossName = Literal[
+    "noise_robust_dice",
+    "dice",
+    "sorensen_dice",
+    "focal_dice",
+    "cross_entropy",
+    "focal",
+    "mean_absolute_error",
+    "generalized_cross_entropy",
+    "dice_cross_entropy",
+    "dice_mean_absolute_error",
+    "cares",
+]
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value}; it must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where training data are and how slices are drawn.
+
+    Attributes:
+        cases: a manifest (CSV: id, patient, ct, lesion and, if wanted, lungs, group) or a folder, see
+            ``learning.data.read_cases``. Relative names count from the configuration's folder.
+        split: the frozen split file; made at the first run if absent, then only read.
+        validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
+        validation_share: share of patients for validation when the split is made, in (0, 1).
+        cache: folder of the memory-mapped slice store; beside the run if empty.
+        crop: (height, width) of training crops, multiples of 16.
+        foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
+        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
+    """
+
+    cases: str = ""
+    split: str = "split.json"
+    validation_patients: tuple[str, ...] = ()
+    validation_share: float = 0.2
+    cache: str = ""
+    crop: tuple[int, int] = (224, 224)
+    foreground_share: float = 0.5
+    lesion_free_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(0 < self.validation_share < 1, "data.validation_share", self.validation_share, "inside (0, 1)")
+        _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
+        _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
+        good = len(self.crop) == 2 and all(side > 0 and side % 16 == 0 for side in self.crop)
+        _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]")
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Random changes of training slices; image and mask change together.
+
+    Attributes:
+        flip: flip left-right and front-back, each with probability 1/2.
+        rotation_degrees: largest rotation either way.
+        scale: largest relative change of size either way, in [0, 1).
+        intensity: largest relative change of contrast, and largest shift of the windowed image, either way.
+        gamma: largest |log2| of a gamma curve on the windowed image.
+        noise_sd: largest standard deviation of Gaussian noise on the windowed image.
+        blur_sd: largest standard deviation of a Gaussian blur, in pixels (other kernels and slice thicknesses).
+        window_shift_hu: largest shift of the window's level, HU (other scanners and calibrations).
+    """
+
+    flip: bool = True
+    rotation_degrees: float = 10.0
+    scale: float = 0.1
+    intensity: float = 0.1
+    gamma: float = 0.0
+    noise_sd: float = 0.0
+    blur_sd: float = 0.0
+    window_shift_hu: float = 0.0
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            _require(not value < 0, f"augmentation.{item.name}", value, "0 or above")
+        _require(self.scale < 1, "augmentation.scale", self.scale, "below 1")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network to train.
+
+    Attributes:
+        name: family.
+        arguments: of its constructor, e.g. ``channels`` or ``base_channels``.
+        base_model: id or file of a model to start from; empty starts from random weights. It must be of the same
+            network.
+    """
+
+    name: Literal["coplenet", "caresunet"] = "coplenet"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    base_model: str = ""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss on the given labels.
+
+    Attributes:
+        name: which one, see ``learning.losses``.
+        arguments: of its constructor, e.g. ``gamma``.
+    """
+
+    name: LossName = "noise_robust_dice"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        gamma = self.arguments.get("gamma")
+        if self.name == "noise_robust_dice" and gamma is not None:
+            good = isinstance(gamma, (int, float)) and 1 <= gamma <= 2
+            _require(good, "loss.arguments.gamma", gamma, "in [1, 2]")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer and schedule; the defaults are the TMI paper's.
+
+    Attributes:
+        name: "adam" (coupled weight decay, as the TMI authors' code), "sgd" or "ranger".
+        learning_rate: > 0; 1e-4 in the TMI paper, 5e-4 in the CARes-UNet paper.
+        weight_decay: >= 0; 1e-5 and 1e-4.
+        momentum: of sgd, and beta1 of ranger, in [0, 1).
+        gradient_centralization: of ranger.
+        schedule: "constant"; "halving", times ``factor`` every ``every`` steps (TMI: 0.5, 10 000); "milestones", times
+            ``factor`` at each of ``milestones`` (CARes-UNet: 0.1); "one_cycle".
+        factor: in (0, 1].
+        every: steps, >= 1.
+        milestones: steps at which the rate drops.
+        gradient_clip: largest norm of the gradient; 0 does not clip.
+    """
+
+    name: Literal["adam", "sgd", "ranger"] = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    momentum: float = 0.9
+    gradient_centralization: bool = True
+    schedule: Literal["constant", "halving", "milestones", "one_cycle"] = "halving"
+    factor: float = 0.5
+    every: int = 10_000
+    milestones: tuple[int, ...] = ()
+    gradient_clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or above")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+        _require(0 < self.factor <= 1, "optimizer.factor", self.factor, "in (0, 1]")
+        _require(self.every >= 1, "optimizer.every", self.every, "at least 1")
+        _require(self.gradient_clip >= 0, "optimizer.gradient_clip", self.gradient_clip, "0 or above")
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        _require(rising, "optimizer.milestones", list(self.milestones), "rising step numbers")
+
+
+@dataclass(frozen=True)
+class EnsemblingSettings:
+    """Settings of adaptive self-ensembling; the defaults are the TMI paper's, choices are marked.
+
+    Attributes:
+        enabled: off: plain training of one network.
+        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+            mean teacher.
+        adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
+        alpha_early: alpha' before ``alpha_switch_step``.
+        alpha_late: alpha' from there on.
+        alpha_switch_step: the paper says "early" and "late" only; 10 000 is a choice.
+        alpha_ramp: alpha' is at most 1 - 1 / (step + 1), as mean teachers usually start (choice); a frozen step stays
+            frozen. Off for a literal run.
+        percentile: p of the loss threshold beta, in (0, 100).
+        window: K, steps that beta looks back.
+        warm_up: steps before beta counts (choice).
+        weight_better: lambda', when the teacher's loss is below the student's.
+        weight_worse: lambda'', otherwise.
+        per_sample: decide lambda for each image instead of the mini-batch (choice: off).
+        noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
+        noise_clip: largest absolute noise; 0 does not clip (choice).
+    """
+
+    enabled: bool = True
+    adaptive_teacher: bool = True
+    adaptive_student: bool = True
+    alpha_early: float = 0.99
+    alpha_late: float = 0.999
+    alpha_switch_step: int = 10_000
+    alpha_ramp: bool = True
+    percentile: float = 90.0
+    window: int = 100
+    warm_up: int = 10
+    weight_better: float = 0.1
+    weight_worse: float = 0.01
+    per_sample: bool = False
+    noise_sd: float = 0.1
+    noise_clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_early", "alpha_late"):
+            _require(0 <= getattr(self, name) <= 1, f"ensembling.{name}", getattr(self, name), "in [0, 1]")
+        for name in ("weight_better", "weight_worse", "noise_sd", "noise_clip", "alpha_switch_step"):
+            _require(getattr(self, name) >= 0, f"ensembling.{name}", getattr(self, name), "0 or above")
+        check_loss_window("ensembling", self.window, self.percentile, self.warm_up)
+
+
+@dataclass(frozen=True)
+class ReweightingSettings:
+    """Data re-weighting of TMI Table IV: slices with a loss above the percentile are dropped from their step.
+
+    Attributes:
+        enabled: off by default.
+        percentile: in (0, 100).
+        window: steps that the percentile looks back.
+        warm_up: steps before slices are dropped.
+    """
+
+    enabled: bool = False
+    percentile: float = 90.0
+    window: int = 100
+    warm_up: int = 10
+
+    def __post_init__(self) -> None:
+        check_loss_window("reweighting", self.window, self.percentile, self.warm_up)
+
+
+@dataclass(frozen=True)
+class LabelNoiseSettings:
+    """Synthetic errors in training labels, for experiments; validation labels stay clean.
+
+    Attributes:
+        kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
+        strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
+        share: share of cases (patients) whose labels get errors, in [0, 1].
+    """
+
+    kind: Literal["none", "dilation", "erosion", "dropout", "shift", "mixed"] = "none"
+    strength: float = 3.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.strength >= 0, "label_noise.strength", self.strength, "0 or above")
+        if self.kind == "dropout":
+            _require(self.strength <= 1, "label_noise.strength", self.strength, "in [0, 1] for dropout")
+        _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How long, how many, how exactly.
+
+    Attributes:
+        seed: of every draw, >= 0.
+        steps: most steps to train, >= 1.
+        batch_size: slices a step over all ranks, >= 1; 30 in the TMI paper.
+        pseudo_batch_size: pseudo-labeled slices a step besides, where there are any.
+        precision: "float32", "bfloat16" or "float16" (GPU only), or "auto".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        validation_interval: steps between two validations, >= 1.
+        checkpoint_interval: steps between two saved states, >= 1.
+        patience: stop when validation has not improved for so many steps; 10 000 in the TMI paper.
+        deterministic: same bits twice on the CPU (float32, same threads, torch build and processor).
+        threads: CPU threads; 0 leaves PyTorch's default.
+    """
+
+    seed: int = 0
+    steps: int = 2000
+    batch_size: int = 8
+    pseudo_batch_size: int = 0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    validation_interval: int = 200
+    checkpoint_interval: int = 100
+    patience: int = 10_000
+    deterministic: bool = True
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validation_interval", "checkpoint_interval", "patience"):
+            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+        for name in ("seed", "pseudo_batch_size", "threads"):
+            _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or above")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All settings of a training, one table of the TOML file each.
+
+    Raises:
+        InputError: a value of the wrong type or outside its range, or an unknown key (with the nearest known one).
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    ensembling: EnsemblingSettings = field(default_factory=EnsemblingSettings)
+    reweighting: ReweightingSettings = field(default_factory=ReweightingSettings)
+    label_noise: LabelNoiseSettings = field(default_factory=LabelNoiseSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """Read nested tables, as TOML or JSON give them; absent keys keep their defaults."""
+        return _from_mapping(cls, values, "")
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> TrainingConfig:
+        """Read a TOML file.
+
+        Raises:
+            ReadError: the file is missing or not TOML.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ReadError(f"The configuration {path} is not there.") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ReadError(f"The configuration {path.name} can't be read as TOML: {error}.") from error
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested tables with every value, tuples as lists."""
+        return _to_plain(dataclasses.asdict(self))
+
+    def to_toml(self) -> str:
+        """TOML with every value, so that a run's file says what it did."""
+        lines = []
+        for table, values in self.to_dict().items():
+            lines += [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
+        return "\n".join(lines)
+
+    def difference(self, other: TrainingConfig) -> list[str]:
+        """What differs, one phrase a setting, e.g. "loss.name: dice -> focal"."""
+        one, two = self.to_dict(), other.to_dict()
+        return [
+            f"{table}.{key}: {_toml(one[table][key])} -> {_toml(two[table][key])}"
+            for table in one
+            for key in one[table]
+            if one[table][key] != two[table][key]
+        ]
+
+
+def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
+    """Raise InputError unless a loss window's size, percentile and warm-up are allowed."""
+    _require(size >= 1, f"{where}.window", size, "at least 1")
+    _require(0 < percentile < 100, f"{where}.percentile", percentile, "inside (0, 100)")
+    _require(0 <= warm_up <= size, f"{where}.warm_up", warm_up, f"between 0 and the window's {size} steps")
+
+
+def _from_mapping(cls: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where or 'The configuration'} is {values!r}; a table of settings is needed.")
+    hints = typing.get_type_hints(cls)
+    known = [item.name for item in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else key
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
+            raise InputError(f"The configuration has an unknown key {name}; {advice}")
+        hint = hints[key]
+        arguments[key] = (
+            _from_mapping(hint, value, name) if dataclasses.is_dataclass(hint) else _typed(hint, value, name)
+        )
+    return cls(**arguments)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """The value as the hint wants it: whole numbers pass as floats, lists as tuples; nothing else is converted."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            near = difflib.get_close_matches(str(value), [str(word) for word in inner], n=1)
+            advice = f"; did you mean {near[0]}?" if near else "."
+            raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(str, inner))}{advice}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{name} is {value!r}; a list is needed.")
+        return tuple(_typed(inner[0], item, name) for item in value)
+    wanted = origin or hint
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", dict: "a table"}
+        raise InputError(f"{name} is {value!r}; {words.get(wanted, wanted)} is needed.")
+    if wanted is float and value != value:
+        raise InputError(f"{name} is NaN; a number is needed.")
+    return value
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return [_to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return repr(value)
