@@ -23,6 +23,7 @@ from ..errors import CancelledError, COVIDLesionSegError
 COMMANDS = {
     "segment": "segment",
     "doctor": "doctor",
+    "models": "models",
 }
 
 EXIT_SOME_FAILED = 3
