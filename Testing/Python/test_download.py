@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -580,6 +581,28 @@ def test_two_processes_do_not_write_the_same_file(target):
         with pytest.raises(ModelError, match="is being downloaded by another process"):
             download_file(server.url(), target, **FAST)
         assert server.requests == []
+
+
+FETCH = """
+import sys
+from COVIDLesionSegLib.models.download import download_file
+download_file(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_download_that_was_killed_goes_on(target):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "COVIDLesionSeg")}
+    part = target.with_name("model.pt.part")
+    with FileServer(hanging_after(CONTENT, 900_000, '"1"'), file(CONTENT, etag='"1"')) as server:
+        command = [sys.executable, "-c", FETCH, server.url(), str(target)]
+        with subprocess.Popen(command, env=environment) as owner:
+            while not part.is_file() or part.stat().st_size < 500_000:
+                assert owner.poll() is None
+                time.sleep(0.01)
+            owner.kill()
+        start = part.stat().st_size
+        download_file(server.url(), target, sha256=SHA256, **FAST)
+    assert server.header("range") == [None, f"bytes={start}-"] and left_in(target.parent) == ["model.pt"]
 
 
 HOLD = """
