@@ -159,6 +159,15 @@ def test_per_image_is_the_loss_of_each_image_alone(loss):
     assert torch.allclose(loss.per_image(logits, label), alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: type(loss).__name__)
+def test_an_image_of_weight_zero_does_not_count(loss):
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(3, 2, 6, 5, generator=generator)
+    label = torch.randint(0, 2, (3, 6, 5), generator=generator)
+    weighted = loss(logits, label, torch.tensor([1.0, 0.0, 1.0]))
+    assert torch.allclose(weighted, loss(logits[::2], label[::2]), atol=1e-6)
+
+
 def test_gamma_one_with_the_linear_denominator_is_sorensen_dice(vectors):
     logits, label = case_of(vectors, "rand")
     ours, sorensen = NoiseRobustDiceLoss(1.0)(logits, label), SorensenDiceLoss()(logits, label)

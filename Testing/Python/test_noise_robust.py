@@ -12,11 +12,11 @@ from torch import nn
 
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.learning.config import EnsemblingSettings
+from COVIDLesionSegLib.learning.loss_window import LossWindow
 from COVIDLesionSegLib.learning.losses import DiceLoss, NoiseRobustDiceLoss
 from COVIDLesionSegLib.learning.noise_robust import (
     AdaptiveSelfEnsembling,
     DataReweighting,
-    LossWindow,
 )
 from COVIDLesionSegLib.learning.randomness import Purpose, draw, gaussian_noise
 

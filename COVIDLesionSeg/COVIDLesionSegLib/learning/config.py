@@ -47,6 +47,9 @@ class DataSettings:
         validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
         validation_share: share of patients for validation when the split is made, in (0, 1).
         cache: folder of the memory-mapped slice store; beside the run if empty.
+        pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
+        margin: voxels kept around the lungs; -1 keeps whole slices.
+        resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
         lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
@@ -57,6 +60,9 @@ class DataSettings:
     validation_patients: tuple[str, ...] = ()
     validation_share: float = 0.2
     cache: str = ""
+    pseudo_cases: str = ""
+    margin: int = 8
+    resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
     foreground_share: float = 0.5
     lesion_free_share: float = 0.1
@@ -65,6 +71,9 @@ class DataSettings:
         _require(0 < self.validation_share < 1, "data.validation_share", self.validation_share, "inside (0, 1)")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
         _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
+        _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
+        good = len(self.resize) in (0, 2) and all(side > 0 for side in self.resize)
+        _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
         good = len(self.crop) == 2 and all(side > 0 and side % 16 == 0 for side in self.crop)
         _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]")
 

@@ -54,12 +54,13 @@ class SegmentationLoss(nn.Module):
         """The loss (...) from sums (..., classes, number of sums)."""
         raise NotImplementedError
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of a batch.
 
         Args:
             logits: (N, C, H, W) or (N, C, D, H, W), any floating type, before softmax.
             label: (N, H, W) or (N, D, H, W), integer, 0 ... C - 1.
+            weights: (N,), how much each image counts, e.g. 0 for one that is left out; 1 each if None.
 
         Returns:
             Scalar; float64 for float64 logits, else float32.
@@ -68,11 +69,11 @@ class SegmentationLoss(nn.Module):
             InputError: shapes that do not fit, or a label outside 0 ... C - 1.
         """
         sums = self._sums(logits, label)
+        weights = torch.ones_like(sums[:, 0, 0]) if weights is None else weights.to(sums)
         if self.pool == "batch":
-            return self.value(self.reduce(sums.sum(dim=0)))
-        # number of images travels with the sum of their losses, so that unequal ranks average rightly
-        total = torch.stack([self.value(sums).sum(), sums.new_tensor(float(len(sums)))])
-        total = self.reduce(total)
+            return self.value(self.reduce((sums * weights[:, None, None]).sum(dim=0)))
+        # the sum of the weights travels with the sum of the losses, so that unequal ranks average rightly
+        total = self.reduce(torch.stack([(self.value(sums) * weights).sum(), weights.sum()]))
         return total[0] / total[1]
 
     def per_image(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -309,9 +310,9 @@ class SummedLoss(nn.Module):
         for part in self.parts:
             part.reduce = function
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of a batch, arguments as for :meth:`SegmentationLoss.forward`."""
-        values = [weight * part(logits, label) for weight, part in zip(self.weights, self.parts, strict=True)]
+        values = [weight * part(logits, label, weights) for weight, part in zip(self.weights, self.parts, strict=True)]
         return torch.stack(values).sum()
 
     def per_image(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -363,9 +364,9 @@ class CAResLoss(SummedLoss):
         )
         self.as_released = bool(as_released)
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of a batch, arguments as for :meth:`SegmentationLoss.forward`."""
-        return super().forward(self._input(logits), label)
+        return super().forward(self._input(logits), label, weights)
 
     def per_image(self, logits: Tensor, label: Tensor) -> Tensor:
         """One loss an image, (N,)."""

@@ -122,7 +122,7 @@ def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: 
     """Center (row, column) of a training crop.
 
     With probability ``data.foreground_share`` it is a random lesion voxel of the slice, where there is one; otherwise
-    it is drawn evenly. Either way it is moved so that the crop lies inside the slice (its middle where that is smaller).
+    it is drawn evenly. Then it is moved so that the crop lies inside the slice (in its middle where that is smaller).
     """
     wants_lesion = generator.random() < data.foreground_share
     rows, columns = np.nonzero(label) if wants_lesion else (np.empty(0), np.empty(0))

@@ -93,6 +93,7 @@ def open_store(
     hashes: Mapping[str, Mapping[str, str]],
     folder: Path | str,
     margin: int | None = 8,
+    resize: tuple[int, ...] = (),
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> SliceStore:
@@ -103,6 +104,7 @@ def open_store(
         hashes: case id -> file role -> SHA-256, as the frozen split has them; they name the store.
         folder: of the stores; each content has its own subfolder.
         margin: voxels around the lungs (and the lesion); None stores whole slices.
+        resize: (rows, columns) that every slice is resized to (image linear, mask nearest); () keeps sizes.
         progress: called as progress("preparing cases", done, total).
         cancelled: asked between cases.
 
@@ -114,13 +116,14 @@ def open_store(
     content = {
         "version": STORE_VERSION,
         "margin": margin,
+        "resize": list(resize),
         "cases": {case.id: {"patient": case.patient, **hashes[case.id]} for case in cases},
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     target = Path(folder) / digest[:16]
     index = _read_index(target)
     if index is None:
-        _build(cases, content, target, margin, progress, cancelled)
+        _build(cases, content, target, margin, resize, progress, cancelled)
         index = _read_index(target)
     if index is None:
         raise OutputError(f"The slice store {target} could not be built; delete it and try again.")
@@ -148,6 +151,7 @@ def _build(
     content: Mapping[str, Any],
     target: Path,
     margin: int | None,
+    resize: tuple[int, ...],
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
 ) -> None:
@@ -161,7 +165,7 @@ def _build(
             for number, case in enumerate(cases):
                 if cancelled is not None and cancelled():
                     raise CancelledError("Stopped while preparing the training data.")
-                entry, image, label = _prepare(case, margin, offset)
+                entry, image, label = _prepare(case, margin, resize, offset)
                 image.tofile(images)
                 label.tofile(labels)
                 entries.append(asdict(entry))
@@ -184,12 +188,16 @@ def _build(
 
 
 def _prepare(
-    case: TrainingCase, margin: int | None, offset: int
+    case: TrainingCase, margin: int | None, resize: tuple[int, ...], offset: int
 ) -> tuple[StoredCase, NDArray[np.int16], NDArray[np.uint8]]:
     try:
         image, label, spacing, first = _picture(case) if case.kind == "picture" else _volume(case, margin)
     except InputError as error:
         raise type(error)(f"Case {case.id}: {error}") from error
+    if resize:
+        rows, columns = (old / new for old, new in zip(image.shape[1:], resize, strict=True))
+        spacing = (spacing[0], spacing[1] * rows, spacing[2] * columns)
+        image, label = _resized(image, resize, 1), _resized(label, resize, 0)
     if case.lesion is not None and not label.any():
         raise InputError(
             f"Case {case.id}: its lesion mask is empty. Check the file; "
@@ -250,6 +258,14 @@ def _gray(path: Path) -> NDArray[np.uint8]:
         # some sets save grey slices as RGB
         array = array[..., :3].mean(axis=-1)
     return np.rint(array).astype(np.uint8)
+
+
+def _resized(slices: NDArray[Any], size: tuple[int, ...], order: int) -> NDArray[Any]:
+    from scipy import ndimage
+
+    # pixel areas, not pixel centers, keep their place: what resizing a picture means everywhere
+    factors: Any = [size[axis] / slices.shape[axis + 1] for axis in (0, 1)]
+    return np.stack([ndimage.zoom(plane, factors, order=order, mode="nearest", grid_mode=True) for plane in slices])
 
 
 def _stored(entry: Mapping[str, Any]) -> StoredCase:

@@ -1,0 +1,186 @@
+"""One training on several processes, started by ``torchrun`` (or any launcher that sets the same variables).
+
+Every rank holds the same weights, teacher and loss window and sees its share of each batch. Losses pool their sums over
+all ranks and batch norm takes the statistics of the global batch, so that the result is that of one process with the
+same global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import COVIDLesionSegError, InputError
+
+
+class RankLostError(COVIDLesionSegError):
+    """Another process of a distributed training ended; the last saved state is good."""
+
+
+class Ranks:
+    """The processes of a training; a single process is the same with one rank.
+
+    Attributes:
+        rank: of this process.
+        count: of processes.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """This rank's places of a global batch.
+
+        Raises:
+            InputError: the batch can't be divided evenly.
+        """
+        if total % self.count:
+            raise InputError(f"A batch of {total} slices can't be shared evenly by {self.count} processes.")
+        size = total // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks; gradients flow back to every rank."""
+        return values if self.count == 1 else _AllReduce.apply(values)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values (n, ...) of all ranks in the order of :meth:`share`, without gradients."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """Whether any rank says yes: what one is told (a signal), all do."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(float(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def broadcast(self, value: Any) -> Any:
+        """What the main process has."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.count > 1:
+            dist.barrier()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network for the forward pass of training: gradients are averaged over ranks."""
+        if self.count == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks, whose gradient is the sum over ranks as well."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+@contextmanager
+def process_group(device: str, timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """Join the other processes that the launcher's variables name; one process where there are none.
+
+    Args:
+        device: "cpu" chooses gloo, anything else NCCL where it is available.
+        timeout_s: how long to wait for a rank that has gone silent.
+
+    Raises:
+        RankLostError: a collective failed because another process ended.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    backend = "nccl" if device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "timed out", "timeout")):
+            raise RankLostError(
+                "Another process of this training ended or went silent; the last saved state is good.",
+                "Start again with --resume.",
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all ranks, on any device (``SyncBatchNorm`` refuses the CPU)."""
+
+    ranks: Ranks = Ranks()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalize (N, C, H, W) by the mean and variance of the global batch while training."""
+        if not self.training or self.ranks.count == 1:
+            return super().forward(values)
+        dtype = values.dtype if values.dtype == torch.float64 else torch.float32
+        x = values.to(dtype)
+        count = x.new_tensor([float(x.numel() // x.shape[1])])
+        # two passes: the variance of large activations must not drown in the square of their mean
+        total = self.ranks.sum(torch.cat([x.sum(dim=(0, 2, 3)), count]))
+        mean, count = total[:-1] / total[-1], total[-1]
+        centered = x - mean[:, None, None]
+        variance = self.ranks.sum(centered.square().sum(dim=(0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                unbiased = variance * count / (count - 1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        out = centered * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(values.dtype)
+
+
+def use_global_batch_norm(network: nn.Module, ranks: Ranks) -> None:
+    """Turn the network's batch norms into :class:`GlobalBatchNorm2d`, in place; names of parameters stay."""
+    if ranks.count == 1:
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = GlobalBatchNorm2d
+            module.ranks = ranks  # type: ignore[assignment]
+
+
+def rank_share(items: Sequence[Any]) -> list[Any]:
+    """This process's items of a batch of independent cases under ``torchrun``: every count-th one."""
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return list(items[rank::count])
