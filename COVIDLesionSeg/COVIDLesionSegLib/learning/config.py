@@ -328,6 +328,18 @@ class TrainingConfig:
     label_noise: LabelNoiseSettings = field(default_factory=LabelNoiseSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
+    def __post_init__(self) -> None:
+        if self.reweighting.enabled and self.ensembling.enabled:
+            raise InputError(
+                "Data re-weighting and self-ensembling are both enabled; the paper compares one with the other. "
+                "Set ensembling.enabled = false or reweighting.enabled = false."
+            )
+        if bool(self.data.pseudo_cases) != bool(self.run.pseudo_batch_size):
+            raise InputError(
+                f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
+                f"{self.run.pseudo_batch_size}; both or neither are needed."
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """Read nested tables, as TOML or JSON give them; absent keys keep their defaults."""

@@ -24,7 +24,6 @@ class Purpose(IntEnum):
     DROPOUT = 5
     INITIALIZATION = 6
     LABEL_NOISE = 7
-    PSEUDO_ORDER = 8
 
 
 def draw(seed: int, purpose: Purpose, *where: int) -> np.random.Generator:

@@ -38,13 +38,14 @@ class BatchSource:
 
     Args:
         store: the slice store.
-        labels: case id -> training mask (z, y, x), where it differs from the store's (noise, pseudo-labels).
+        labels: case id -> training mask (z, y, x), where it differs from the store's (synthetic noise).
         cases: ids of the training cases.
         batch_size: slices a step, over all ranks.
         data: crop size and shares.
         augmentation: random changes.
         window: (width, level) in HU.
         seed: of all draws.
+        stream: keeps the draws of several sources with one seed apart.
 
     Raises:
         InputError: no slice to train on, or fewer slices than a batch.
@@ -60,6 +61,7 @@ class BatchSource:
         window: tuple[float, float],
         seed: int,
         labels: Mapping[str, NDArray[np.uint8]] | None = None,
+        stream: int = 0,
     ) -> None:
         self._store = store
         self._labels = dict(labels or {})
@@ -67,6 +69,7 @@ class BatchSource:
         self._augmentation = augmentation
         self._window = window
         self._seed = seed
+        self._stream = stream
         self.batch_size = batch_size
         stored = [store.cases[case] for case in cases]
         decks = [list(slices_of(stored, with_lesion)) for with_lesion in (True, False)]
@@ -103,15 +106,15 @@ class BatchSource:
         epoch, place = divmod(position, len(cards))
         known, order = self._shuffled[deck]
         if known != epoch:
-            order = draw(self._seed, Purpose.ORDER, deck, epoch).permutation(len(cards))
+            order = draw(self._seed, Purpose.ORDER, self._stream, deck, epoch).permutation(len(cards))
             self._shuffled[deck] = (epoch, order)
         return cards[int(order[place])]
 
     def _sample(self, step: int, place: int, case: str, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         stored = self._store.image(case)[index]
         label = self._labels.get(case, self._store.label(case))[index]
-        center = crop_center(draw(self._seed, Purpose.CROP, step, place), label, self._data)
-        generator = draw(self._seed, Purpose.AUGMENTATION, step, place)
+        center = crop_center(draw(self._seed, Purpose.CROP, self._stream, step, place), label, self._data)
+        generator = draw(self._seed, Purpose.AUGMENTATION, self._stream, step, place)
         shift = generator.uniform(-1, 1) * self._augmentation.window_shift_hu
         width, level = self._window
         windowed = self._store.windowed(case, stored, width, level + shift)

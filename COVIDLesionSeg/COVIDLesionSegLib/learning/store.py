@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -264,8 +265,9 @@ def _resized(slices: NDArray[Any], size: tuple[int, ...], order: int) -> NDArray
     from scipy import ndimage
 
     # pixel areas, not pixel centers, keep their place: what resizing a picture means everywhere
-    factors: Any = [size[axis] / slices.shape[axis + 1] for axis in (0, 1)]
-    return np.stack([ndimage.zoom(plane, factors, order=order, mode="nearest", grid_mode=True) for plane in slices])
+    zoom: Any = partial(ndimage.zoom, order=order, mode="nearest", grid_mode=True)
+    factors = [size[axis] / slices.shape[axis + 1] for axis in (0, 1)]
+    return np.stack([zoom(plane, factors) for plane in slices])
 
 
 def _stored(entry: Mapping[str, Any]) -> StoredCase:
