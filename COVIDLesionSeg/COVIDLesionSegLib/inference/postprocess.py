@@ -1,0 +1,138 @@
+"""What is done to the thresholded mask, as data; off unless asked for, since neither paper has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GridMismatchError, InputError
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """Settings of the steps after the network, in the order in which they are done.
+
+    Attributes:
+        threshold: lesion where the probability is strictly above this, in (0, 1); None takes the model card's.
+        keep_inside_lungs_mm: lesion further than this from the nearest lung voxel (distance between voxel centres, mm)
+            is dropped; 0 keeps lesion inside the lungs only, None keeps all.
+        minimum_volume_ml: lesions (26-connected components) smaller than this many millilitres are dropped; 0 keeps
+            all. What the lungs have cut off is counted anew.
+
+    Raises:
+        InputError: a value that is not allowed.
+    """
+
+    threshold: float | None = None
+    minimum_volume_ml: float = 0.0
+    keep_inside_lungs_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not (_is_number(self.threshold) and 0 < self.threshold < 1):
+            raise InputError(f"The threshold is {self.threshold!r}; it must be a probability between 0 and 1.")
+        if not (_is_number(self.minimum_volume_ml) and self.minimum_volume_ml >= 0):
+            raise InputError(f"The minimum volume is {self.minimum_volume_ml!r}; it must be 0 mL or more.")
+        distance = self.keep_inside_lungs_mm
+        if distance is not None and not (_is_number(distance) and distance >= 0):
+            raise InputError(
+                f"The distance to keep around the lungs is {distance!r}; it must be 0 mm or more, or none."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as an object that ``json.dumps`` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PostProcessing:
+        """Settings from what :meth:`to_json` gave; absent ones keep their default.
+
+        Raises:
+            InputError: not an object, an unknown setting, or a value that is not allowed.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"The post-processing is {value!r}; an object of settings is needed.")
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise InputError(f"Unknown post-processing {', '.join(unknown)}; there are {', '.join(known)}.")
+        return cls(**value)
+
+
+def apply_postprocessing(
+    mask: NDArray[np.bool_],
+    spacing: tuple[float, float, float],
+    settings: PostProcessing,
+    lungs: NDArray[Any] | None = None,
+) -> NDArray[np.bool_]:
+    """Drop what the settings say from a mask; the threshold was applied before.
+
+    Args:
+        mask: bool (z, y, x), lesion.
+        spacing: millimetres between voxel centres along (z, y, x).
+        settings: what to do.
+        lungs: (z, y, x) on the same grid, lung where not 0; needed for ``keep_inside_lungs_mm``.
+
+    Returns:
+        bool (z, y, x), part of the mask; the mask itself (not a copy) where nothing is to be done.
+
+    Raises:
+        InputError: lungs are needed and not given.
+        GridMismatchError: lungs of another shape.
+    """
+    if settings.keep_inside_lungs_mm is not None:
+        if lungs is None:
+            raise InputError("To keep lesions inside the lungs a lung mask is needed.")
+        if lungs.shape != mask.shape:
+            raise GridMismatchError(f"The lungs have the shape {lungs.shape} and the mask {mask.shape} (z, y, x).")
+        mask = _near_lungs(mask, lungs != 0, spacing, settings.keep_inside_lungs_mm)
+    if settings.minimum_volume_ml > 0:
+        mask = _large_components(mask, math.prod(spacing) / 1000, settings.minimum_volume_ml)
+    return mask
+
+
+def _near_lungs(
+    mask: NDArray[np.bool_], lungs: NDArray[np.bool_], spacing: tuple[float, float, float], distance_mm: float
+) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
+
+    outside = np.argwhere(mask & ~lungs)
+    kept = mask & lungs
+    if distance_mm == 0 or not len(outside):
+        return kept
+    # only lung voxels that can be near enough, and of those only the surface: a few megabytes where a distance map of
+    # the whole volume takes gigabytes
+    reach = np.ceil(distance_mm / np.asarray(spacing)).astype(int)
+    low = np.maximum(outside.min(0) - reach - 1, 0)
+    high = outside.max(0) + reach + 2
+    near = lungs[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    surface = np.argwhere(near & ~binary_erosion(near)) + low
+    if len(surface):
+        distances, _ = KDTree(surface * spacing).query(outside * np.asarray(spacing))
+        # spacings are decimal numbers that binary ones only approach: a distance of exactly d counts as d
+        kept[tuple(outside[distances <= distance_mm * (1 + 1e-9)].T)] = True
+    return kept
+
+
+def _large_components(mask: NDArray[np.bool_], voxel_ml: float, minimum_ml: float) -> NDArray[np.bool_]:
+    from scipy.ndimage import find_objects, label
+
+    box = find_objects(mask.view(np.uint8))
+    if not box:
+        return mask
+    labels, count = label(mask[box[0]], structure=np.ones((3, 3, 3), dtype=bool))
+    volumes = np.bincount(labels[mask[box[0]]], minlength=count + 1) * voxel_ml
+    keep = volumes >= minimum_ml * (1 - 1e-9)
+    keep[0] = False
+    kept = np.zeros_like(mask)
+    kept[box[0]] = keep[labels]
+    return kept
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,114 @@
+"""Post-processing of masks: components by millilitres, distance to the lungs, settings as data."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from COVIDLesionSegLib.errors import GridMismatchError, InputError
+from COVIDLesionSegLib.inference import PostProcessing, apply_postprocessing
+
+SPACING = (5.0, 0.8, 0.5)
+VOXEL_ML = 5.0 * 0.8 * 0.5 / 1000
+
+
+@pytest.fixture
+def a_mask_with_three_lesions():
+    mask = np.zeros((8, 20, 20), dtype=bool)
+    mask[1:3, 2:6, 2:6] = True  # 32 voxels
+    mask[5, 10:12, 10:12] = True  # 4 voxels ...
+    mask[6, 12, 12] = True  # ... and a fifth that touches them by a corner
+    mask[7, 19, 0] = True  # 1 voxel, in the volume's corner
+    return mask
+
+
+def test_by_default_the_mask_is_left_alone(a_mask_with_three_lesions):
+    assert apply_postprocessing(a_mask_with_three_lesions, SPACING, PostProcessing()) is a_mask_with_three_lesions
+
+
+@pytest.mark.parametrize(("voxels", "kept"), [(0.5, 38), (1, 38), (1.5, 37), (5, 37), (5.5, 32), (32, 32), (33, 0)])
+def test_components_below_a_volume_are_dropped(a_mask_with_three_lesions, voxels, kept):
+    settings = PostProcessing(minimum_volume_ml=voxels * VOXEL_ML)
+    before = a_mask_with_three_lesions.copy()
+    result = apply_postprocessing(a_mask_with_three_lesions, SPACING, settings)
+    assert result.dtype == bool
+    assert result.sum() == kept
+    assert not (result & ~before).any()
+    np.testing.assert_array_equal(a_mask_with_three_lesions, before)
+
+
+def test_an_empty_mask_stays_empty():
+    empty = np.zeros((3, 4, 5), dtype=bool)
+    lungs = np.ones_like(empty)
+    settings = PostProcessing(minimum_volume_ml=1, keep_inside_lungs_mm=3)
+    assert not apply_postprocessing(empty, SPACING, settings, lungs).any()
+
+
+@pytest.mark.parametrize("distance", [0, 0.5, 0.8, 1.0, 4.9, 5.0, 12.5])
+def test_lesion_far_from_the_lungs_is_dropped_as_a_distance_map_says(distance):
+    from scipy.ndimage import distance_transform_edt
+
+    rng = np.random.default_rng(3)
+    mask = rng.random((9, 30, 40)) < 0.3
+    lungs = np.zeros(mask.shape, dtype=np.uint8)
+    lungs[3:5, 8:20, 10:16] = 1
+    lungs[4:6, 9:15, 26:30] = 2
+    expected = mask & (distance_transform_edt(lungs == 0, sampling=SPACING) <= distance + 1e-6)
+    result = apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=distance), lungs)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_no_lung_near_any_lesion_leaves_nothing():
+    mask = np.zeros((3, 30, 30), dtype=bool)
+    lungs = mask.copy()
+    mask[0, 0, 0] = lungs[2, 29, 29] = True
+    assert not apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=2), lungs).any()
+
+
+def test_what_the_lungs_cut_off_is_measured_anew():
+    mask = np.zeros((1, 3, 10), dtype=bool)
+    mask[0, 1, 2:9] = True
+    lungs = np.zeros_like(mask)
+    lungs[0, 1, :4] = True
+    both = PostProcessing(minimum_volume_ml=3 * VOXEL_ML, keep_inside_lungs_mm=0)
+    assert not apply_postprocessing(mask, SPACING, both, lungs).any()
+
+
+def test_without_lungs_a_distance_to_them_is_refused():
+    mask = np.zeros((2, 3, 4), dtype=bool)
+    with pytest.raises(InputError, match="lung mask is needed"):
+        apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=1))
+    with pytest.raises(GridMismatchError, match="shape"):
+        apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=1), np.ones((2, 3, 5), dtype=bool))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 0},
+        {"threshold": 1.0},
+        {"threshold": float("nan")},
+        {"threshold": "high"},
+        {"threshold": True},
+        {"minimum_volume_ml": -0.1},
+        {"minimum_volume_ml": float("inf")},
+        {"minimum_volume_ml": None},
+        {"keep_inside_lungs_mm": -1},
+        {"keep_inside_lungs_mm": float("nan")},
+    ],
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(InputError, match=r"must be"):
+        PostProcessing(**wrong)
+
+
+def test_settings_travel_as_json():
+    settings = PostProcessing(threshold=0.4, minimum_volume_ml=0.1, keep_inside_lungs_mm=5)
+    assert PostProcessing.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert PostProcessing.from_json({}) == PostProcessing()
+    with pytest.raises(InputError, match="fill_holes"):
+        PostProcessing.from_json({"fill_holes": True})
+    with pytest.raises(InputError, match="object"):
+        PostProcessing.from_json([1])
