@@ -9,7 +9,7 @@ import torch
 
 from COVIDLesionSegLib.errors import DeviceError, InputError
 from COVIDLesionSegLib.inference import describe_devices, devices, memory
-from COVIDLesionSegLib.inference.devices import choose_device, choose_precision, has_bfloat16, probe
+from COVIDLesionSegLib.inference.devices import choose_device, choose_precision, bfloat16_is_fast, probe
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_precision_follows_the_hardware(monkeypatch):
 
 def test_older_gpus_get_float16(monkeypatch):
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(devices, "bfloat16_is_fast", lambda device: False)
     for capability, expected in (((7, 5), torch.float16), ((6, 1), torch.float32)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, c=capability: c)
         assert choose_precision("auto", gpu) == (expected, "")
@@ -186,6 +186,6 @@ def test_the_description_holds_what_doctor_needs(no_gpu):
     assert list(report) == ["torch", "processor", "gpus", "chosen"]
     assert report["chosen"]["device"] == "cpu"
     assert report["chosen"]["test_passed"] is True
-    assert report["chosen"]["precision"] == ("bfloat16" if has_bfloat16(CPU) else "float32")
+    assert report["chosen"]["precision"] == ("bfloat16" if bfloat16_is_fast(CPU) else "float32")
     assert report["processor"]["threads"] == torch.get_num_threads()
     assert "CUDA" in describe_devices("cuda")["chosen"]["error"]

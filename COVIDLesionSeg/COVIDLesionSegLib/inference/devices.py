@@ -183,21 +183,21 @@ def choose_precision(requested: str, device: torch.device) -> tuple[torch.dtype,
     dtype = PRECISIONS[requested]
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("float16 is for GPUs; on the processor choose auto, bfloat16 or float32.")
-    if dtype == torch.bfloat16 and not has_bfloat16(device):
+    if dtype == torch.bfloat16 and not bfloat16_is_fast(device):
         return dtype, f"{device.type} has no bfloat16 instructions; bfloat16 is slower here than float32."
     return dtype, ""
 
 
 def fastest_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware computes it, float16 on older GPUs with matrix units, float32 elsewhere."""
-    if has_bfloat16(device):
+    if bfloat16_is_fast(device):
         return torch.bfloat16
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
         return torch.float16
     return torch.float32
 
 
-def has_bfloat16(device: torch.device) -> bool:
+def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the hardware, not an emulation, computes bfloat16."""
     if device.type == "cpu":
         return _processor_has_bfloat16()
@@ -286,7 +286,7 @@ def describe_devices(requested: str = "auto") -> dict[str, Any]:
             "name": cpu_name(),
             "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            "bfloat16": has_bfloat16(cpu),
+            "bfloat16": bfloat16_is_fast(cpu),
             "free_memory_bytes": free_memory(cpu),
         },
         "gpus": [_describe_gpu(device) for device in _gpus()],
@@ -329,7 +329,7 @@ def _describe_gpu(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "name": device_name(device),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else None,
-        "bfloat16": has_bfloat16(device),
+        "bfloat16": bfloat16_is_fast(device),
         "free_memory_bytes": free_memory(device) if not problem else None,
         "works": not problem,
         "problem": problem,
