@@ -16,15 +16,15 @@ from .slices import at_least_float32
 
 _COMPRESSED = 64
 _SIDE = 5
+_MARGIN = _SIDE // 2
 _SCALE = 2
-_TAPS = _SIDE**2
 _PHASES = _SCALE**2
 
 
 class CARAFE(nn.Module):
     """Doubles the resolution; each new pixel is a weighted mean of the 5 x 5 old ones around it.
 
-    The weights are a softmax that the input itself decides; neighbours outside the image count as zeros.
+    The weights are a softmax that the input itself decides; neighbors outside the image count as zeros.
 
     Args:
         in_channels: channels of the input (N, C, H, W).
@@ -34,57 +34,90 @@ class CARAFE(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.compress = nn.Conv2d(in_channels, _COMPRESSED, 1)
-        self.encode = nn.Conv2d(_COMPRESSED, _TAPS * _PHASES, 3, padding=1)
+        self.encode = nn.Conv2d(_COMPRESSED, _SIDE**2 * _PHASES, 3, padding=1)
         self.project = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) to (N, out, 2 H, 2 W)."""
-        # channel of the encoder: tap * 4 + phase
-        kernels = self.encode(self.compress(x)).unflatten(1, (_TAPS, _PHASES))
-        kernels = kernels.softmax(dim=1, dtype=at_least_float32(kernels.dtype))
-        # the 1 x 1 convolution and the weighted mean commute: a quarter of the pixels, half of the channels. Its bias
-        # must come after, since the weights of a pixel at the border don't sum to 1 inside the image.
-        features = F.conv2d(x, self.project.weight)
-        features, bias = features.to(kernels.dtype), self.project.bias
-        result = Reassemble.apply(features, kernels)
-        if bias is not None:
-            result += bias.to(result.dtype)[:, None, None]
-        return result
+        # the encoder's channel is tap * 4 + phase
+        kernels = self.encode(self.compress(x)).permute(0, 2, 3, 1).unflatten(3, (_SIDE**2, _PHASES))
+        kernels = kernels.softmax(dim=3, dtype=at_least_float32(kernels.dtype))
+        # The 1 x 1 convolution and the weighted mean commute, and before it there are a quarter of the pixels and half
+        # of the channels to handle. Only its bias must come after, since at the border the weights of the pixels inside
+        # the image don't sum to 1.
+        features = F.conv2d(x, self.project.weight).permute(0, 2, 3, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            result = Reassemble.apply(features.to(kernels.dtype), kernels).to(features.dtype)
+        if self.project.bias is not None:
+            result += self.project.bias.to(result.dtype)
+        return result.permute(0, 3, 1, 2)
 
 
 class Reassemble(torch.autograd.Function):
-    """Weighted means of 5 x 5 neighbourhoods, one tap at a time, forward and backward.
+    """Weighted means of 5 x 5 neighborhoods, a row of them at a time.
 
-    features (N, C, H, W) and kernels (N, 25, 4, H, W), same dtype, give (N, C, 2 H, 2 W). Tap 5 r + c looks at the
-    pixel r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the new 2 x 2 pixels.
+    features (N, H, W, C) and kernels (N, H, W, 25, 4), same dtype, give (N, 2 H, 2 W, C). Tap 5 r + c looks at the pixel
+    r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the new 2 x 2 pixels.
+
+    Five pixels side by side in a channels-last image are a 5 x C matrix that needs no copy, so the four new pixels are
+    the sum over five rows of the products (4 x 5) (5 x C). All pixels of the zero-padded batch, margins included, lie
+    one stride of C apart and are one batch of such products; what the margins give is thrown away.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, kernels: Tensor) -> Tensor:
         """The reassembled features."""
         ctx.save_for_backward(features, kernels)
-        height, width = features.shape[-2:]
-        padded = F.pad(features, (_SIDE // 2,) * 4)
-        out = features.new_zeros((*features.shape[:2], _PHASES, height, width))
-        for tap in range(_TAPS):
-            row, column = divmod(tap, _SIDE)
-            out.addcmul_(padded[:, :, None, row : row + height, column : column + width], kernels[:, None, tap])
-        return F.pixel_shuffle(out.flatten(1, 2), _SCALE)
+        batch, height, width, channels = features.shape
+        padded, weights = _padded(features, _MARGIN, _MARGIN), _padded(kernels, 0, 2 * _MARGIN)
+        sums = features.new_empty((*padded.shape[:3], _PHASES, channels))
+        pixels = _pixels(padded)
+        flat = sums.view(-1, _PHASES, channels)[:pixels]
+        for row in range(_SIDE):
+            weight = weights.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row]
+            torch.baddbmm(flat, weight.mT, _neighbors(padded, row), beta=int(row > 0), out=flat)
+        phases = sums[:, :height, :width].unflatten(3, (_SCALE, _SCALE))
+        return phases.transpose(2, 3).reshape(batch, _SCALE * height, _SCALE * width, channels)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the features and the kernels."""
         features, kernels = ctx.saved_tensors
-        height, width = features.shape[-2:]
-        gradient = F.pixel_unshuffle(gradient, _SCALE).unflatten(1, (features.shape[1], _PHASES))
-        padded = F.pad(features, (_SIDE // 2,) * 4)
-        padded_gradient = torch.zeros_like(padded)
-        kernel_gradient = torch.empty_like(kernels)
-        for tap in range(_TAPS):
-            row, column = divmod(tap, _SIDE)
-            window = (..., slice(row, row + height), slice(column, column + width))
-            padded_gradient[window] += (gradient * kernels[:, None, tap]).sum(2)
-            kernel_gradient[:, tap] = (gradient * padded[window][:, :, None]).sum(1)
-        margin = _SIDE // 2
-        return padded_gradient[..., margin : margin + height, margin : margin + width], kernel_gradient
+        height, width, channels = features.shape[1:]
+        padded, weights = _padded(features, _MARGIN, _MARGIN), _padded(kernels, 0, 2 * _MARGIN)
+        phases = gradient.unflatten(1, (height, _SCALE)).unflatten(3, (width, _SCALE)).transpose(2, 3).flatten(3, 4)
+        pixels = _pixels(padded)
+        flat = _padded(phases, 0, 2 * _MARGIN).view(-1, _PHASES, channels)[:pixels]
+        padded_gradient, weights_gradient = torch.zeros_like(padded), torch.empty_like(weights)
+        with torch.autocast(gradient.device.type, enabled=False):
+            for row in range(_SIDE):
+                weight = weights.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row]
+                parts = torch.bmm(weight, flat)
+                for column in range(_SIDE):
+                    first = row * padded.shape[2] + column
+                    padded_gradient.view(-1, channels)[first : first + pixels] += parts[:, column]
+                products = torch.bmm(_neighbors(padded, row), flat.mT)
+                weights_gradient.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row] = products
+        inside = padded_gradient[:, _MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width]
+        return inside, weights_gradient[:, :height, :width]
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Contiguous copy of (N, H, W, ...) with margins of zeros around H and W."""
+    batch, height, width = x.shape[:3]
+    padded = x.new_zeros((batch, before + height + after, before + width + after, *x.shape[3:]))
+    padded[:, before : before + height, before : before + width] = x
+    return padded
+
+
+def _pixels(padded: Tensor) -> int:
+    """How many pixels of the padded batch (N, H + 4, W + 4, C), counted from the first, have all their neighbors in it."""
+    batch, height, width = padded.shape[:3]
+    return batch * height * width - 2 * _MARGIN * (width + 1)
+
+
+def _neighbors(padded: Tensor, row: int) -> Tensor:
+    """View (pixels, 5, C) of the neighbors in one row of the neighborhood; pixels share memory."""
+    width, channels = padded.shape[2:]
+    return padded.as_strided((_pixels(padded), _SIDE, channels), (channels, channels, 1), row * width * channels)

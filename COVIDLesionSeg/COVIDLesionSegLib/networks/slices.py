@@ -16,6 +16,9 @@ SIDE_MULTIPLE = 16
 class SliceNetwork(nn.Module):
     """A 2-D segmentation network that also takes volumes, slice by slice.
 
+    Weights are laid out channels-last, which makes all inner activations so: convolutions are faster that way on the CPU
+    and on tensor cores, and the input's own layout doesn't matter.
+
     Attributes:
         family: the network's name in model cards and for ``create_network``.
         in_channels: channels of the input.
