@@ -1,0 +1,69 @@
+"""The machine a training runs on: what decides its bits, and the signals that end it."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+def environment(device: torch.device, autocast: torch.dtype | None, ranks: int) -> dict[str, Any]:
+    """What must be the same for a resumed run to give the same bits."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "device": str(device),
+        "precision": str(autocast or torch.float32),
+        "ranks": ranks,
+    }
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use so many CPU threads inside the block; 0 leaves the number as it is."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[None]:
+    """Let PyTorch use kernels that give the same bits twice, inside the block."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # some CUDA kernels have no deterministic form: there it is tried, and PyTorch warns
+    torch.use_deterministic_algorithms(wanted, warn_only=device.type != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
+def until_signal() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and Ctrl-C end the training after its step instead of in the middle of one."""
+    asked: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        if asked:
+            # asked twice: now
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    handlers = {}
+    # only the main thread may set handlers; elsewhere ``cancelled`` is the way
+    with contextlib.suppress(ValueError):
+        handlers = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

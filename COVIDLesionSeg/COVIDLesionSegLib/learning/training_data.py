@@ -1,0 +1,126 @@
+"""What a run trains on: cases, their frozen split, the slice stores, the labels with or without synthetic errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .config import TrainingConfig
+from .data import Split, TrainingCase, extend_split, load_split, make_split, read_cases, save_split
+from .distributed import Ranks
+from .label_noise import add_label_noise
+from .sampling import BatchSource
+from .store import Progress, SliceStore, open_store
+
+
+class TrainingData:
+    """Everything a run reads, prepared.
+
+    Args:
+        config: of the run.
+        base: what relative names count from.
+        folder: of the run; holds the slice store where the configuration names no cache.
+        window: (width, level) in HU.
+        ranks: of the job; the main process builds, the others open what it built.
+        progress: called as progress("preparing cases", done, total).
+        cancelled: asked between cases.
+
+    Attributes:
+        split: who trains and who judges.
+        store: slices of all labeled cases.
+        validation: ids of the cases that judge.
+        source: batches of labeled slices.
+        pseudo: batches of pseudo-labeled slices, or None.
+        noise: what synthetic label noise did to each training case.
+        sha256: of all that the run depends on.
+
+    Raises:
+        InputError: data that can't be trained on.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        base: Path,
+        folder: Path,
+        window: tuple[float, float],
+        ranks: Ranks,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        data, run = config.data, config.run
+        if not data.cases:
+            raise InputError("The configuration names no training data; set data.cases to a manifest or folder.")
+        cache = base / data.cache if data.cache else folder / "slices"
+
+        def opened(cases: Sequence[TrainingCase], hashes: dict[str, dict[str, str]]) -> SliceStore:
+            margin = None if data.margin < 0 else data.margin
+            if ranks.is_main:
+                store = open_store(cases, hashes, cache, margin, data.resize, progress, cancelled)
+            ranks.barrier()
+            return store if ranks.is_main else open_store(cases, hashes, cache, margin, data.resize)
+
+        cases = read_cases(base / data.cases)
+        split = _frozen_split(cases, base / data.split, config) if ranks.is_main else None
+        self.split: Split = ranks.broadcast(split)
+        self.store = opened(cases, self.split.hashes)
+        train = [case.id for case in self.split.cases(cases, "train")]
+        self.validation = [case.id for case in self.split.cases(cases, "validation")]
+        labels, self.noise = _noisy_labels(self.store, train, config)
+        self.source = BatchSource(
+            self.store, train, run.batch_size, data, config.augmentation, window, run.seed, labels=labels
+        )
+        self.pseudo: BatchSource | None = None
+        hashes = dict(self.split.hashes)
+        if data.pseudo_cases:
+            pseudo = read_cases(base / data.pseudo_cases)
+            pseudo_hashes = {case.id: case.hashes() for case in pseudo}
+            self.pseudo = BatchSource(
+                opened(pseudo, pseudo_hashes),
+                [case.id for case in pseudo],
+                run.pseudo_batch_size,
+                data,
+                config.augmentation,
+                window,
+                run.seed,
+                stream=1,
+            )
+            hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
+        used = {"sets": self.split.sets, "hashes": hashes}
+        self.sha256 = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+
+def _noisy_labels(
+    store: SliceStore, train: Sequence[str], config: TrainingConfig
+) -> tuple[dict[str, NDArray[np.uint8]], list[dict[str, Any]]]:
+    labels: dict[str, NDArray[np.uint8]] = {}
+    report = []
+    if config.label_noise.kind != "none":
+        for number, case in enumerate(train):
+            clean = store.label(case)
+            noisy, kind = add_label_noise(clean, config.label_noise, config.run.seed, number)
+            total = int(clean.sum()) + int(noisy.sum())
+            overlap = 2 * int((clean & noisy).sum()) / total if total else 1.0
+            labels[case] = noisy
+            report.append({"case": case, "kind": kind, "dice_to_clean": overlap})
+    return labels, report
+
+
+def _frozen_split(cases: Sequence[TrainingCase], path: Path, config: TrainingConfig) -> Split:
+    if path.exists():
+        known = load_split(path)
+        split = extend_split(known, cases)
+    else:
+        known = None
+        data = config.data
+        split = make_split(cases, data.validation_patients, data.validation_share, config.run.seed)
+    if split != known:
+        save_split(split, path)
+    return split
