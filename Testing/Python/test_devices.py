@@ -9,7 +9,7 @@ import torch
 
 from COVIDLesionSegLib.errors import DeviceError, InputError
 from COVIDLesionSegLib.inference import describe_devices, devices, memory
-from COVIDLesionSegLib.inference.devices import choose_device, choose_precision, bfloat16_is_fast, probe
+from COVIDLesionSegLib.inference.devices import bfloat16_is_fast, choose_device, choose_precision, probe
 
 CPU = torch.device("cpu")
 
