@@ -1,0 +1,353 @@
+"""Slices through a network in batches, on a device whose memory may run out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import CancelledError, DeviceError, ModelError
+from ..models.card import Preprocessing
+from .augmentation import FLIPS, mean_over_flips
+from .devices import choose_precision, fastest_precision, precision_name
+from .memory import free_memory, is_out_of_memory, release_memory
+from .slices import SlicePreparation, lesion_probability, optimized_copy
+
+_log = logging.getLogger(__name__)
+# On a processor a batch pays while its feature maps stay near the cache; one slice of 512 x 512 is already past it.
+_PROCESSOR_PIXELS = 2**18
+_GPU_SLICES = 32
+# Feature maps of the first level's width, float32, that are alive at once in either network, with room to spare.
+_MAPS = 12
+_MEMORY_SHARE = 0.7
+# Mean change of the probability by a half type on a trial slice that is still rounding: 0.0005 for the bundled model.
+_LARGEST_MEAN_DIFFERENCE = 0.01
+# Batches that may be queued on a GPU ahead of what was reported: enough to keep it busy, few enough for an honest bar.
+_QUEUED = 2
+
+
+@dataclass
+class Plan:
+    """How batches are computed; lack of memory changes it step by step.
+
+    Attributes:
+        device: where.
+        dtype: type of the convolutions.
+        batch_size: slices at once.
+        keep_results: results wait on the device and are fetched together at the end.
+        is_gpu: whether the processor is still to fall back to.
+        precision: what the user asked for, "auto" or a name.
+        rungs: the steps down so far, as sentences.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    keep_results: bool
+    is_gpu: bool
+    precision: str = "auto"
+    rungs: list[str] = field(default_factory=list)
+
+    def step_down(self, cpu_batch_size: int) -> None:
+        """Need less memory: a smaller batch, lower precision, results on the CPU, and at last the CPU itself.
+
+        Args:
+            cpu_batch_size: slices at once on the CPU.
+
+        Raises:
+            DeviceError: nothing is left to try.
+        """
+        lower = _lower_precision(self)
+        where = f"Memory ran out on {self.device}"
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            rung = f"{where}: going on with {self.batch_size} slices at once."
+        elif lower is not None:
+            self.dtype = lower
+            rung = f"{where}: going on in {precision_name(lower)}."
+        elif self.keep_results:
+            self.keep_results = False
+            rung = f"{where}: going on with results on the CPU."
+        elif self.is_gpu:
+            self.device, self.is_gpu, self.batch_size = torch.device("cpu"), False, cpu_batch_size
+            wanted = "auto" if self.precision == "float16" else self.precision
+            self.dtype, _ = choose_precision(wanted, self.device)
+            rung = f"{where}: going on on the CPU in {precision_name(self.dtype)}, which is slower."
+        else:
+            raise DeviceError(
+                "Not enough memory is free for even one slice.",
+                "Close other programs, or use a computer with more memory.",
+            )
+        self.rungs.append(rung)
+        _log.warning(rung)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Slices start to stop of a run; precise ones are computed in float32 whatever the plan says."""
+
+    start: int
+    stop: int
+    precise: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to compute.
+
+    Attributes:
+        slices: (z, y, x) of the crop in the axial view, int16 or float32, Hounsfield units; any strides.
+        threshold: lesion where the probability is strictly above.
+        probability: whether the probability is wanted beside the mask.
+        tta: average over flips.
+        uncertainty: "entropy", "mutual_information" or None.
+        sample: the slice on which a half type is tried; None tries none.
+    """
+
+    slices: NDArray[Any]
+    threshold: float
+    probability: bool = False
+    tta: bool = False
+    uncertainty: str | None = None
+    sample: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        return self.slices.shape[1], self.slices.shape[2]
+
+
+@dataclass
+class Sinks:
+    """Where results go, each (z, y, x) of the crop; None is not wanted."""
+
+    mask: NDArray[np.bool_]
+    probability: NDArray[np.float32] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+
+
+@dataclass
+class _Computed:
+    part: Part
+    mask: Tensor
+    probability: Tensor | None
+    uncertainty: Tensor | None
+    finite: Tensor
+
+
+class Execution:
+    """Runs one network over the slices of one crop after another.
+
+    Args:
+        network: raw logits (n, classes, H, W) from (n, 1, H, W).
+        preprocessing: of its model card.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        self._network = network
+        self._preprocessing = preprocessing
+        self._copies: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
+
+    def batch_size(self, size: tuple[int, int], device: torch.device, is_gpu: bool) -> int:
+        """How many slices of a size are best computed at once with the memory at hand."""
+        rows, columns = SlicePreparation(self._preprocessing, size, torch.device("cpu")).size
+        pixels = rows * columns
+        wanted = _GPU_SLICES if is_gpu else max(1, _PROCESSOR_PIXELS // pixels)
+        free = free_memory(device)
+        if free is None:
+            return wanted
+        width = next((m.out_channels for m in self._network.modules() if isinstance(m, nn.Conv2d)), 1)
+        return max(1, min(wanted, int(free * _MEMORY_SHARE) // (pixels * width * 4 * _MAPS)))
+
+    def run(
+        self,
+        task: Task,
+        plan: Plan,
+        sinks: Sinks,
+        progress: Callable[[str, int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[str]:
+        """Segment slices.
+
+        Args:
+            task: what to compute.
+            plan: how; changed where memory runs out.
+            sinks: arrays of the slices' shape that are filled.
+            progress: called as progress("network", slices done, slices in all).
+            cancelled: asked before each batch.
+
+        Returns:
+            Warnings, one a sentence.
+
+        Raises:
+            CancelledError: ``cancelled`` said so.
+            DeviceError: memory does not suffice for one slice.
+            ModelError: the network's output is not finite even in float32.
+        """
+        count = len(task.slices)
+        todo = deque([Part(0, count)])
+        held: list[_Computed] = []
+        queue: deque[torch.cuda.Event] = deque()
+        warnings: list[str] = []
+        redone = done = 0
+        _report(progress, 0, count)
+        if not self._half_type_is_good_enough(task, plan):
+            warnings.append(f"{precision_name(plan.dtype)} changed this model's result too much; float32 was used.")
+            plan.dtype, plan.precision = torch.float32, "float32"
+        while todo:
+            if cancelled is not None and cancelled():
+                raise CancelledError("The segmentation was cancelled.")
+            part = todo.popleft()
+            if part.stop - part.start > plan.batch_size:
+                middle = part.start + plan.batch_size
+                todo.appendleft(Part(middle, part.stop, part.precise))
+                part = Part(part.start, middle, part.precise)
+            computed = self._attempt(task, part, plan)
+            if computed is None:
+                todo.appendleft(part)
+                # what waits on a full device is fetched first, since the device may be left
+                todo.extend(_collect(held, sinks))
+                release_memory(plan.device)
+                plan.step_down(self.batch_size(task.size, torch.device("cpu"), is_gpu=False))
+                continue
+            held.append(computed)
+            if not part.precise:
+                _wait_for_older(queue, plan.device)
+                done += part.stop - part.start
+                _report(progress, done, count)
+            if not plan.keep_results or not todo:
+                again = _collect(held, sinks)
+                redone += sum(part.stop - part.start for part in again)
+                todo.extend(again)
+        if redone:
+            warnings.append(f"{redone} of {count} slices overflowed in half precision; they were redone in float32.")
+        return warnings
+
+    def _half_type_is_good_enough(self, task: Task, plan: Plan) -> bool:
+        """Try the half type on one lung of one slice, beside float32."""
+        if plan.dtype == torch.float32 or plan.precision != "auto" or task.sample is None:
+            return True
+        lung = task.slices[task.sample : task.sample + 1, :, : -(-task.size[1] // 2)]
+        trial = Task(lung, task.threshold, probability=True)
+        results = [self._attempt(trial, Part(0, 1, precise), plan) for precise in (False, True)]
+        maps = [result.probability for result in results if result is not None]
+        # too little memory for the trial: the run itself finds out how to go on; overflow: it redoes those slices
+        if len(maps) < 2 or maps[0] is None or maps[1] is None or not maps[0].isfinite().all():
+            return True
+        return float((maps[0] - maps[1]).abs().mean()) <= _LARGEST_MEAN_DIFFERENCE
+
+    def _attempt(self, task: Task, part: Part, plan: Plan) -> _Computed | None:
+        """Compute one part, or None if memory ran out; then nothing of the attempt is alive any more."""
+        try:
+            return self._compute(task, part, plan)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _compute(self, task: Task, part: Part, plan: Plan) -> _Computed:
+        settings = self._preprocessing
+        dtype = torch.float32 if part.precise else plan.dtype
+        network = self._copy(plan.device, dtype)
+        preparation = SlicePreparation(settings, task.size, plan.device)
+        # searching for the fastest algorithm takes a second for each new shape: worth it only if shapes come back
+        same_shapes = settings.resize is not None or settings.lung_crop_margin is None
+        with torch.inference_mode(), _fast_convolutions(plan.device, dtype, search=same_shapes):
+            finite = torch.ones((), dtype=torch.bool, device=plan.device)
+
+            def probability(x: Tensor) -> Tensor:
+                nonlocal finite
+                logits = network(x.contiguous(memory_format=torch.channels_last))
+                finite = finite & logits.isfinite().all()
+                return lesion_probability(logits, settings.activation)
+
+            x = preparation.apply(_on_device(task.slices[part.start : part.stop], plan.device))
+            mean, doubt = mean_over_flips(probability, x, FLIPS if task.tta else FLIPS[:1], task.uncertainty)
+            mean = preparation.restore(mean)
+            return _Computed(
+                part,
+                mean > task.threshold,
+                mean if task.probability else None,
+                None if doubt is None else preparation.restore(doubt),
+                finite,
+            )
+
+    def _copy(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        key = (device, dtype)
+        if key not in self._copies:
+            self._copies[key] = optimized_copy(self._network, device, dtype)
+        return self._copies[key]
+
+
+def _collect(held: list[_Computed], sinks: Sinks) -> list[Part]:
+    """Move results into the sinks; parts whose logits overflowed are left out and returned to be done again."""
+    again = []
+    for computed in held:
+        part = computed.part
+        if not bool(computed.finite):
+            if part.precise:
+                raise ModelError(
+                    "The network's output is not finite even in float32: the model's weights are damaged or untrained."
+                )
+            again.append(Part(part.start, part.stop, precise=True))
+            continue
+        for sink, result in (
+            (sinks.mask, computed.mask),
+            (sinks.probability, computed.probability),
+            (sinks.uncertainty, computed.uncertainty),
+        ):
+            if sink is not None and result is not None:
+                sink[part.start : part.stop] = result.cpu().numpy()
+    held.clear()
+    return again
+
+
+def _on_device(slices: NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(slices))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextlib.contextmanager
+def _fast_convolutions(device: torch.device, dtype: torch.dtype, search: bool) -> Iterator[None]:
+    """Autocast for the half types, and on CUDA a search for the fastest algorithm; undone at the end."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False))
+        if dtype != torch.float32:
+            stack.enter_context(torch.autocast(device.type, dtype))
+        yield
+
+
+def _wait_for_older(queue: deque[torch.cuda.Event], device: torch.device) -> None:
+    """Keep at most a few batches queued on a GPU, so that progress and cancelling stay true to what it has done."""
+    if device.type != "cuda":
+        return
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    queue.append(event)
+    if len(queue) > _QUEUED:
+        queue.popleft().synchronize()
+
+
+def _lower_precision(plan: Plan) -> torch.dtype | None:
+    # float32 that the user asked for is a promise about the result; memory does not break it
+    if not plan.is_gpu or plan.dtype != torch.float32 or plan.precision == "float32":
+        return None
+    lower = fastest_precision(plan.device)
+    return torch.float16 if lower == torch.float32 else lower
+
+
+def _report(progress: Callable[[str, int, int], None] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress("network", done, total)

@@ -1,0 +1,252 @@
+"""The predictor: a CT in, lesions out, on the CT's own grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError, LungsNotFoundError
+from ..imaging import LabelVolume, Volume, check_hounsfield, find_lungs, lung_box
+from .augmentation import checked_uncertainty
+from .devices import Choice, choose_device, choose_precision, precision_name
+from .execution import Execution, Plan, Sinks, Task
+from .postprocess import PostProcessing, apply_postprocessing
+from .record import RunRecord, describe_input
+
+if TYPE_CHECKING:
+    from ..models import LoadedModel
+
+_RIGHT, _LEFT = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of one CT; every array is on the CT's own grid.
+
+    Attributes:
+        mask: bool (z, y, x), lesion.
+        probability: float32 (z, y, x) in [0, 1], 0 outside the crop that the network saw, before post-processing; None
+            if not asked for.
+        uncertainty: float32 (z, y, x), bits in [0, 1], 0 outside the crop; None if not asked for.
+        lungs: uint8 (z, y, x), 1 right, 2 left (1 for both where the given mask does not tell them apart).
+        record: how the result was made.
+    """
+
+    mask: NDArray[np.bool_]
+    probability: NDArray[np.float32] | None
+    uncertainty: NDArray[np.float32] | None
+    lungs: NDArray[np.uint8]
+    record: RunRecord
+
+
+class Predictor:
+    """Finds lesions in CTs with one model on one device; stays warm from one CT to the next.
+
+    The number of processor threads is left as the caller has set it. On the processor, the same input on the same
+    number of threads gives the same bits again.
+
+    Args:
+        model: a loaded model, the id or file of one, or None for the default model.
+        device: "auto" (a GPU that works, else the processor), "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto" (bfloat16 where the hardware has it, float16 on older GPUs, else float32), "float32",
+            "bfloat16" or "float16".
+        batch_size: slices computed at once; None takes what is fast and fits into memory.
+
+    Attributes:
+        model: the loaded model.
+        device: the chosen device, with the reason.
+
+    Raises:
+        ModelError: no such model, or its file is damaged.
+        DeviceError: an unknown device, or one that is not there or does not work.
+        InputError: an unknown precision, or a batch size below 1.
+
+    Example:
+        >>> result = Predictor().segment(read_volume("ct.nii.gz"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel | str | Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise InputError(f"The batch size is {batch_size!r}; it must be 1 slice or more.")
+        self.device: Choice = choose_device(device)
+        self._dtype, self._precision_warning = choose_precision(precision, self.device.device)
+        self._precision = precision
+        self._batch_size = batch_size
+        self.model: LoadedModel = _loaded(model)
+        self._execution = Execution(self.model.network, self.model.card.preprocessing)
+
+    def segment(
+        self,
+        volume: Volume,
+        lungs: NDArray[Any] | LabelVolume | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        *,
+        probability: bool = False,
+        tta: bool = False,
+        uncertainty: str | bool | None = None,
+        postprocessing: PostProcessing | None = None,
+    ) -> Result:
+        """Find the lesions in a CT.
+
+        The slices of the axial view nearest to the CT's axes are cropped to the lungs with the margin of the model
+        card, windowed, resized if the card says so, padded by reflection, and run through the network in batches.
+
+        Args:
+            volume: the CT, Hounsfield units.
+            lungs: (z, y, x) on the CT's grid: bool, 1 right and 2 left, or anything that is not 0 in the lungs; None
+                finds them.
+            progress: called as progress(phase, done, total) in the phases "lungs", "network" and "postprocess".
+            cancelled: asked between batches; True ends the run.
+            probability: also return the probability.
+            tta: average the probability over four copies of each slice: as it is, flipped left-right,
+                anterior-posterior, and both. Four times the work.
+            uncertainty: also return the uncertainty over the four copies (turns ``tta`` on): True or "entropy" for
+                the binary entropy of the mean, "mutual_information" for the copies' disagreement, see
+                :func:`~.augmentation.mean_over_flips`.
+            postprocessing: threshold and clean-up of the mask; None takes the card's threshold and nothing else.
+
+        Returns:
+            The mask and what was asked for, on the CT's own grid.
+
+        Raises:
+            InputError: an argument that is not allowed.
+            GridMismatchError: lungs on another grid.
+            IntensityError: voxels that are NaN or infinite, or that cannot be Hounsfield units.
+            LungsNotFoundError: no lungs, or the given mask is empty.
+            CancelledError: ``cancelled`` said so.
+            DeviceError: memory does not suffice for one slice.
+            ModelError: the network's output is not finite.
+        """
+        if not isinstance(volume, Volume):
+            raise InputError(f"The predictor takes a Volume, not {type(volume).__name__}; read_volume makes one.")
+        settings = PostProcessing() if postprocessing is None else postprocessing
+        doubt = checked_uncertainty(uncertainty)
+        seconds: dict[str, float] = {}
+        card = self.model.card
+        given, volume = volume, check_hounsfield(volume)
+
+        with _timed(seconds, "lungs"):
+            found = find_lungs(volume, progress, cancelled) if lungs is None else _given_lungs(lungs, volume)
+            view = volume.geometry.axial_view()
+            margin = card.preprocessing.lung_crop_margin
+            box = (slice(None),) * 3 if margin is None else lung_box(view.apply(found), margin)
+
+        with _timed(seconds, "network"):
+            shape = volume.array.shape
+            mask = np.zeros(shape, dtype=bool)
+            maps = {
+                name: np.zeros(shape, dtype=np.float32) if wanted else None
+                for name, wanted in (("probability", probability), ("uncertainty", doubt is not None))
+            }
+            # views of the results on the CT's own grid: what is written into them needs no way back
+            sinks = Sinks(
+                view.apply(mask)[box], *(None if array is None else view.apply(array)[box] for array in maps.values())
+            )
+            threshold = card.threshold if settings.threshold is None else settings.threshold
+            most_lung = int(np.argmax(np.count_nonzero(view.apply(found)[box], axis=(1, 2))))
+            slices = view.apply(volume.array)[box]
+            task = Task(slices, threshold, probability, tta or doubt is not None, doubt, sample=most_lung)
+            plan = self._plan(task)
+            batch_size = plan.batch_size
+            warnings = self._execution.run(task, plan, sinks, progress, cancelled)
+
+        with _timed(seconds, "postprocess"):
+            if progress is not None:
+                progress("postprocess", 0, 1)
+            mask = apply_postprocessing(mask, volume.geometry.spacing_zyx, settings, found)
+            if progress is not None:
+                progress("postprocess", 1, 1)
+
+        with _timed(seconds, "record"):
+            facts = describe_input(given)
+        record = RunRecord(
+            input=facts,
+            model=_describe_model(card),
+            device={
+                "requested": self.device.requested,
+                "used": str(plan.device),
+                "name": self.device.name,
+                "reason": self.device.reason,
+                "precision": precision_name(plan.dtype),
+                "batch_size": batch_size,
+                "threads": torch.get_num_threads(),
+                "rungs": plan.rungs,
+            },
+            parameters={
+                "probability": probability,
+                "tta": task.tta,
+                "uncertainty": doubt,
+                "lungs": "found" if lungs is None else "given",
+                "box": [list(s.indices(n)[:2]) for s, n in zip(box, view.geometry.shape, strict=True)],
+                "slices": len(task.slices),
+                "preprocessing": asdict(card.preprocessing),
+            },
+            postprocessing={**settings.to_json(), "threshold": threshold},
+            seconds=seconds,
+            warnings=tuple(
+                filter(None, [self._precision_warning, *volume.warnings[len(given.warnings) :], *plan.rungs, *warnings])
+            ),
+        )
+        return Result(mask, maps["probability"], maps["uncertainty"], found, record)
+
+    def _plan(self, task: Task) -> Plan:
+        device = self.device.device
+        is_gpu = device.type != "cpu"
+        batch_size = self._batch_size or self._execution.batch_size(task.size, device, is_gpu)
+        return Plan(device, self._dtype, batch_size, keep_results=is_gpu, is_gpu=is_gpu, precision=self._precision)
+
+
+def _loaded(model: LoadedModel | str | Path | None) -> LoadedModel:
+    if model is not None and not isinstance(model, str | Path):
+        if not isinstance(getattr(model, "network", None), torch.nn.Module) or not hasattr(model, "card"):
+            raise InputError(f"The model is {type(model).__name__}; a loaded model, an id or a file is needed.")
+        return model
+    from ..models import ModelRegistry, load_checkpoint
+
+    registry = ModelRegistry()
+    return load_checkpoint(registry.path(registry.default() if model is None else model))
+
+
+def _given_lungs(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[np.uint8]:
+    if isinstance(lungs, LabelVolume):
+        volume.geometry.require_same(lungs.geometry, "CT", "lung mask")
+        lungs = lungs.array
+    lungs = np.asarray(lungs)
+    volume.geometry.require_shape(lungs, "lung mask")
+    if lungs.dtype.kind not in "buif":
+        raise InputError(f"The lung mask holds {lungs.dtype}; numbers or yes and no are needed.")
+    if lungs.dtype.kind == "f" and not np.isfinite(lungs).all():
+        raise InputError(
+            "The lung mask holds NaN or infinity; 0 outside the lungs and other numbers inside are needed."
+        )
+    if not lungs.any():
+        raise LungsNotFoundError("The given lung mask is empty; give one that marks the lungs, or none to find them.")
+    if lungs.dtype.kind != "b" and np.isin(lungs, (0, _RIGHT, _LEFT)).all():
+        return lungs.astype(np.uint8)
+    return (lungs != 0).astype(np.uint8)
+
+
+def _describe_model(card: Any) -> Mapping[str, Any]:
+    return {name: getattr(card, name) for name in ("id", "name", "version", "network", "weights_sha256", "license")}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,97 @@
+"""From Hounsfield units to a network's input and from its logits back, for a few slices at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..models.card import Preprocessing
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+class SlicePreparation:
+    """The model card's preprocessing for slices of one size, and its way back.
+
+    Window, then resizing (linear) if the card asks for it, then padding by reflection as ``numpy.pad`` does it
+    (repeated for slices smaller than the margin), of which the smaller half lies before the slice.
+
+    Args:
+        preprocessing: of the model card.
+        size: rows and columns of the slices that come.
+        device: where they are.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, size: tuple[int, int], device: torch.device) -> None:
+        self._settings = preprocessing
+        self._size = size
+        self._inner = preprocessing.resize or size
+        multiple = preprocessing.pad_multiple
+        margins = [-side % multiple for side in self._inner]
+        self._before = [margin // 2 for margin in margins]
+        self._sources = [
+            torch.from_numpy(np.pad(np.arange(side), (before, margin - before), mode="reflect")).to(device)
+            for side, margin, before in zip(self._inner, margins, self._before, strict=True)
+        ]
+        self.size = (len(self._sources[0]), len(self._sources[1]))
+
+    def apply(self, slices: Tensor) -> Tensor:
+        """(n, h, w) int16 or float32 in Hounsfield units to the network's input (n, 1, H, W) float32 in [0, 1]."""
+        settings = self._settings
+        x = slices.to(torch.float32, copy=True)[:, None]
+        x.sub_(settings.window_level - settings.window_width / 2).div_(settings.window_width).clamp_(0, 1)
+        if self._inner != self._size:
+            x = F.interpolate(x, size=self._inner, mode="bilinear", align_corners=False)
+        for axis, source in zip((2, 3), self._sources, strict=True):
+            if len(source) != x.shape[axis]:
+                x = x.index_select(axis, source)
+        return x
+
+    def restore(self, maps: Tensor) -> Tensor:
+        """Maps on the network's grid (n, 1, H, W) to the slices' own (n, h, w)."""
+        (top, left), (height, width) = self._before, self._inner
+        maps = maps[:, :, top : top + height, left : left + width]
+        if self._inner != self._size:
+            maps = F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
+        return maps[:, 0]
+
+
+def lesion_probability(logits: Tensor, activation: str) -> Tensor:
+    """Probability of lesion, float32 (n, 1, H, W), from logits (n, classes, H, W).
+
+    "softmax": that of all classes but the background, which is the first. "sigmoid": of the lesion's logit alone, which
+    is the last.
+    """
+    logits = logits.float()
+    if activation == "sigmoid":
+        return logits[:, -1:].sigmoid()
+    return logits.softmax(dim=1)[:, 1:].sum(dim=1, keepdim=True)
+
+
+def optimized_copy(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network for computing only: the same function to rounding, faster.
+
+    Batch normalization that follows a convolution is folded into it, memory is laid out channels last, and the weights
+    of the convolutions have the type they compute in; everything else stays float32.
+
+    Args:
+        network: in evaluation mode or not; it is not changed.
+        device: where the copy lives.
+        dtype: float32, or the half type that ``torch.autocast`` will be given.
+    """
+    result = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(result.modules()):
+        # the blocks of both networks name them so and compute norm(conv(x))
+        conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            module.conv, module.norm = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    result.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in result.modules():
+        if isinstance(module, _CONVOLUTIONS):
+            module.to(dtype)
+    return result
