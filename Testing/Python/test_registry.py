@@ -33,7 +33,8 @@ def check_by_first_word(path: Path) -> ModelCard:
     network = path.read_bytes().partition(b" ")[0].decode(errors="replace")
     if network not in ("coplenet", "caresunet"):
         raise ModelError(f"{path.name} is not a model file.")
-    return ModelCard(id="from-card", name=f"A {network}", network=network)
+    model_id = "from-card" if path.suffix == ".safetensors" else id_from_name(path.name)
+    return ModelCard(id=model_id, name=f"A {network}", network=network)
 
 
 def a_listed_model(model_id: str, **more: object) -> dict[str, object]:
@@ -340,13 +341,6 @@ def test_an_id_is_made_from_a_files_name(name, expected):
     assert id_from_name(name) == expected
     if expected:
         assert check_id(expected) == expected
-
-
-def test_a_name_that_gives_no_id_asks_for_one(registry, tmp_path):
-    path = tmp_path / "ä.pt"
-    path.write_bytes(OTHER)
-    with pytest.raises(ModelError, match="Give one with --id"):
-        registry.import_file(path)
 
 
 # --- trained models, default, remove ----------------------------------------------------------------------------------

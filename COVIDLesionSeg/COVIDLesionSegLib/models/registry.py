@@ -30,7 +30,6 @@ from .catalog import (
     ModelEntry,
     check_id,
     default_folder,
-    id_from_name,
     read_catalog,
     read_records,
     record_path,
@@ -204,7 +203,7 @@ class ModelRegistry:
         Args:
             path: any checkpoint that ``load_checkpoint`` reads.
             model_id: a model of the list that this file is, or a new id; None takes the listed model with this hash,
-                else the card's id, else one made from the file's name.
+                else the card's id, which is made from the file's name where the file has no card.
 
         Returns:
             The model; the existing one when the same file is installed under this id already.
@@ -220,10 +219,7 @@ class ModelRegistry:
         if listed is not None:
             return self._install_listed(source, listed, "imported", source.name)
         card = self._check(source)
-        new_id = model_id or (card.id if source.suffix == ".safetensors" else "") or id_from_name(source.name)
-        if not new_id:
-            raise ModelError(f"No id can be made from the name {source.name!r}.", "Give one with --id.")
-        return self._install_own(source, digest, new_id, card, origin="imported")
+        return self._install_own(source, digest, model_id or card.id, card, origin="imported")
 
     def register(self, path: Path | str, card: ModelCard) -> ModelEntry:
         """Copy a model made here, e.g. by fine-tuning, into the user's folder under its card's id.
