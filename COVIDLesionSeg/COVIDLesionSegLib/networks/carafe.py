@@ -56,8 +56,8 @@ class CARAFE(nn.Module):
 class Reassemble(torch.autograd.Function):
     """Weighted means of 5 x 5 neighborhoods, a row of them at a time.
 
-    features (N, H, W, C) and kernels (N, H, W, 25, 4), same dtype, give (N, 2 H, 2 W, C). Tap 5 r + c looks at the pixel
-    r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the new 2 x 2 pixels.
+    features (N, H, W, C) and kernels (N, H, W, 25, 4), same dtype, give (N, 2 H, 2 W, C). Tap 5 r + c looks at the
+    pixel r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the new 2 x 2 pixels.
 
     Five pixels side by side in a channels-last image are a 5 x C matrix that needs no copy, so the four new pixels are
     the sum over five rows of the products (4 x 5) (5 x C). All pixels of the zero-padded batch, margins included, lie
@@ -112,7 +112,7 @@ def _padded(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def _pixels(padded: Tensor) -> int:
-    """How many pixels of the padded batch (N, H + 4, W + 4, C), counted from the first, have all their neighbors in it."""
+    """How many pixels of the padded batch (N, H + 4, W + 4, C), from the first on, have all their neighbors in it."""
     batch, height, width = padded.shape[:3]
     return batch * height * width - 2 * _MARGIN * (width + 1)
 

@@ -81,7 +81,7 @@ class COPLENet(SliceNetwork):
             for level in reversed(range(_LEVELS - 1))
         )
         self.output = nn.Conv2d(widths[0], out_channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        self._lay_out()
 
     @property
     def arguments(self) -> dict[str, Any]:
