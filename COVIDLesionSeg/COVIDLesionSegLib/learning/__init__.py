@@ -21,7 +21,13 @@ _HOMES = {
     "NoiseRobustDiceLoss": "losses",
     "Ranger": "optimizers",
     "SorensenDiceLoss": "losses",
+    "Trainer": "trainer",
     "TrainingConfig": "config",
+    "TrainingResult": "trainer",
+    "fine_tune": "fine_tuning",
+    "mean_entropy": "pseudo_labels",
+    "pseudo_label": "pseudo_labels",
+    "read_cases": "data",
 }
 __all__ = list(_HOMES)  # one list serves both
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -48,6 +48,8 @@ class DataSettings:
         validation_share: share of patients for validation when the split is made, in (0, 1).
         cache: folder of the memory-mapped slice store; beside the run if empty.
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
+        training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
+            given ones.
         margin: voxels kept around the lungs; -1 keeps whole slices.
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16.
@@ -61,6 +63,7 @@ class DataSettings:
     validation_share: float = 0.2
     cache: str = ""
     pseudo_cases: str = ""
+    training_labels: str = ""
     margin: int = 8
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
@@ -260,16 +263,19 @@ class LabelNoiseSettings:
         kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
         strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
         share: share of cases (patients) whose labels get errors, in [0, 1].
+        seed: of the errors alone, so that runs with other seeds learn from the same labels.
     """
 
     kind: Literal["none", "dilation", "erosion", "dropout", "shift", "mixed"] = "none"
     strength: float = 3.0
     share: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.strength >= 0, "label_noise.strength", self.strength, "0 or above")
         if self.kind == "dropout":
             _require(self.strength <= 1, "label_noise.strength", self.strength, "in [0, 1] for dropout")
+        _require(self.seed >= 0, "label_noise.seed", self.seed, "0 or above")
         _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
 
 
@@ -346,8 +352,12 @@ class TrainingConfig:
         return _from_mapping(cls, values, "")
 
     @classmethod
-    def from_toml(cls, path: Path | str) -> TrainingConfig:
+    def from_toml(cls, path: Path | str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingConfig:
         """Read a TOML file.
+
+        Args:
+            path: the file.
+            overrides: table -> key -> value that count instead of the file's, e.g. what a command line gives.
 
         Raises:
             ReadError: the file is missing or not TOML.
@@ -359,6 +369,8 @@ class TrainingConfig:
             raise ReadError(f"The configuration {path} is not there.") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ReadError(f"The configuration {path.name} can't be read as TOML: {error}.") from error
+        for table, settings in (overrides or {}).items():
+            values[table] = {**values.get(table, {}), **settings}
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

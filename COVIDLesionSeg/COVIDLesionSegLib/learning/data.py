@@ -78,6 +78,19 @@ def read_cases(path: Path | str) -> list[TrainingCase]:
     return sorted(cases, key=lambda case: case.id)
 
 
+def read_pictures(path: Path | str) -> list[TrainingCase]:
+    """The pictures of a folder, as cases without masks, sorted by id.
+
+    Raises:
+        ReadError: no such folder, or no picture in it.
+    """
+    path = Path(path)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_ENDINGS) if path.is_dir() else []
+    if not files:
+        raise ReadError(f"{path} is not a folder with pictures ({', '.join(_IMAGE_ENDINGS)}).")
+    return [TrainingCase(file.stem, file.stem, file, None, kind="picture") for file in files]
+
+
 def _from_manifest(path: Path) -> list[TrainingCase]:
     cases = []
     for row in read_manifest(path, ["ct", "lesion"], ["patient", "lungs"], text=["lesion", "patient"]):

@@ -64,6 +64,14 @@ class Ranks:
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts)
 
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """Lists of all ranks, one after the other, on every rank."""
+        if self.count == 1:
+            return items
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
     def agree(self, flag: bool, device: torch.device) -> bool:
         """Whether any rank says yes: what one is told (a signal), all do."""
         if self.count == 1:

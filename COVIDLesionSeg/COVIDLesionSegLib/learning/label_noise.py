@@ -11,9 +11,7 @@ from .randomness import Purpose, draw
 KINDS = ("dilation", "erosion", "dropout", "shift")
 
 
-def add_label_noise(
-    mask: NDArray[np.uint8], settings: LabelNoiseSettings, seed: int, case: int
-) -> tuple[NDArray[np.uint8], str]:
+def add_label_noise(mask: NDArray[np.uint8], settings: LabelNoiseSettings, case: int) -> tuple[NDArray[np.uint8], str]:
     """A lesion mask with errors such as annotators make.
 
     Each lesion (26-connected component) gets its own strength, drawn evenly up to twice the set one, so that errors are
@@ -21,8 +19,7 @@ def add_label_noise(
 
     Args:
         mask: (z, y, x), 0 or 1.
-        settings: kind, strength and share of cases.
-        seed: of the draws.
+        settings: kind, strength, share of cases and seed.
         case: the case's number, so that every case has its own errors.
 
     Returns:
@@ -30,7 +27,7 @@ def add_label_noise(
     """
     from scipy import ndimage
 
-    generator = draw(seed, Purpose.LABEL_NOISE, case)
+    generator = draw(settings.seed, Purpose.LABEL_NOISE, case)
     if settings.kind == "none" or generator.random() >= settings.share or not mask.any():
         return mask, "none"
     kind = KINDS[int(generator.integers(len(KINDS)))] if settings.kind == "mixed" else settings.kind

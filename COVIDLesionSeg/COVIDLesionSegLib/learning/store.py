@@ -236,8 +236,8 @@ def _volume(
 
 
 def _picture(case: TrainingCase) -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[float, float, float], int]:
-    image = _gray(case.image)
-    label = np.zeros_like(image) if case.lesion is None else _gray(case.lesion)
+    image = read_picture(case.image)
+    label = np.zeros_like(image) if case.lesion is None else read_picture(case.lesion)
     if image.shape != label.shape:
         raise InputError(
             f"the picture is {image.shape[1]} x {image.shape[0]}, its mask {label.shape[1]} x {label.shape[0]} pixels; "
@@ -248,7 +248,12 @@ def _picture(case: TrainingCase) -> tuple[NDArray[np.int16], NDArray[np.uint8], 
     return image[None].astype(np.int16), (label > half)[None].astype(np.uint8), (1.0, 1.0, 1.0), 0
 
 
-def _gray(path: Path) -> NDArray[np.uint8]:
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """An 8-bit picture (rows, columns); colors are averaged.
+
+    Raises:
+        InputError: not a picture.
+    """
     import SimpleITK as sitk
 
     try:

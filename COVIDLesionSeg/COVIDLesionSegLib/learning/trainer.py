@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
@@ -34,7 +35,7 @@ from .noise_robust import AdaptiveSelfEnsembling, DataReweighting
 from .randomness import Purpose, draw, gaussian_noise
 from .sampling import Batch
 from .training_data import TrainingData
-from .validation import Judgment, judge, summarize
+from .validation import Judgment, judge, predict_case, summarize
 
 Progress = Callable[[str, int, int], None]
 STATE_VERSION = 1
@@ -92,6 +93,7 @@ class Trainer:
         self.folder = Path(folder)
         self._base = Path(base_folder)
         self._card = card
+        self._prepared: TrainingData | None = None
         # settings that a constructor checks are checked before the data are prepared
         self._criterion = make_criterion(config.loss)
         self._device = choose_device(config.run.device).device
@@ -126,6 +128,26 @@ class Trainer:
             job = _Job(self, ranks, resume, progress, cancelled)
             with until_signal() as stop:
                 return job.train(stop)
+
+    def judge(self, network: nn.Module) -> Judgment:
+        """How a network does on this training's frozen validation cases; the split must have been made by a run."""
+        data = self._data()
+        network = network.to(self._device)
+        return summarize(judge(network, data.store, data.validation, _WINDOW, self._device, self._autocast))
+
+    def training_cases(self) -> list[str]:
+        """Ids of the cases on the training side of the split."""
+        return self._data().train
+
+    def predict(self, network: nn.Module, case: str) -> NDArray[np.float32]:
+        """A network's lesion probability (z, y, x) on the stored slices of a case."""
+        network = network.to(self._device).eval()
+        return predict_case(network, self._data().store, case, _WINDOW, self._device, self._autocast)
+
+    def _data(self) -> TrainingData:
+        if self._prepared is None:
+            self._prepared = TrainingData(self.config, self._base, self.folder, _WINDOW, Ranks())
+        return self._prepared
 
 
 class _Job:
@@ -493,11 +515,7 @@ class _Job:
 
 
 def _merged(own: dict[str, dict[str, float]], ranks: Ranks, order: Sequence[str]) -> dict[str, dict[str, float]]:
-    if ranks.count == 1:
-        return own
-    parts: list[Any] = [None] * ranks.count
-    torch.distributed.all_gather_object(parts, own)
-    found = {case: row for part in parts for case, row in part.items()}
+    found = dict(ranks.gather_objects(list(own.items())))
     return {case: found[case] for case in order}
 
 

@@ -35,6 +35,7 @@ class TrainingData:
     Attributes:
         split: who trains and who judges.
         store: slices of all labeled cases.
+        train: ids of the cases that train.
         validation: ids of the cases that judge.
         source: batches of labeled slices.
         pseudo: batches of pseudo-labeled slices, or None.
@@ -73,7 +74,10 @@ class TrainingData:
         self.store = opened(cases, self.split.hashes)
         train = [case.id for case in self.split.cases(cases, "train")]
         self.validation = [case.id for case in self.split.cases(cases, "validation")]
+        self.train = train
         labels, self.noise = _noisy_labels(self.store, train, config)
+        if data.training_labels:
+            labels |= _given_labels(self.store, train, base / data.training_labels)
         self.source = BatchSource(
             self.store, train, run.batch_size, data, config.augmentation, window, run.seed, labels=labels
         )
@@ -93,8 +97,22 @@ class TrainingData:
                 stream=1,
             )
             hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
-        used = {"sets": self.split.sets, "hashes": hashes}
+        updated = {case: hashlib.sha256(mask.tobytes()).hexdigest() for case, mask in sorted(labels.items())}
+        used = {"sets": self.split.sets, "hashes": hashes, "labels": updated}
         self.sha256 = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+
+def _given_labels(store: SliceStore, train: Sequence[str], folder: Path) -> dict[str, NDArray[np.uint8]]:
+    labels = {}
+    for case in train:
+        path = folder / f"{case}.npy"
+        if path.is_file():
+            labels[case] = np.load(path, allow_pickle=False)
+            if labels[case].shape != store.label(case).shape or labels[case].dtype != np.uint8:
+                raise InputError(f"{path} is not a mask for the stored slices of {case}; make it anew for these data.")
+    if not labels:
+        raise InputError(f"The folder {folder} holds no mask (<case>.npy) for any training case.")
+    return labels
 
 
 def _noisy_labels(
@@ -105,7 +123,7 @@ def _noisy_labels(
     if config.label_noise.kind != "none":
         for number, case in enumerate(train):
             clean = store.label(case)
-            noisy, kind = add_label_noise(clean, config.label_noise, config.run.seed, number)
+            noisy, kind = add_label_noise(clean, config.label_noise, number)
             total = int(clean.sum()) + int(noisy.sum())
             overlap = 2 * int((clean & noisy).sum()) / total if total else 1.0
             labels[case] = noisy
