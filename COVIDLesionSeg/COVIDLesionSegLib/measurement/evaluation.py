@@ -1,0 +1,211 @@
+"""Everything about a prediction against a reference, in one dictionary with units and statuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypedDict
+
+from numpy.typing import ArrayLike
+
+from ._checks import as_pair, as_spacing
+from ._nearest import Distances, SurfacePair, run_all
+from ._sparse import SparseMask
+from .lesions import LabelledMask, LesionDetection, as_share, compare_lesions
+from .overlap import ConfusionCounts
+from .surface import (
+    DEFAULT_TOLERANCE_MM,
+    as_tolerance,
+    average_distance,
+    empty_distance,
+    hd95_directed,
+    surface_dice,
+)
+
+
+class Value(TypedDict):
+    """One measured quantity: value, unit (UCUM) and status."""
+
+    value: float
+    unit: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a key of :func:`evaluate` means.
+
+    Attributes:
+        title: as shown to people.
+        unit: UCUM; "1" is a number without unit.
+        definition: one sentence.
+        better: "higher", "lower" or "" where neither is better.
+        of_both: whether it compares the masks; its status is then that of the pair ("both_empty", ...).
+    """
+
+    title: str
+    unit: str
+    definition: str
+    better: str = ""
+    of_both: bool = True
+
+
+QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
+    {
+        "dice": Quantity("Dice", "1", "2 |A and B| / (|A| + |B|), A the prediction and B the reference.", "higher"),
+        "relative_volume_error": Quantity("Relative volume error", "1", "||A| - |B|| / |B|.", "lower"),
+        "relative_volume_error_signed": Quantity(
+            "Relative volume error, signed", "1", "(|A| - |B|) / |B|: negative where the prediction is too small."
+        ),
+        "hausdorff_distance_95": Quantity(
+            "HD95",
+            "mm",
+            "The larger of the two directed 95th percentiles of surface distances, linearly interpolated.",
+            "lower",
+        ),
+        "hausdorff_distance": Quantity("Hausdorff distance", "mm", "The largest surface distance.", "lower"),
+        "average_surface_distance": Quantity(
+            "Average surface distance", "mm", "The mean of both directions' surface distances, pooled.", "lower"
+        ),
+        "normalized_surface_dice": Quantity(
+            "Normalized surface Dice", "1", "The share of both surfaces within a tolerance of the other one.", "higher"
+        ),
+        "sensitivity": Quantity("Sensitivity", "1", "TP / (TP + FN), voxels.", "higher"),
+        "specificity": Quantity("Specificity", "1", "TN / (TN + FP), voxels of the whole image.", "higher"),
+        "precision": Quantity("Precision", "1", "TP / (TP + FP), voxels.", "higher"),
+        "prediction_volume": Quantity("Predicted volume", "mL", "Voxels times voxel volume.", of_both=False),
+        "reference_volume": Quantity("Reference volume", "mL", "Voxels times voxel volume.", of_both=False),
+        "volume_difference": Quantity(
+            "Volume difference", "mL", "Predicted volume minus reference volume.", of_both=False
+        ),
+        "lesion_sensitivity": Quantity(
+            "Lesion-wise sensitivity", "1", "Share of the reference's 26-connected lesions that were found.", "higher"
+        ),
+        "reference_lesions": Quantity(
+            "Reference lesions", "1", "26-connected components of the reference.", of_both=False
+        ),
+        "detected_lesions": Quantity(
+            "Detected lesions", "1", "Reference lesions that the prediction covers.", "higher", of_both=False
+        ),
+        "prediction_lesions": Quantity(
+            "Predicted lesions", "1", "26-connected components of the prediction.", of_both=False
+        ),
+        "false_positive_lesions": Quantity(
+            "False positive lesions", "1", "Predicted lesions outside the reference.", "lower", of_both=False
+        ),
+    }
+)
+
+
+def evaluate(
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    spacing: Sequence[float],
+    *,
+    tolerance: float = DEFAULT_TOLERANCE_MM,
+    minimum_overlap: float = 0.0,
+) -> dict[str, Value]:
+    """Compare a prediction with a reference by everything this project measures.
+
+    Args:
+        prediction: bool mask (z, y, x), or integers 0 and 1.
+        reference: bool mask (z, y, x).
+        spacing: (z, y, x), mm.
+        tolerance: mm, of the normalized surface Dice.
+        minimum_overlap: share of a lesion that must be covered for it to count as found, see
+            :func:`.lesions.detect_lesions`.
+
+    Returns:
+        name -> value (float), unit (UCUM), status; the names are the keys of :data:`QUANTITIES`. A status is "ok",
+        "both_empty", "prediction_empty" or "reference_empty", and "undefined" where a value is NaN though neither mask
+        is empty (the specificity of a grid full of lesion). Volumes and counts are always "ok".
+
+    Raises:
+        GridMismatchError: different shapes.
+        GeometryError: spacing that is not positive.
+        InputError: values other than 0 and 1, not three axes, a tolerance or share that is not allowed.
+    """
+    settings = Settings.checked(spacing, tolerance, minimum_overlap)
+    first, second = as_pair(prediction, reference, 3)
+    one, other = run_all([lambda: SparseMask.of(first), lambda: SparseMask.of(second)])
+    counts = ConfusionCounts.from_sizes(len(one), len(other), one.count_in(other), first.size)
+
+    def distances() -> tuple[Distances, Distances] | None:
+        if counts.status != "ok":
+            return None
+        points = run_all([one.surface_points, other.surface_points])
+        return SurfacePair(points[0], points[1], settings.spacing).distances()
+
+    def lesions() -> LesionDetection:
+        labelled = run_all([lambda: LabelledMask.of(one.dense), lambda: LabelledMask.of(other.dense)])
+        return compare_lesions(
+            labelled[0], labelled[1], one.dense, other.dense, settings.voxel_ml, settings.minimum_overlap
+        )
+
+    return settings.values(counts, *run_all([distances, lesions]))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How masks are compared: spacing (z, y, x) mm, tolerance mm, share of a lesion that counts as found."""
+
+    spacing: tuple[float, float, float]
+    tolerance: float
+    minimum_overlap: float
+
+    @classmethod
+    def checked(cls, spacing: Sequence[float], tolerance: float, minimum_overlap: float) -> Settings:
+        """Settings from what a user gave; GeometryError or InputError for what is not allowed."""
+        return cls(as_spacing(spacing), as_tolerance(tolerance), as_share(minimum_overlap))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, mL."""
+        return math.prod(self.spacing) / 1000.0
+
+    def values(
+        self, counts: ConfusionCounts, distances: tuple[Distances, Distances] | None, lesions: LesionDetection
+    ) -> dict[str, Value]:
+        """The dictionary of :func:`evaluate`; ``distances`` is None where a mask is empty."""
+        if distances is None:
+            nothing = empty_distance(counts.prediction, counts.reference)
+            hausdorff = percentile = average = nothing
+            surface = 1.0 if math.isnan(nothing) else 0.0
+        else:
+            hausdorff = float(max(found.max() for found in distances))
+            percentile = hd95_directed(*distances)
+            average = average_distance(*distances)
+            surface = surface_dice(*distances, self.tolerance)
+        error = counts.relative_volume_error
+        detected = lesions.detected
+        numbers = {
+            "dice": counts.dice,
+            "relative_volume_error": abs(error),
+            "relative_volume_error_signed": error,
+            "hausdorff_distance_95": percentile,
+            "hausdorff_distance": hausdorff,
+            "average_surface_distance": average,
+            "normalized_surface_dice": surface,
+            "sensitivity": counts.sensitivity,
+            "specificity": counts.specificity,
+            "precision": counts.precision,
+            "prediction_volume": counts.prediction * self.voxel_ml,
+            "reference_volume": counts.reference * self.voxel_ml,
+            "volume_difference": (counts.prediction - counts.reference) * self.voxel_ml,
+            "lesion_sensitivity": lesions.sensitivity,
+            "reference_lesions": float(len(detected)),
+            "detected_lesions": float(detected.sum()),
+            "prediction_lesions": float(len(lesions.prediction_voxels)),
+            "false_positive_lesions": float(lesions.false_positives),
+        }
+        return {name: _value(name, number, counts.status) for name, number in numbers.items()}
+
+
+def _value(name: str, number: float, pair_status: str) -> Value:
+    quantity = QUANTITIES[name]
+    status = pair_status if quantity.of_both else "ok"
+    if status == "ok" and math.isnan(number):
+        status = "undefined"
+    return {"value": float(number), "unit": quantity.unit, "status": status}
