@@ -350,7 +350,7 @@ def _mediastinum(hu: Array, x: Array, y: Array, z: Array) -> Array:
     hu = np.where(above, FAT + 5, hu)
     lean = (np.sin(x / 7 + y / 11) + np.sin(y / 6 - z / 9) + np.sin(z / 8 + x / 12)) / 3
     hu[above] += 12 * lean[above]
-    heart = np.where(z > diaphragm(x, y) - 22, heart_distance(x, y, z), 9)
+    heart = np.where(z > diaphragm(x, y) - 2, heart_distance(x, y, z), 9)
     hu[heart < 0] = BLOOD + 3
     # the furrow between atria and ventricles holds fat
     furrow = np.abs(0.76 * (x - 1) - 0.52 * (y + 12) - 0.39 * (z + 20) + 3 * np.sin(z / 9))

@@ -267,15 +267,16 @@ def _lung_trees(rng: np.random.Generator, consolidations: Sequence[Lesion]) -> t
         arteries = _trees.grow(lobe.artery, targets[:half], trunk, rng)
         veins = _trees.grow(lobe.vein, targets[half:], 0.9 * trunk, rng)
         vessels += [arteries, veins]
-        bronchi.append(_trees.beside(arteries, (0, 0.5, 0.85), 0.75))
+        bronchi.append(_trees.beside(arteries, (0, 0.5, 0.85), 0.7))
     tree = np.concatenate(bronchi)
-    # the air bronchogram
+    # bronchi less than 2 mm across are not seen in normal lung; in consolidated lung they are: the air bronchogram
     wide = np.zeros(len(tree), bool)
     for lesion in consolidations:
         wide |= (((tree[:, 4:7] - lesion.center) / lesion.radii) ** 2).sum(axis=1) < 1.2
+    seen = wide | (tree[:, 7] > 1.0)
     for column in (3, 7):
         tree[wide, column] = np.maximum(tree[wide, column], 0.9)
-    return np.concatenate(vessels), tree[tree[:, 7] > 0.55]
+    return np.concatenate(vessels), tree[seen]
 
 
 def _parenchyma(
