@@ -14,7 +14,7 @@ import torch
 def environment(device: torch.device, autocast: torch.dtype | None, ranks: int) -> dict[str, Any]:
     """What must be the same for a resumed run to give the same bits."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "device": str(device),

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import CancelledError
-from ..measurement.overlap import dice, relative_volume_error
-from ..measurement.surface import hausdorff_distance_95
+from ..measurement import dice, hausdorff_distance_95, relative_volume_error
 from .store import SliceStore
 
 _BATCH = 8
