@@ -1,0 +1,116 @@
+"""Connected components of a sparse 3-D mask, found on its runs of voxels instead of its whole grid.
+
+A run is a maximal row of mask voxels along x. Lesions fill a few percent of the image, so there are some ten thousand
+runs where there are tens of millions of voxels, and joining runs takes a tenth of the time of labelling the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# with the row before in the same slice, and with three rows of the slice before: each pair of neighbors once
+_NEIGHBOR_ROWS = ((0, 1), (1, -1), (1, 0), (1, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The 26-connected components of a mask, largest first (of equals, the one that begins first in memory order).
+
+    The order of the voxels behind :attr:`voxel_labels` is that of ``array[mask]``.
+
+    Attributes:
+        sizes: voxels of each component.
+        labels: component of each run, counted from 0.
+        z: slice of each run.
+        y: row of each run.
+        x: first column of each run.
+        lengths: voxels of each run.
+    """
+
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    z: NDArray[np.int64]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        """Number of components."""
+        return len(self.sizes)
+
+    @property
+    def voxel_labels(self) -> NDArray[np.int64]:
+        """Component of each mask voxel, counted from 0."""
+        return np.repeat(self.labels, self.lengths)
+
+    def centroids(self) -> NDArray[np.float64]:
+        """Mean voxel index (z, y, x) of each component, one row a component."""
+        middle = self.x + (self.lengths - 1) / 2
+        sums = [np.bincount(self.labels, self.lengths * place, self.count) for place in (self.z, self.y, middle)]
+        return np.stack(sums, axis=1) / self.sizes[:, None]
+
+    def image(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The mask these components were found in, as an int32 array: 0 outside, components counted from 1."""
+        labels = np.zeros(mask.shape, np.int32)
+        labels[mask] = self.voxel_labels + 1
+        return labels
+
+
+def find_components(mask: NDArray[np.bool_]) -> Components:
+    """Find the 26-connected components of a mask.
+
+    Args:
+        mask: bool (z, y, x); any strides.
+    """
+    from scipy import sparse
+
+    depth, height, width = mask.shape
+    # a column of background on either side, so that no run crosses the end of its row
+    stride = width + 2
+    padded = np.zeros((depth * height, stride), np.int8)
+    padded[:, 1:-1] = mask.reshape(depth * height, width)
+    flat = padded.ravel()
+    borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first, end = borders[::2], borders[1::2]
+    row = first // stride
+    z, y = row // height, row % height
+
+    pairs = [_touching(first, end, z, y, mask.shape, stride, dz, dy) for dz, dy in _NEIGHBOR_ROWS]
+    one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    graph = sparse.coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(first), len(first)))
+    count, labels = sparse.csgraph.connected_components(graph, directed=False) if len(first) else (0, first)
+
+    lengths = end - first
+    sizes = np.bincount(labels, lengths, count).astype(np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[order] = np.arange(count)
+    return Components(sizes[order], rank[labels], z, y, first % stride - 1, lengths)
+
+
+def _touching(
+    first: NDArray[Any],
+    end: NDArray[Any],
+    z: NDArray[Any],
+    y: NDArray[Any],
+    shape: tuple[int, ...],
+    stride: int,
+    dz: int,
+    dy: int,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pairs of runs where the second lies in the row (dz, dy) further and touches the first, diagonals included."""
+    inside = (y + dy >= 0) & (y + dy < shape[1]) & (z + dz < shape[0])
+    source = np.flatnonzero(inside)
+    shift = (dz * shape[1] + dy) * stride
+    # runs are sorted and do not overlap: those that touch an interval are neighbors in the list
+    low = np.searchsorted(end, first[source] + shift, "left")
+    high = np.searchsorted(first, end[source] + shift, "right")
+    counts = np.maximum(high - low, 0)
+    begin = np.cumsum(counts) - counts
+    partners = np.arange(counts.sum()) + np.repeat(low - begin, counts)
+    return np.repeat(source, counts), partners

@@ -1,0 +1,316 @@
+"""What became of the lesions between two CTs of one patient."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LungsNotFoundError
+from ..imaging import Geometry, LabelVolume, Volume
+from . import zones
+from ._inputs import binary_mask
+from .catalog import catalog, entry, key_of
+from .components import find_components
+from .quantification import Entries, quantify
+from .registration import Registration, identity, moved, register_lungs, same_image
+
+# labels of the change map
+PERSISTING, NEW, RESOLVED = 1, 2, 3
+MAP_NAMES = {PERSISTING: "persisting lesion", NEW: "new lesion", RESOLVED: "resolved lesion"}
+STATUSES = ("new", "grown", "stable", "shrunk", "resolved", "not_imaged")
+
+# change of which quantity, and for which kinds of region
+_DIFFERENCES = {
+    "lesion_volume_change": "lesion_volume",
+    "involvement_change": "involvement",
+    "ground_glass_volume_change": "ground_glass_volume",
+    "consolidation_volume_change": "consolidation_volume",
+    "mean_hu_change": "mean_hu",
+    "severity_by_zones_change": "severity_by_zones",
+    "severity_by_lobes_change": "severity_by_lobes",
+}
+_PERCENTS = {"lesion_volume_change_percent": "lesion_volume", "lung_volume_change_percent": "lung_volume"}
+
+
+class TimePoint(NamedTuple):
+    """One study: the CT, its lesion mask, its lungs (1 right, 2 left), and its lobes if there are any."""
+
+    volume: Volume
+    lesion: NDArray[Any] | LabelVolume
+    lungs: NDArray[Any] | LabelVolume | None
+    lobes: NDArray[Any] | LabelVolume | None = None
+
+
+def compare_timepoints(
+    earlier: TimePoint | tuple[Any, ...], later: TimePoint | tuple[Any, ...], registration: str = "rigid"
+) -> dict[str, Any]:
+    """Compare the lesions of two CTs of one patient.
+
+    Volumes and percentages are measured on each CT by itself; registration only tells which lesions are the same and
+    makes the map. All differences are later minus earlier: positive means more at the later time. Nothing in the
+    images says which is earlier, so the order of the arguments does.
+
+    Args:
+        earlier: volume, lesion, lungs and, if there are any, lobes of the earlier study, each on the CT's grid.
+        later: the same of the later study.
+        registration: "rigid" or "affine".
+
+    Returns:
+        ``changes``: key -> measurement, as :func:`.quantify` gives them, among them counts of new, resolved, grown,
+        shrunk and stable lesions and the quality of the registration. ``earlier``, ``later``: what quantify gives.
+        ``lesions``: groups of lesions that belong together, largest first, each with status, earlier_ml, later_ml,
+        change_ml, change_percent, earlier_lesions and later_lesions (their indices in the lists of quantify) and
+        place. ``registration``: the :class:`.Registration` as plain values. ``map``: uint8 (z, y, x) on the later CT's
+        grid, 1 persisting, 2 new, 3 resolved. ``notes``: sentences on what to keep in mind.
+
+    Raises:
+        LungsNotFoundError: a study has no lungs.
+        InputError: studies that can't be compared; the message says why.
+        GridMismatchError: a mask is not on its CT's grid.
+    """
+    before, after = TimePoint(*earlier), TimePoint(*later)
+    lungs = [_lungs(study, name) for study, name in ((before, "earlier"), (after, "later"))]
+    if same_image(before.volume, after.volume):
+        found = identity(after.volume, *lungs)
+    else:
+        found = register_lungs(before.volume, lungs[0], after.volume, lungs[1], registration)
+    measured = [quantify(*study) for study in (before, after)]
+    lesions, change_map, volumes = _match(before, after, measured, found)
+    return {
+        "changes": _changes(measured, lesions, volumes, found),
+        "earlier": measured[0],
+        "later": measured[1],
+        "lesions": lesions,
+        "registration": {
+            "kind": found.kind,
+            "later_to_earlier_lps": found.matrix.tolist(),
+            "lung_dice": found.dice,
+            "lung_surface_distance_mm": found.surface_distance_mm,
+            "common_coverage_percent": found.coverage_percent,
+            "correlation": found.correlation,
+            "rotation_deg": found.rotation_deg,
+            "translation_mm": found.translation_mm,
+            "volume_scale": found.volume_scale,
+        },
+        "map": change_map,
+        "notes": _notes(measured, found),
+    }
+
+
+def _lungs(study: TimePoint, name: str) -> NDArray[np.bool_]:
+    lobes = None if study.lobes is None else zones.Lobes.read(study.lobes, study.volume.geometry)
+    lungs = zones.Lungs.read(study.lungs, lobes, study.volume.geometry)
+    if lungs.status != "ok":
+        raise LungsNotFoundError(
+            f"The {name} study has no lungs ({catalog()['statuses'][lungs.status]}); two time points are compared "
+            "after registering the lungs, so both studies need them."
+        )
+    return lungs.array != 0
+
+
+def _changes(
+    measured: list[Entries], lesions: list[dict[str, Any]], volumes: dict[str, float], found: Registration
+) -> Entries:
+    before, after = measured
+    entries: Entries = {}
+
+    def add(name: str, value: Any, status: str = "ok", region: str = "whole") -> None:
+        entries[key_of(name, region)] = entry(name, value, status, region)
+
+    kinds = {region: data["kind"] for region, data in catalog()["regions"].items()}
+    for name, of in (_DIFFERENCES | _PERCENTS).items():
+        for region, kind in kinds.items():
+            old, new = before.get(key_of(of, region)), after.get(key_of(of, region))
+            wanted = catalog()["quantities"][name]["regions"]
+            if kind not in wanted or old is None or new is None:
+                continue
+            unknown = next((one["status"] for one in (old, new) if one["value"] is None), "")
+            odd = next((one["status"] for one in (old, new) if one["status"] != "ok"), "ok")
+            if unknown:
+                add(name, None, unknown, region)
+            elif name in _DIFFERENCES:
+                add(name, new["value"] - old["value"], odd, region)
+            elif old["value"]:
+                add(name, 100.0 * (new["value"] - old["value"]) / old["value"], odd, region)
+            else:
+                add(name, None, "earlier_empty", region)
+    for name, value in volumes.items():
+        add(name, value)
+    for status in STATUSES:
+        add(f"lesions_{status}", sum(group["status"] == status for group in lesions))
+    add("lung_dice", found.dice)
+    add("lung_surface_distance", found.surface_distance_mm)
+    add("common_coverage", found.coverage_percent)
+    add("rotation", found.rotation_deg)
+    add("translation", found.translation_mm)
+    add("volume_scale", found.volume_scale)
+    return entries
+
+
+def _match(
+    before: TimePoint, after: TimePoint, measured: list[Entries], found: Registration
+) -> tuple[list[dict[str, Any]], NDArray[np.uint8], dict[str, float]]:
+    """Which lesions belong together, the map of what changed, and the map's volumes."""
+    geometry = after.volume.geometry
+    old = _labelled(before)
+    new = _labelled(after)
+    arrived = _resampled(old, before.volume.geometry, geometry, found.matrix)
+    change_map = np.zeros(new.shape, np.uint8)
+    change_map[arrived != 0] = RESOLVED
+    change_map[new != 0] = NEW
+    change_map[(new != 0) & (arrived != 0)] = PERSISTING
+    counts = np.bincount(change_map[change_map != 0], minlength=4)
+    names = {PERSISTING: "persisting_volume", NEW: "new_volume", RESOLVED: "resolved_volume"}
+    volumes = {names[label]: float(counts[label] * geometry.voxel_ml) for label in names}
+
+    old_list, new_list = (measured[i]["lesions"]["value"] for i in (0, 1))
+    links = _links(arrived, new, geometry.spacing_zyx)
+    groups = _groups(len(old_list), len(new_list), links)
+    unseen_new = _unseen(new, len(new_list), geometry, before.volume.geometry, found.matrix)
+    unseen_old = _unseen(old, len(old_list), before.volume.geometry, geometry, np.linalg.inv(found.matrix))
+    lesions = [_group(ones, others, old_list, new_list, unseen_old, unseen_new) for ones, others in groups]
+    lesions.sort(key=lambda group: -max(group["earlier_ml"], group["later_ml"]))
+    return lesions, change_map, volumes
+
+
+def _labelled(study: TimePoint) -> NDArray[np.int32]:
+    """Components (z, y, x) on the CT's own grid, numbered from 1 as quantify lists them."""
+    view = study.volume.geometry.axial_view()
+    mask = np.ascontiguousarray(view.apply(binary_mask(study.lesion, study.volume.geometry, "lesion mask")))
+    return np.ascontiguousarray(view.restore(find_components(mask).image(mask)))
+
+
+def _resampled(
+    labels: NDArray[np.int32], source: Geometry, target: Geometry, matrix: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    import SimpleITK as sitk
+
+    transform = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(target.size)
+    resampler.SetOutputSpacing(target.spacing)
+    resampler.SetOutputOrigin(target.origin)
+    resampler.SetOutputDirection(target.direction)
+    resampler.SetTransform(transform)
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    resampler.SetDefaultPixelValue(0)
+    return sitk.GetArrayFromImage(resampler.Execute(source.to_sitk(labels)))
+
+
+def _links(old: NDArray[np.int32], new: NDArray[np.int32], spacing: tuple[float, float, float]) -> set[tuple[int, int]]:
+    """Pairs (old, new) of lesions that overlap or come closer than the limit, on one grid."""
+    from scipy.spatial import cKDTree
+
+    both = (old != 0) & (new != 0)
+    links = set(zip(old[both].tolist(), new[both].tolist(), strict=True))
+    surfaces = [_surface(labels, spacing) for labels in (old, new)]
+    limit = catalog()["longitudinal"]["match_distance_mm"]
+    for near in (0, 1):
+        (points, here), (others, there) = surfaces[near], surfaces[1 - near]
+        if not len(points) or not len(others):
+            continue
+        distance, index = cKDTree(others).query(points, distance_upper_bound=limit)
+        close = np.flatnonzero(np.isfinite(distance))
+        partners = there[np.asarray(index)[close]].tolist()
+        pair = (here[close].tolist(), partners) if near == 0 else (partners, here[close].tolist())
+        links |= set(zip(*pair, strict=True))
+    return links
+
+
+def _surface(
+    labels: NDArray[np.int32], spacing: tuple[float, float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Positions (mm from the grid's corner) and labels of the voxels on the surface of the lesions."""
+    voxels = np.argwhere(labels)
+    if not len(voxels):
+        return voxels.astype(np.float64), np.zeros(0, np.int32)
+    low, high = np.maximum(voxels.min(axis=0) - 1, 0), voxels.max(axis=0) + 2
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    filled = np.pad(labels[box] != 0, 1)
+    inner = filled[1:-1, 1:-1, 1:-1].copy()
+    for axis in range(3):
+        for step in (slice(None, -2), slice(2, None)):
+            inner &= filled[tuple(step if a == axis else slice(1, -1) for a in range(3))]
+    surface = np.argwhere((labels[box] != 0) & ~inner) + low
+    return surface * np.array(spacing), labels[tuple(surface.T)]
+
+
+def _groups(old: int, new: int, links: set[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+    """Lesions that links hold together, as indices from 0: (old ones, new ones)."""
+    from scipy import sparse
+
+    if not old + new:
+        return []
+    pairs = np.array(sorted(links), np.int64).reshape(-1, 2)
+    graph = sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0] - 1, old + pairs[:, 1] - 1)), shape=(old + new,) * 2)
+    count, label = sparse.csgraph.connected_components(graph, directed=False)
+    members = [np.flatnonzero(np.equal(label, group)) for group in range(count)]
+    return [([int(m) for m in group if m < old], [int(m) - old for m in group if m >= old]) for group in members]
+
+
+def _unseen(
+    labels: NDArray[np.int32], count: int, geometry: Geometry, other: Geometry, matrix: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Which lesions lie mostly outside the other CT's field of view; the matrix leads there."""
+    voxels = np.argwhere(labels)
+    points = np.column_stack([voxels[:, ::-1], np.ones(len(voxels))]) @ geometry.ijk_to_lps.T
+    there = np.column_stack([moved(matrix, points[:, :3]), np.ones(len(voxels))]) @ np.linalg.inv(other.ijk_to_lps).T
+    inside = ((there[:, :3] >= -0.5) & (there[:, :3] <= np.array(other.size) - 0.5)).all(axis=1)
+    label = labels[tuple(voxels.T)] - 1
+    seen = np.bincount(label, inside, count) / np.maximum(np.bincount(label, minlength=count), 1)
+    return seen < 0.5
+
+
+def _group(
+    ones: list[int],
+    others: list[int],
+    old: list[dict[str, Any]],
+    new: list[dict[str, Any]],
+    unseen_old: NDArray[np.bool_],
+    unseen_new: NDArray[np.bool_],
+) -> dict[str, Any]:
+    limits = catalog()["longitudinal"]
+    before = sum((old[i]["volume_ml"] for i in ones), 0.0)
+    after = sum((new[i]["volume_ml"] for i in others), 0.0)
+    change = after - before
+    percent = 100.0 * change / before if before else None
+    if not others:
+        status = "not_imaged" if unseen_old[ones].all() else "resolved"
+    elif percent is None:
+        status = "not_imaged" if unseen_new[others].all() else "new"
+    elif abs(percent) < limits["least_change_percent"] or abs(change) < limits["least_change_ml"]:
+        status = "stable"
+    else:
+        status = "grown" if change > 0 else "shrunk"
+    largest = new[others[0]] if others else old[ones[0]]
+    return {
+        "status": status,
+        "earlier_ml": before,
+        "later_ml": after,
+        "change_ml": change,
+        "change_percent": percent,
+        "earlier_lesions": [old[i]["index"] for i in ones],
+        "later_lesions": [new[i]["index"] for i in others],
+        "place": largest["place"],
+    }
+
+
+def _notes(measured: list[Entries], found: Registration) -> list[str]:
+    limits = catalog()["longitudinal"]
+    notes = []
+    if found.kind == "identity":
+        notes.append("Both CTs are the same image, so nothing was registered; only the masks can differ.")
+    if found.coverage_percent < limits["full_coverage_percent"]:
+        notes.append(
+            f"Only {found.coverage_percent:.0f} % of the lungs are imaged at both times; each volume counts what its "
+            "own CT shows, so part of the change can be coverage."
+        )
+    old, new = (one["lung_volume"]["value"] for one in measured)
+    if abs(new - old) > 0.2 * old:
+        notes.append(
+            f"The lungs hold {old:.0f} mL earlier and {new:.0f} mL later: a different depth of breath changes HU and "
+            "percentages without a change of disease."
+        )
+    return notes

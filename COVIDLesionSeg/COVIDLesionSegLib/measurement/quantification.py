@@ -1,0 +1,238 @@
+"""What can be measured of the lesions without a reference: volumes, involvement, density, places, severity.
+
+Definitions, units, codes, thresholds and their citations are data: ``Resources/Quantities.json``, explained in
+docs/quantities.md. Nothing here is ever 0 because it could not be measured: such values are None and their status says
+why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..imaging import LabelVolume, Volume
+from . import severity, zones
+from ._inputs import binary_mask
+from .catalog import catalog, entry, key_of
+from .components import Components, find_components
+
+Entries = dict[str, dict[str, Any]]
+
+
+def quantify(
+    volume: Volume,
+    lesion: NDArray[Any] | LabelVolume,
+    lungs: NDArray[Any] | LabelVolume | None = None,
+    lobes: NDArray[Any] | LabelVolume | None = None,
+    *,
+    lobe_map: str | Mapping[int, str] | None = None,
+    consolidation_from: float | None = None,
+) -> Entries:
+    """Measure the lesions of one CT.
+
+    Args:
+        volume: the CT, HU.
+        lesion: (z, y, x) on the CT's grid; any label is lesion.
+        lungs: on the same grid, 1 right lung and 2 left lung with the lesions in them; a mask with one label is divided
+            into right and left where they can be told apart. None takes the lobes, if given.
+        lobes: lobe labels on the same grid, e.g. lungmask's or TotalSegmentator's.
+        lobe_map: which label value is which lobe, see :func:`.zones.lobe_values`; None finds out.
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Returns:
+        Key -> measurement. The key is the quantity's name for the whole study (``lesion_volume``) and name.region for
+        lungs, zones and lobes (``involvement.right_upper_zone``). A measurement has name, region, value, unit (UCUM),
+        status, title, definition and code. ``lesions`` has a list as value, largest first: index, volume_ml,
+        share_percent, centroid_lps_mm (x, y, z), place (words), region, lobe and mean_hu of each.
+
+    Raises:
+        GridMismatchError: a mask is on another grid.
+        InputError: masks that are not masks, lung labels beyond 1 and 2, a lobe map that is not known.
+    """
+    view = volume.geometry.axial_view()
+    mask = view.apply(binary_mask(lesion, volume.geometry, "lesion mask"))
+    lobes_read = None if lobes is None else zones.Lobes.read(lobes, volume.geometry, lobe_map)
+    lungs_read = zones.Lungs.read(lungs, lobes_read, volume.geometry)
+
+    box = _bounding_box(mask)
+    inside = np.ascontiguousarray(mask[box])
+    components = find_components(inside)
+    found = _Lesion(
+        components,
+        view.apply(volume.array)[box][inside].astype(np.float64),
+        lungs_read.zone_of(view, box, inside) if lungs_read.status == "ok" else None,
+        None if lobes_read is None else lobes_read.lobe_of(view, box, inside),
+    )
+    centers = components.centroids() + np.array([side.start for side in box])
+    lps = (view.geometry.ijk_to_lps @ np.column_stack([centers[:, ::-1], np.ones(len(centers))]).T)[:3].T
+
+    threshold = catalog()["attenuation"]["consolidation_from"] if consolidation_from is None else consolidation_from
+    report = _Measurements(volume.geometry.voxel_ml, threshold)
+    parts = _parts(found, lungs_read, lobes_read)
+    outside = None if found.zone is None else len(found.hu) - parts["whole"].count
+    report.add("lesion_volume", report.ml(len(found.hu)))
+    report.add("lesion_count", components.count)
+    report.add("lesion_outside_lungs", report.ml(outside), _outside_status(parts["whole"].status))
+    for region, part in parts.items():
+        report.volumes(region, part)
+        if region == "whole":
+            report.density(region, found.hu, "ok")
+        elif region in zones.LUNG_REGIONS:
+            report.density(region, None if part.voxels is None else found.hu[part.voxels], part.status)
+    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones")
+    if lobes_read is None:
+        report.add("severity_by_lobes", None, "lobes_missing")
+    else:
+        report.scores(zones.LOBE_REGIONS, "lobe_score", "severity_by_lobes", "lobes")
+    report.add("lesions", _list(found, lps, volume.geometry.voxel_ml))
+    return report.entries
+
+
+@dataclass(frozen=True)
+class _Lesion:
+    """The lesion's voxels, in the order of ``array[mask]`` of the axial view.
+
+    ``zone`` counts :data:`zones.ZONE_REGIONS`, ``lobe`` :data:`zones.LOBE_REGIONS`: -1 outside of them; zone is
+    :data:`zones.SOMEWHERE` in lungs whose sides are not known. They are None where there is no mask to tell.
+    """
+
+    components: Components
+    hu: NDArray[np.float64]
+    zone: NDArray[np.int64] | None
+    lobe: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A region: which lesion voxels lie in it, how many voxels it has; None where that is not known."""
+
+    voxels: NDArray[np.bool_] | None
+    size: int | None
+    status: str
+
+    @property
+    def count(self) -> int:
+        return 0 if self.voxels is None else int(np.count_nonzero(self.voxels))
+
+
+def _parts(found: _Lesion, lungs: zones.Lungs, lobes: zones.Lobes | None) -> dict[str, _Part]:
+    parts = {}
+    for region, (size, status) in lungs.sizes().items():
+        here = None if found.zone is None or size is None else zones.inside(found.zone, region)
+        parts[region] = _Part(here, size, status)
+    whole = parts["whole"]
+    limit = catalog()["outside"]["share"] * len(found.hu)
+    if whole.voxels is not None and len(found.hu) - whole.count > limit:
+        parts["whole"] = _Part(whole.voxels, whole.size, "lesion_outside_lungs")
+    for region, size in (lobes.sizes() if lobes else {}).items():
+        here = found.lobe == zones.LOBE_REGIONS.index(region) if found.lobe is not None and size else None
+        parts[region] = _Part(here, size or None, "ok" if size else "region_empty")
+    return parts
+
+
+def _outside_status(whole: str) -> str:
+    return "ok" if whole == "lungs_cut" else whole
+
+
+class _Measurements:
+    """Turns counts of voxels into entries."""
+
+    def __init__(self, voxel_ml: float, threshold: float) -> None:
+        self._voxel_ml = voxel_ml
+        self._threshold = threshold
+        self.entries: Entries = {}
+
+    def ml(self, voxels: int | None) -> float | None:
+        return None if voxels is None else voxels * self._voxel_ml
+
+    def add(self, name: str, value: Any, status: str = "ok", region: str = "whole") -> None:
+        self.entries[key_of(name, region)] = entry(name, value, status, region, consolidation_from=self._threshold)
+
+    def volumes(self, region: str, part: _Part) -> None:
+        known = part.voxels is not None and part.size is not None
+        lesion, size = (part.count, part.size) if known else (None, None)
+        free = size - lesion if size is not None and lesion is not None else None
+        if region != "whole":
+            self.add("lesion_volume", self.ml(lesion), part.status, region)
+        self.add("lung_volume", self.ml(size), part.status, region)
+        self.add("lesion_free_lung_volume", self.ml(free), part.status, region)
+        self.add("involvement", 100.0 * lesion / size if size and lesion is not None else None, part.status, region)
+        ratio = 100.0 * lesion / free if free and lesion is not None else None
+        status = "no_lesion_free_lung" if free == 0 else part.status
+        self.add("lesion_to_lesion_free_lung", ratio, status, region)
+
+    def density(self, region: str, hu: NDArray[np.float64] | None, status: str) -> None:
+        dense = None if hu is None else int(np.count_nonzero(hu >= self._threshold))
+        light = None if hu is None or dense is None else len(hu) - dense
+        self.add("ground_glass_volume", self.ml(light), status, region)
+        self.add("consolidation_volume", self.ml(dense), status, region)
+        if hu is not None and not len(hu):
+            # the volume of nothing is 0 mL, but its mean and shares are not known
+            hu, status = None, "lesion_empty"
+        share = None if hu is None or dense is None else 100.0 * dense / len(hu)
+        self.add("ground_glass_share", None if share is None else 100.0 - share, status, region)
+        self.add("consolidation_share", share, status, region)
+        self.add("mean_hu", None if hu is None else float(hu.mean()), status, region)
+        self.add("sd_hu", None if hu is None else float(hu.std()), status, region)
+
+    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str) -> None:
+        values: list[int | None] = []
+        statuses = []
+        for region in regions:
+            involvement = self.entries[key_of("involvement", region)]
+            values.append(severity.score(involvement["value"], scale))
+            statuses.append(involvement["status"])
+            self.add(name, values[-1], statuses[-1], region)
+        # what makes the sum unknown is said before what is merely odd
+        missing = [status for value, status in zip(values, statuses, strict=True) if value is None]
+        odd = [status for status in statuses if status != "ok"]
+        self.add(total, severity.total(values), next(iter(missing + odd), "ok"))
+
+
+def _list(found: _Lesion, lps: NDArray[np.float64], voxel_ml: float) -> list[dict[str, Any]]:
+    components = found.components
+    if not components.count:
+        return []
+    label = components.voxel_labels
+    regions = _winners(label, found.zone, zones.ZONE_REGIONS, components.count)
+    lobes = _winners(label, found.lobe, zones.LOBE_REGIONS, components.count)
+    means = np.bincount(label, found.hu, components.count) / components.sizes
+    shares = 100.0 * components.sizes / components.sizes.sum()
+    return [
+        {
+            "index": number + 1,
+            "volume_ml": float(components.sizes[number] * voxel_ml),
+            "share_percent": float(shares[number]),
+            "centroid_lps_mm": [float(value) for value in lps[number]],
+            "place": zones.place(regions[number], lobes[number]),
+            "region": regions[number],
+            "lobe": lobes[number],
+            "mean_hu": float(means[number]),
+        }
+        for number in range(components.count)
+    ]
+
+
+def _winners(
+    label: NDArray[np.int64], voxels: NDArray[np.int64] | None, regions: tuple[str, ...], count: int
+) -> list[str | None]:
+    """The region that holds most voxels of each component: "outside" where most lie in none, None if not known."""
+    if voxels is None or (voxels == zones.SOMEWHERE).any():
+        return [None] * count
+    width = len(regions) + 1
+    table = np.bincount(label * width + voxels + 1, minlength=count * width).reshape(count, width)
+    return [("outside", *regions)[best] for best in table.argmax(axis=1)]
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Smallest box around the mask; an empty box where it is empty."""
+    z = np.flatnonzero(np.array([part.any() for part in mask]))
+    if not len(z):
+        return slice(0, 0), slice(0, 0), slice(0, 0)
+    plane = np.logical_or.reduce(mask[z[0] : z[-1] + 1], axis=0)
+    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    return slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
