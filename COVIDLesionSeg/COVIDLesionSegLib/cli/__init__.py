@@ -21,9 +21,13 @@ from ..errors import CancelledError, COVIDLesionSegError
 
 # command -> module in this package; only the called one is imported, so that `models list` needs no PyTorch.
 COMMANDS = {
+    "demo": "demo",
     "segment": "segment",
     "doctor": "doctor",
     "models": "models",
+    "train": "train",
+    "fine-tune": "fine_tune",
+    "pseudo-label": "pseudo_label",
 }
 
 EXIT_SOME_FAILED = 3

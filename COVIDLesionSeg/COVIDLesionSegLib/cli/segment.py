@@ -1,0 +1,268 @@
+"""``covid-lesion-seg segment``: find the lesions in one CT, in many, or in all of a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..files import atomic_path, write_json
+from ..manifest import case_id, read_manifest
+from ._batch import file_fingerprint, run_batch
+from ._progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
+
+HELP = "find lesions in a CT file, a DICOM folder, many of them, or a manifest"
+FORMATS = ("nii.gz", "seg.nrrd")
+STATE_FILE = "segment_state.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One CT to segment and where its results go."""
+
+    id: str
+    ct: Path
+    mask: Path
+    lungs: Path | None = None
+    series: str | None = None
+
+    @property
+    def record(self) -> Path:
+        """The run record beside the mask."""
+        return self.beside(".json")
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the mask with another ending."""
+        return self.mask.with_name(_without_format(self.mask.name) + ending)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "inputs", nargs="*", type=Path, metavar="INPUT", help="CT files (NIfTI, NRRD, MHA) or DICOM folders"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="folder, made if absent, or a file ending in .nii.gz or .seg.nrrd",
+    )
+    parser.add_argument("--manifest", type=Path, help="CSV with a column ct and, if wanted, id, lungs, series")
+    parser.add_argument("--model", help="model id (see `models list`) or file; the default model if absent")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--lungs", type=Path, help="lung mask on the CT's grid; found by the program if absent")
+    parser.add_argument("--probability", action="store_true", help="also write the lesion probability (float32)")
+    parser.add_argument("--tta", action="store_true", help="average over flips (four times the work)")
+    parser.add_argument("--uncertainty", action="store_true", help="also write the uncertainty map; implies --tta")
+    parser.add_argument(
+        "--threshold", type=float, help="lesion where the probability is above this (default: the model's)"
+    )
+    parser.add_argument(
+        "--minimum-volume", type=float, default=0.0, metavar="ML", help="drop lesions below this many mL"
+    )
+    parser.add_argument(
+        "--keep-inside-lungs", type=float, metavar="MM", help="drop lesion further than this from the lungs"
+    )
+    parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder with several")
+    parser.add_argument(
+        "--rescale", nargs=2, type=float, metavar=("SLOPE", "INTERCEPT"), help="HU = SLOPE x stored value + INTERCEPT"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format of masks in an output folder (default: nii.gz)")
+    parser.add_argument("--resume", action="store_true", help="skip studies that an earlier run has done")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment; the exit status is 0, or 3 if some of several studies failed."""
+    from ..inference import PostProcessing, Predictor
+
+    studies = _studies(arguments)
+    _refuse_to_overwrite_inputs(studies)
+    postprocessing = PostProcessing(
+        threshold=arguments.threshold,
+        minimum_volume_ml=arguments.minimum_volume,
+        keep_inside_lungs_mm=arguments.keep_inside_lungs,
+    )
+    predictor = Predictor(arguments.model, device=arguments.device, precision=arguments.precision)
+
+    def one(study: Study) -> dict[str, Any]:
+        with ProgressBar(study.id, arguments.quiet) as bar:
+            result = _segment(study, predictor, postprocessing, arguments, bar)
+        if not arguments.json:
+            print(_line(result), flush=True)
+        return result
+
+    if len(studies) == 1 and not arguments.manifest and not arguments.resume:
+        results = [one(studies[0])]
+        if arguments.json:
+            print(json.dumps(results[0], indent=2))
+        return 0
+
+    parameters = {
+        name: getattr(arguments, name)
+        for name in ("device", "precision", "probability", "tta", "uncertainty", "threshold", "minimum_volume")
+    } | {
+        "model": predictor.model.card.weights_sha256,
+        "keep": arguments.keep_inside_lungs,
+        "rescale": arguments.rescale,
+    }
+    outcome = run_batch(
+        studies,
+        one,
+        key=lambda study: study.id,
+        state_file=studies[0].mask.parent / STATE_FILE,
+        fingerprint=lambda study: file_fingerprint([study.ct, study.lungs], parameters | {"series": study.series}),
+        complete=lambda study: study.mask.exists() and study.record.exists(),
+        resume=arguments.resume,
+        quiet=arguments.quiet,
+        title="segment",
+    )
+    if arguments.json:
+        failed = [{"id": key, "error": message} for key, message in outcome.failed]
+        print(json.dumps({"results": list(outcome.results.values()), "failed": failed}, indent=2))
+    print(outcome.summary(), file=sys.stderr)
+    return outcome.exit_status
+
+
+def _studies(arguments: argparse.Namespace) -> list[Study]:
+    output: Path = arguments.output
+    if bool(arguments.inputs) == bool(arguments.manifest):
+        raise InputError("Give CT files or DICOM folders, or --manifest FILE, and not both.")
+    if arguments.manifest:
+        if arguments.lungs or arguments.series:
+            raise InputError("With --manifest, lungs and series are columns of the manifest, not options.")
+        rows = read_manifest(arguments.manifest, ["ct"], ["lungs", "series"], text=["series"])
+    else:
+        if len(arguments.inputs) > 1 and (arguments.lungs or arguments.series):
+            raise InputError("--lungs and --series belong to one study; for several, list them in a --manifest.")
+        extra = {"lungs": arguments.lungs, "series": arguments.series}
+        rows = [{"id": case_id(path.resolve()), "ct": path, **extra} for path in arguments.inputs]
+
+    named = _format_of(output.name)
+    if named is None:
+        _refuse_unknown_format(output)
+    elif len(rows) > 1:
+        raise InputError(f"The output {output} is one file, but there are {len(rows)} studies; give a folder.")
+    elif arguments.format and arguments.format != named:
+        raise InputError(
+            f"The output {output.name} does not end in .{arguments.format}; leave --format out or rename it."
+        )
+    ending = f"_lesions.{arguments.format or FORMATS[0]}"
+
+    studies = []
+    for row in rows:
+        mask = output if named else output / (row["id"] + ending)
+        lungs = Path(row["lungs"]) if row.get("lungs") else None
+        studies.append(Study(row["id"], Path(row["ct"]), mask, lungs, row.get("series")))
+    doubled = {study.id for study in studies if sum(study.mask == other.mask for other in studies) > 1}
+    if doubled:
+        raise InputError(
+            f"Several inputs would be written to the same file ({', '.join(sorted(doubled))}); "
+            "use a --manifest with a different id for each."
+        )
+    return studies
+
+
+def _refuse_unknown_format(output: Path) -> None:
+    # a folder called mask.nii or result.png is surely not what was meant
+    if (
+        output.suffix.lower() in {".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".gz", ".png", ".json", ".csv"}
+        and not output.is_dir()
+    ):
+        endings = " or ".join(f".{name}" for name in FORMATS)
+        raise InputError(f"The output {output.name} has an unknown format; end it in {endings}, or name a folder.")
+    if output.is_file():
+        raise InputError(f"The output {output} is a file; name a folder, or a file ending in a known format.")
+
+
+def _refuse_to_overwrite_inputs(studies: Sequence[Study]) -> None:
+    inputs = {path.resolve() for study in studies for path in (study.ct, study.lungs) if path is not None}
+    for study in studies:
+        for target in (study.mask, study.record):
+            if target.resolve() in inputs:
+                raise InputError(f"The output {target} is an input; choose another output.")
+        if study.mask.parent.resolve() in inputs:
+            raise InputError(f"The output folder {study.mask.parent} is the study's own folder; choose another one.")
+
+
+def _segment(
+    study: Study, predictor: Predictor, postprocessing: Any, arguments: argparse.Namespace, progress: ProgressBar
+) -> dict[str, Any]:
+    from ..imaging import LabelVolume, lungs_from_mask, read_labels, read_volume, write_labels, write_volume
+    from ..measurement import quantify
+
+    start = time.perf_counter()
+    progress("reading", 0, 1)
+    volume = read_volume(study.ct, series=study.series, rescale=tuple(arguments.rescale) if arguments.rescale else None)
+    lungs = None
+    if study.lungs is not None:
+        given = read_labels(study.lungs)
+        volume.geometry.require_same(given.geometry, "CT", "lung mask")
+        lungs = lungs_from_mask(given, volume)
+    read = time.perf_counter()
+    result = predictor.segment(
+        volume,
+        lungs=lungs,
+        progress=progress,
+        probability=arguments.probability,
+        tta=arguments.tta or arguments.uncertainty,
+        uncertainty=arguments.uncertainty,
+        postprocessing=postprocessing,
+    )
+
+    progress("writing", 0, 1)
+    written = time.perf_counter()
+    quantities = quantify(volume, result.mask, result.lungs)
+    # everything is written under temporary names first and renamed together: a full disk leaves nothing behind
+    with contextlib.ExitStack() as stack:
+        mask = stack.enter_context(atomic_path(study.mask))
+        write_labels(LabelVolume(result.mask.view("uint8"), volume.geometry, {1: "lesion"}), mask)
+        maps = {"probability": result.probability, "uncertainty": result.uncertainty}
+        for name, array in maps.items():
+            if array is not None:
+                write_volume(array, stack.enter_context(atomic_path(study.beside(f"_{name}.nii.gz"))), volume.geometry)
+        seconds = {"reading": read - start, **result.record.seconds, "writing": time.perf_counter() - written}
+        record = dataclasses.replace(result.record, seconds=seconds).to_json()
+        write_json(stack.enter_context(atomic_path(study.record)), record)
+    progress("writing", 1, 1)
+    return {
+        "id": study.id,
+        "mask": str(study.mask),
+        "record": str(study.record),
+        "lesion_ml": quantities["lesion_volume"]["value"],
+        "lesion_percent_of_lung": quantities["involvement"]["value"],
+        "seconds": round(sum(seconds.values()), 3),
+        "device": record["device"],
+        "warnings": [*volume.warnings, *record["warnings"]],
+    }
+
+
+def _line(result: dict[str, Any]) -> str:
+    share = result["lesion_percent_of_lung"]
+    percent = "" if share is None else f", {share:.1f} % of the lungs"
+    line = (
+        f"{result['id']}: {result['lesion_ml']:.1f} mL lesion{percent}; {result['seconds']:.1f} s -> {result['mask']}"
+    )
+    return "\n".join([line, *(f"  note: {warning}" for warning in result["warnings"])])
+
+
+def _format_of(name: str) -> str | None:
+    return next((ending for ending in FORMATS if name.lower().endswith("." + ending)), None)
+
+
+def _without_format(name: str) -> str:
+    ending = _format_of(name)
+    return name[: -len(ending) - 1] if ending else name
