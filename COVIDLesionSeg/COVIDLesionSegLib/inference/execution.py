@@ -19,7 +19,7 @@ from ..models.card import Preprocessing
 from .augmentation import FLIPS, mean_over_flips
 from .devices import choose_precision, fastest_precision, precision_name
 from .memory import free_memory, is_out_of_memory, release_memory
-from .slices import SlicePreparation, lesion_probability, optimized_copy
+from .slices import SlicePreparation, channels_last, lesion_probability, optimized_copy
 
 _log = logging.getLogger(__name__)
 # On a processor a batch pays while its feature maps stay near the cache; one slice of 512 x 512 is already past it.
@@ -265,7 +265,7 @@ class Execution:
 
             def probability(x: Tensor) -> Tensor:
                 nonlocal finite
-                logits = network(x.contiguous(memory_format=torch.channels_last))
+                logits = network(channels_last(x))
                 finite = finite & logits.isfinite().all()
                 return lesion_probability(logits, settings.activation)
 

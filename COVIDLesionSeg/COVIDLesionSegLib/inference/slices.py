@@ -61,6 +61,18 @@ class SlicePreparation:
         return maps[:, 0]
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(n, C, H, W) laid out channels last, by its strides too.
+
+    With one channel both layouts are the same bytes; PyTorch then reads the layout from the strides, and convolves
+    many times slower if they are those of the other one.
+    """
+    n, channels, height, width = x.shape
+    if channels > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous().as_strided((n, 1, height, width), (height * width, 1, width, 1))
+
+
 def lesion_probability(logits: Tensor, activation: str) -> Tensor:
     """Probability of lesion, float32 (n, 1, H, W), from logits (n, classes, H, W).
 
