@@ -1,0 +1,193 @@
+"""NIfTI, NRRD and MetaImage files: the grid as ITK reads it, the voxels with every byte checked.
+
+The grid comes from SimpleITK, so that Slicer sees the same one; the voxels come from :mod:`._voxels`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GeometryError, ReadError
+from ._voxels import decoded, locate_voxels
+from .geometry import Geometry
+
+FORMATS = {
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """What one image file holds.
+
+    Attributes:
+        format: "NIfTI", "NRRD" or "MetaImage".
+        array: stored values (z, y, x), or (z, y, x, component) where components were allowed; native byte order.
+        geometry: the grid.
+        slope: what the header says to multiply the stored values by.
+        intercept: what the header says to add then.
+        metadata: further header fields by name, as ITK gives them.
+        files: the file, and the one that holds its voxels if that is another.
+        warnings: sentences about what was odd but usable.
+    """
+
+    format: str
+    array: NDArray[Any]
+    geometry: Geometry
+    slope: float
+    intercept: float
+    metadata: Mapping[str, str]
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+
+def image_suffix(path: Path | str) -> str:
+    """The ending of a file name that says its format, in lower case: ".nii.gz", ".seg.nrrd", ".mha", ..., or ""."""
+    name = Path(path).name.lower()
+    endings = [".seg.nrrd", *FORMATS]
+    return max((ending for ending in endings if name.endswith(ending)), key=len, default="")
+
+
+def image_stem(path: Path | str) -> str:
+    """The name of a file or folder without the ending that says its format."""
+    path = Path(path)
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    suffix = image_suffix(path)
+    return (name[: -len(suffix)] if suffix else name) or name
+
+
+def read_image_file(path: Path, components: bool = False) -> ImageFile:
+    """Read a NIfTI, NRRD or MetaImage file.
+
+    Args:
+        path: an existing file whose name ends in one of :data:`FORMATS`.
+        components: allow several values a voxel (the layers of a ``.seg.nrrd``).
+
+    Raises:
+        ReadError: not such an image, damaged, cut short, color, or not 3-D.
+        GeometryError: a grid that no CT can have.
+    """
+    format_name = FORMATS["." + image_suffix(path).rsplit("seg.", maxsplit=1)[-1].lstrip(".")]
+    try:
+        packed = locate_voxels(path, format_name)
+        reader = _read_header(path, format_name)
+        size = _size_3d(reader, path, components)
+        count = reader.GetNumberOfComponents()
+        geometry = _geometry(reader, size)
+        array = decoded(packed, math.prod(size) * count, path) if packed else _decoded_by_sitk(reader, path)
+    except OSError as error:
+        raise ReadError(f"{path} can't be read: {error.strerror or error}.") from error
+    metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    return ImageFile(
+        format_name,
+        array.reshape(*size[::-1], *((count,) if count > 1 else ())),
+        geometry,
+        packed.slope if packed else 1.0,
+        packed.intercept if packed else 0.0,
+        metadata,
+        (path,) if packed is None or packed.path == path else (path, packed.path),
+        _odd_geometry(format_name, metadata, geometry),
+    )
+
+
+def _read_header(path: Path, format_name: str) -> Any:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO({"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[format_name])
+    reader.SetFileName(str(path))
+    # ITK prints what it finds odd; what matters of it becomes a warning or an error of ours
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise GeometryError(
+                f"{path.name}: the axes in its header are singular or sheared; a grid with three perpendicular axes "
+                "is needed.",
+                "Export it again, or resample it to a regular grid first.",
+            ) from error
+        raise ReadError(
+            f"{path.name} is damaged or not a {format_name} image: its header can't be read.",
+            "Check the file, or export it again.",
+        ) from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    return reader
+
+
+def _size_3d(reader: Any, path: Path, components: bool) -> tuple[int, int, int]:
+    size = list(reader.GetSize())
+    while len(size) > 3 and size[-1] == 1:
+        size.pop()
+    count = reader.GetNumberOfComponents()
+    if count > 1 and not components:
+        raise ReadError(
+            f"{path.name} holds {count} values a voxel (a color, vector or multi-layer image); one is needed.",
+            "Give the CT itself, e.g. its DICOM folder.",
+        )
+    shown = " x ".join(map(str, size))
+    if len(size) > 3:
+        raise ReadError(
+            f"{path.name} is a {len(size)}-D image ({shown}, a time series?); one 3-D volume is needed.",
+            "Save the wanted frame as a volume of its own.",
+        )
+    if len(size) < 3:
+        raise ReadError(
+            f"{path.name} is a {len(size)}-D image ({shown}); a 3-D volume is needed.",
+            "Give all slices together: a DICOM folder, or one NIfTI, NRRD or MHA file.",
+        )
+    return size[0], size[1], size[2]
+
+
+def _geometry(reader: Any, size: tuple[int, int, int]) -> Geometry:
+    dimension = len(reader.GetSize())
+    direction = np.asarray(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    return Geometry(size, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel()))
+
+
+def _odd_geometry(format_name: str, metadata: Mapping[str, str], geometry: Geometry) -> tuple[str, ...]:
+    unknown = (
+        "The file does not say how the image lies in the patient; it is taken as ITK and Slicer take it, but left and "
+        "right may be swapped."
+    )
+    if format_name == "NRRD" and "NRRD_space" not in metadata:
+        return (unknown,)
+    if format_name != "NIfTI":
+        return ()
+    if metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0":
+        return (unknown,)
+    if metadata.get("sform_code") != "0":
+        rows = [[float(v) for v in metadata[f"srow_{axis}"].split()] for axis in "xyz"]
+        affine = np.array([*rows, [0.0, 0.0, 0.0, 1.0]])
+        corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in geometry.size), 1]], dtype=float).T
+        apart = float(np.linalg.norm(((affine - geometry.ijk_to_ras) @ corners)[:3], axis=0).max())
+        if not apart <= 0.5 * min(geometry.spacing):
+            differ = f"The NIfTI header holds two different positions (sform and qform, {apart:.3g} mm apart)"
+            return (f"{differ}; the one that ITK and Slicer choose is used.",)
+    return ()
+
+
+def _decoded_by_sitk(reader: Any, path: Path) -> NDArray[Any]:
+    import SimpleITK as sitk
+
+    try:
+        array: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise ReadError(
+            f"{path.name} is damaged or cut short: its voxels can't be read.", "Export it again."
+        ) from error
+    return array

@@ -1,0 +1,273 @@
+"""DICOM series as volumes: which files belong together, where each slice lies, what is missing.
+
+SimpleITK (GDCM) reads the header tags and decodes the slices; the grid comes from the tags of every slice, because
+SimpleITK's own series reader accepts missing slices, uneven gaps, gantry tilt, MR images and duplicates in silence.
+Messages and warnings name positions in millimetres and numbers of images, never files or patient data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ReadError, SeriesChoiceError
+from ._slices import CT_IMAGE_STORAGE, DicomSlice, stack_slices
+from .geometry import Geometry
+from .plausibility import compact
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """A CT series read from DICOM.
+
+    Attributes:
+        array: (z, y, x), int16 or float32, values after the files' own rescale.
+        geometry: the grid; slices in order of their position along the normal of the image plane.
+        files: the files read, slice by slice.
+        sha256: SHA-256 over the sorted SHA-256 digests (hexadecimal, one a line) of the files.
+        warnings: sentences about what was odd but usable.
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    files: tuple[Path, ...]
+    sha256: str
+    warnings: tuple[str, ...]
+
+
+def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
+    """Read the CT series of a DICOM folder (subfolders included), or the one that a DICOM file belongs to.
+
+    Args:
+        path: an existing folder or DICOM file.
+        series: SeriesInstanceUID; needed where there are several CT series.
+
+    Raises:
+        ReadError: no DICOM image, no CT series, a damaged file, or a multi-frame file.
+        SeriesChoiceError: several CT series and no choice, or a choice that is not there; the message lists them.
+        GeometryError: slices missing, unevenly spaced, sheared (gantry tilt), duplicated, or not alike.
+        IntensityError: a series that says itself that its values are not HU.
+    """
+    images, notes = _choose(path, series)
+    images, geometry, odd = stack_slices(images)
+    array, digests = _decode(images, geometry)
+    sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd))
+
+
+def dicom_files(path: Path | str, series: str | None = None) -> list[Path]:
+    """The files of the series that :func:`read_dicom` would read, one a slice, in the order of its array's axis z."""
+    images, _, _ = stack_slices(_choose(Path(path), series)[0])
+    return [image.path for image in images]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM image, with or without the usual preamble."""
+    with path.open("rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            return True
+    return isinstance(_read_tags(path), DicomSlice)
+
+
+# Finding the series
+
+
+def _choose(path: Path, series: str | None) -> tuple[list[DicomSlice], list[str]]:
+    if path.is_dir():
+        images, others = _scan(_files_below(path))
+    else:
+        found = _read_tags(path)
+        if isinstance(found, str):
+            raise ReadError(f"{path.name} is a damaged DICOM file, or it was cut short.", "Copy or export it again.")
+        if found is None:
+            raise ReadError(f"{path.name} is a DICOM file without an image.", "Give the folder of the CT series.")
+        series = series or found.series
+        images, others = _scan(sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith(".")))
+    if not images:
+        raise _no_images(path, others)
+
+    by_series: dict[str, list[DicomSlice]] = {}
+    for image in images:
+        by_series.setdefault(image.series, []).append(image)
+    ct = {uid: members for uid, group in by_series.items() if (members := [m for m in group if m.role == "CT"])}
+    if series is not None and series not in ct:
+        if series in by_series:
+            raise ReadError(f"The series holds {_roles(by_series[series])}; a chest CT is needed.", _list(ct))
+        raise SeriesChoiceError(f"The folder holds no series {series}.", _list(ct))
+    if not ct:
+        raise ReadError(f"The folder holds no CT series, only {_roles(images)}; a chest CT is needed.")
+    if series is None and len(ct) > 1:
+        raise SeriesChoiceError(f"The folder holds {len(ct)} CT series; choose one with --series UID.", _list(ct))
+    uid = series or next(iter(ct))
+
+    notes = []
+    if not path.is_dir() and len(ct[uid]) > 1:
+        notes.append(f"The file is one of {len(ct[uid])} slices; the whole series was read.")
+    if left_out := [image for image in images if image.role != "CT"]:
+        notes.append(f"Left out beside the CT: {_roles(left_out)}.")
+    if others:
+        notes.append(f"Left out beside the CT: {others} {'file' if others == 1 else 'files'} without a DICOM image.")
+    return ct[uid], notes
+
+
+def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise ReadError(f"The folder {error.filename} can't be read: {error.strerror}.") from error
+
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def _scan(files: Sequence[Path]) -> tuple[list[DicomSlice], int]:
+    """The DICOM images among files, and how many files are none."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(_read_tags, files))
+    if damaged := sum(isinstance(item, str) for item in found):
+        raise ReadError(
+            f"{damaged} of {len(files)} files in the folder {'is a' if damaged == 1 else 'are'} damaged DICOM "
+            f"{'image' if damaged == 1 else 'images'} (cut short?).",
+            "Copy or export the series again.",
+        )
+    images = [item for item in found if isinstance(item, DicomSlice)]
+    return images, len(found) - len(images)
+
+
+def _read_tags(path: Path) -> DicomSlice | str | None:
+    """The tags of a DICOM image; "damaged"; or None for anything else."""
+    import SimpleITK as sitk
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise ReadError(f"{path} can't be read: {error.strerror}.") from error
+    if not start:
+        return "damaged" if path.suffix.lower() == ".dcm" else None
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        # a CT image by its file meta header that can't be read is damaged; a report or a plan just has no image
+        ct = start[128:132] == b"DICM" and CT_IMAGE_STORAGE.encode() in start
+        return "damaged" if ct else None
+
+    def text(tag: str) -> str:
+        return str(reader.GetMetaData(tag)).strip(" \0") if reader.HasMetaDataKey(tag) else ""
+
+    def numbers(tag: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text(tag).split("\\") if part.strip())
+        except ValueError:
+            return ()
+
+    size = reader.GetSize()
+    return DicomSlice(
+        path=path,
+        series=text("0020|000e"),
+        instance=text("0008|0018"),
+        sop_class=text("0008|0016"),
+        modality=text("0008|0060").upper(),
+        localizer="LOCALIZER" in text("0008|0008").upper(),
+        size=(size[0], size[1]),
+        frames=size[2] if len(size) > 2 else 1,
+        components=reader.GetNumberOfComponents(),
+        integer=reader.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64),
+        position=numbers("0020|0032"),
+        orientation=numbers("0020|0037"),
+        spacing=numbers("0028|0030")[::-1],
+        thickness=next(iter(numbers("0018|0050")), 0.0),
+        tilt=next(iter(numbers("0018|1120")), 0.0),
+        rescale_type=text("0028|1054").upper(),
+    )
+
+
+def _no_images(path: Path, others: int) -> ReadError:
+    from ._image_file import FORMATS
+
+    files = _files_below(path) if path.is_dir() else []
+    volumes = [file.name for file in files if file.name.lower().endswith(tuple(FORMATS))]
+    if volumes:
+        return ReadError(
+            f"The folder {path.name} holds no DICOM image but {len(volumes)} image "
+            f"{'file' if len(volumes) == 1 else 'files'} of another format.",
+            "Give the file itself.",
+        )
+    inside = f"only {others} other {'file' if others == 1 else 'files'}" if others else "it is empty"
+    return ReadError(f"The folder {path.name} holds no DICOM image, {inside}; a DICOM CT series is needed.")
+
+
+def _roles(images: Iterable[DicomSlice]) -> str:
+    counts = Counter(image.role for image in images)
+    return ", ".join(
+        f"{count} {role} {'image' if count == 1 else 'images'}" if role.isupper() else f"{count} x {role}"
+        for role, count in counts.most_common()
+    )
+
+
+def _list(series: dict[str, list[DicomSlice]]) -> str:
+    rows = []
+    for uid, images in sorted(series.items(), key=lambda item: -len(item[1])):
+        first = images[0]
+        grid = " x ".join(map(str, first.size))
+        spacing = " x ".join(f"{value:.3g}" for value in first.spacing)
+        slices = sum(image.frames for image in images)
+        rows.append(
+            f"{uid} (CT, {slices} {'slice' if slices == 1 else 'slices'} of {grid}, {spacing} mm, "
+            f"slice thickness {first.thickness:g} mm)"
+        )
+    return "CT series: " + "; ".join(rows) + "." if rows else ""
+
+
+# The voxels
+
+
+def _decode(images: Sequence[DicomSlice], geometry: Geometry) -> tuple[NDArray[Any], list[str]]:
+    """The voxels, and the SHA-256 of each file; slices are decoded side by side, straight into the volume."""
+    if all(image.integer for image in images):
+        array = np.empty(geometry.shape, np.int16)
+        with ThreadPoolExecutor() as pool:
+            results = list(pool.map(_decode_slice, images, array))
+        if all(fits for fits, _ in results):
+            return array, [digest for _, digest in results]
+    array = np.empty(geometry.shape, np.float32)
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(_decode_slice, images, array))
+    return compact(array), [digest for _, digest in results]
+
+
+def _decode_slice(image: DicomSlice, target: NDArray[Any]) -> tuple[bool, str]:
+    """Decode one slice into target (y, x); whether its type held the values, and the file's SHA-256."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(image.path))
+    try:
+        image_of_one = reader.Execute()  # kept alive while its view is
+        decoded = sitk.GetArrayViewFromImage(image_of_one).reshape(target.shape)
+        with image.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (RuntimeError, OSError) as error:
+        position = ", ".join(f"{value:.4g}" for value in image.position)
+        raise ReadError(
+            f"The slice at ({position}) mm can't be decoded: its file is damaged or packed in a way that is not known.",
+            "Copy or export the series again.",
+        ) from error
+    fits = target.dtype != np.int16 or (int(decoded.min()) >= -32768 and int(decoded.max()) <= 32767)
+    target[...] = decoded
+    return fits, digest
