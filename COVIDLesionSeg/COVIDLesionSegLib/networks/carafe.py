@@ -46,18 +46,20 @@ class CARAFE(nn.Module):
         # of the channels to handle. Only its bias must come after, since at the border the weights of the pixels inside
         # the image don't sum to 1.
         features = F.conv2d(x, self.project.weight).permute(0, 2, 3, 1)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, enabled=False):
-            result = Reassemble.apply(features.to(kernels.dtype), kernels).to(features.dtype)
+            result = Reassemble.apply(features.to(kernels.dtype), kernels, channels_last).to(features.dtype)
         if self.project.bias is not None:
-            result += self.project.bias.to(result.dtype)
-        return result.permute(0, 3, 1, 2)
+            result += self.project.bias.to(result.dtype)[:, None, None]
+        return result
 
 
 class Reassemble(torch.autograd.Function):
     """Weighted means of 5 x 5 neighborhoods, a row of them at a time.
 
-    features (N, H, W, C) and kernels (N, H, W, 25, 4), same dtype, give (N, 2 H, 2 W, C). Tap 5 r + c looks at the
-    pixel r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the new 2 x 2 pixels.
+    features (N, H, W, C) and kernels (N, H, W, 25, 4), same dtype, give (N, C, 2 H, 2 W), laid out as asked. Tap
+    5 r + c looks at the pixel r - 2 rows down and c - 2 columns right; phase 2 p + q makes row p and column q of the
+    new 2 x 2 pixels.
 
     Five pixels side by side in a channels-last image are a 5 x C matrix that needs no copy, so the four new pixels are
     the sum over five rows of the products (4 x 5) (5 x C). All pixels of the zero-padded batch, margins included, lie
@@ -65,7 +67,7 @@ class Reassemble(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, kernels: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, kernels: Tensor, channels_last: bool = True) -> Tensor:
         """The reassembled features."""
         ctx.save_for_backward(features, kernels)
         batch, height, width, channels = features.shape
@@ -77,16 +79,20 @@ class Reassemble(torch.autograd.Function):
             weight = weights.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row]
             torch.baddbmm(flat, weight.mT, _neighbors(padded, row), beta=int(row > 0), out=flat)
         phases = sums[:, :height, :width].unflatten(3, (_SCALE, _SCALE))
-        return phases.transpose(2, 3).reshape(batch, _SCALE * height, _SCALE * width, channels)
+        if channels_last:
+            result = phases.transpose(2, 3).reshape(batch, _SCALE * height, _SCALE * width, channels)
+            return result.permute(0, 3, 1, 2)
+        return phases.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, _SCALE * height, _SCALE * width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of the features and the kernels."""
         features, kernels = ctx.saved_tensors
         height, width, channels = features.shape[1:]
         padded, weights = _padded(features, _MARGIN, _MARGIN), _padded(kernels, 0, 2 * _MARGIN)
-        phases = gradient.unflatten(1, (height, _SCALE)).unflatten(3, (width, _SCALE)).transpose(2, 3).flatten(3, 4)
+        phases = gradient.unflatten(3, (width, _SCALE)).unflatten(2, (height, _SCALE))
+        phases = phases.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
         pixels = _pixels(padded)
         flat = _padded(phases, 0, 2 * _MARGIN).view(-1, _PHASES, channels)[:pixels]
         padded_gradient, weights_gradient = torch.zeros_like(padded), torch.empty_like(weights)
@@ -100,7 +106,7 @@ class Reassemble(torch.autograd.Function):
                 products = torch.bmm(_neighbors(padded, row), flat.mT)
                 weights_gradient.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row] = products
         inside = padded_gradient[:, _MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width]
-        return inside, weights_gradient[:, :height, :width]
+        return inside, weights_gradient[:, :height, :width], None
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:

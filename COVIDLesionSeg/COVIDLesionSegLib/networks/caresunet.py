@@ -67,7 +67,6 @@ class CAResUNet(SliceNetwork):
         self.enlargements = nn.ModuleList(_upsampling(upsampling, wide, narrow) for wide, narrow in rising)
         self.decoders = nn.ModuleList(ResidualUnit(wide, narrow, residual) for wide, narrow in rising)
         self.output = nn.Conv2d(base_channels, out_channels, 1)
-        self._lay_out()
 
     @property
     def arguments(self) -> dict[str, Any]:

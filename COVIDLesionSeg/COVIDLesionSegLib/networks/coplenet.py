@@ -81,7 +81,6 @@ class COPLENet(SliceNetwork):
             for level in reversed(range(_LEVELS - 1))
         )
         self.output = nn.Conv2d(widths[0], out_channels, 3, padding=1)
-        self._lay_out()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class Decoder(nn.Module):
 
 
 def _checked_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    values = tuple(channels)
+    values = tuple(channels) if isinstance(channels, Sequence) else (channels,)
     good = len(values) == _LEVELS and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
     if not good or values[0] % 2 or any(wide != 2 * narrow for narrow, wide in pairwise(values)):
         raise InputError(
@@ -221,7 +220,7 @@ def _checked_channels(channels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked_dropout(dropout: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(dropout)
+    values = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,)
     good = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < 1 for v in values)
     if len(values) != _LEVELS or not good:
         raise InputError(f"dropout is {values}; five probabilities in [0, 1) are needed, one for each level.")
