@@ -176,7 +176,10 @@ def near_distances(prediction: Points, reference: Points, spacing: tuple[float, 
 
 def run_all(jobs: list[Callable[[], Any]]) -> list[Any]:
     """Results of functions that run side by side on the cores there are."""
-    with ThreadPoolExecutor(min(workers(), len(jobs)) or 1) as pool:
+    threads = min(workers(), len(jobs))
+    if threads < 2:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(threads) as pool:
         return [future.result() for future in [pool.submit(job) for job in jobs]]
 
 

@@ -1,0 +1,281 @@
+"""Surface distances: the reference vectors, a brute-force oracle, MONAI, analytic shapes, invariances, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import VECTORS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from COVIDLesionSegLib.errors import GeometryError, GridMismatchError, InputError
+from COVIDLesionSegLib.measurement import (
+    HD95_VARIANTS,
+    _nearest,
+    average_surface_distance,
+    hausdorff_distance,
+    hausdorff_distance_95,
+    normalized_surface_dice,
+)
+from COVIDLesionSegLib.measurement._sparse import SparseMask
+
+FILLED = ("aniso", "iso", "thick", "smooth", "identical", "touch_border")
+MEASURES = (hausdorff_distance, hausdorff_distance_95, average_surface_distance, normalized_surface_dice)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return np.load(VECTORS / "metrics_3d.npz")
+
+
+def case_of(vectors, name):
+    return vectors[f"{name}/seg"], vectors[f"{name}/gt"], tuple(vectors[f"{name}/spacing_zyx"])
+
+
+def surface_by_erosion(mask):
+    return mask & ~ndimage.binary_erosion(mask, border_value=0)
+
+
+def distances_by_brute_force(one, other, spacing):
+    """Both directions' distances, found with SciPy's distance transform of the whole grid."""
+    first, second = surface_by_erosion(one), surface_by_erosion(other)
+    to_second = ndimage.distance_transform_edt(~second, sampling=spacing)[first]
+    to_first = ndimage.distance_transform_edt(~first, sampling=spacing)[second]
+    return to_second, to_first
+
+
+def measures_by_brute_force(one, other, spacing, tolerance):
+    to_second, to_first = distances_by_brute_force(one, other, spacing)
+    both = np.concatenate([to_second, to_first])
+    return {
+        "hd": both.max(),
+        "directed": max(np.percentile(to_second, 95), np.percentile(to_first, 95)),
+        "pooled": np.percentile(both, 95),
+        "asd": both.mean(),
+        "nsd": (both <= tolerance * (1 + 1e-9)).mean(),
+    }
+
+
+def assert_agrees_with_brute_force(one, other, spacing, tolerance=2.0):
+    oracle = measures_by_brute_force(one, other, spacing, tolerance)
+    got = {
+        "hd": hausdorff_distance(one, other, spacing),
+        "directed": hausdorff_distance_95(one, other, spacing),
+        "pooled": hausdorff_distance_95(one, other, spacing, variant="pooled"),
+        "asd": average_surface_distance(one, other, spacing),
+        "nsd": normalized_surface_dice(one, other, spacing, tolerance),
+    }
+    assert got == pytest.approx(oracle, rel=1e-9, abs=1e-9)
+
+
+def ball(shape, center, radius, spacing=(1.0, 1.0, 1.0)):
+    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return sum(((g - c) * s) ** 2 for g, c, s in zip(grid, center, spacing, strict=True)) <= radius**2
+
+
+@pytest.fixture(scope="module")
+def lesions_with_a_far_island():
+    """Two blobs that nearly agree, and one of the prediction's far away: a long tail of distances."""
+    random = np.random.default_rng(7)
+    shape, spacing = (60, 90, 100), (1.5, 0.7, 0.7)
+    reference = ball(shape, (30, 45, 40), 20, spacing)
+    rough = ndimage.gaussian_filter(random.normal(size=shape), 2) > 0.02
+    prediction = (ndimage.binary_dilation(reference) & rough) | ball(shape, (12, 20, 85), 6, spacing)
+    return prediction, reference, spacing
+
+
+# whatever the sizes of the masks, each way of finding distances has to be taken
+@pytest.fixture(params=["as_is", "tree_only", "blocks_first"])
+def every_way(request, monkeypatch):
+    if request.param != "as_is":
+        monkeypatch.setattr(_nearest, "_OFFSETS", 1)
+        monkeypatch.setattr(_nearest, "_CHUNK", 700)
+    if request.param == "blocks_first":
+        monkeypatch.setattr(_nearest, "_FEW", 0)
+
+
+@pytest.mark.parametrize("case", FILLED)
+def test_distances_match_the_vectors(vectors, case, every_way):
+    one, other, spacing = case_of(vectors, case)
+    got = {
+        "hd95_paper_linear": hausdorff_distance_95(one, other, spacing),
+        "hd95_medpy_pooled": hausdorff_distance_95(one, other, spacing, variant="pooled"),
+        "hd95_pymic062": hausdorff_distance_95(one, other, spacing, variant="pymic"),
+        "hd_paper": hausdorff_distance(one, other, spacing),
+        "assd_medpy": average_surface_distance(one, other, spacing),
+    }
+    for name, value in got.items():
+        assert value == pytest.approx(float(vectors[f"{case}/{name}"]), abs=1e-9), name
+
+
+@pytest.mark.parametrize("case", FILLED)
+def test_monai_agrees(vectors, case):
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("monai.metrics")
+    one, other, spacing = case_of(vectors, case)
+    batch = [torch.from_numpy(mask)[None, None].float() for mask in (one, other)]
+    for percentile, measure in ((95, hausdorff_distance_95), (None, hausdorff_distance)):
+        oracle = metrics.compute_hausdorff_distance(*batch, percentile=percentile, spacing=spacing)
+        assert measure(one, other, spacing) == pytest.approx(float(oracle), abs=1e-5)
+    oracle = metrics.compute_surface_dice(*batch, class_thresholds=[2.0], spacing=spacing)
+    assert normalized_surface_dice(one, other, spacing, 2.0) == pytest.approx(float(oracle), abs=1e-6)
+
+
+small_masks = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 8)).flatmap(
+    lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
+)
+spacings = st.tuples(*[st.sampled_from((0.3, 0.61, 0.7, 1.0, 2.5, 8.0))] * 3)
+
+
+@given(small_masks, spacings)
+@settings(max_examples=150, deadline=None)
+def test_any_masks_agree_with_brute_force(masks, spacing):
+    one, other = masks
+    if one.any() and other.any():
+        assert_agrees_with_brute_force(one, other, spacing)
+
+
+@given(small_masks, spacings)
+@settings(max_examples=60, deadline=None)
+def test_symmetry_bounds_flips_permutations_and_scaling(masks, spacing):
+    one, other = masks
+    if not (one.any() and other.any()):
+        return
+    values = {measure: measure(one, other, spacing) for measure in MEASURES}
+    assert 0.0 <= values[normalized_surface_dice] <= 1.0
+    assert 0.0 <= values[hausdorff_distance_95] <= values[hausdorff_distance]
+    assert 0.0 <= values[average_surface_distance] <= values[hausdorff_distance]
+    diagonal = math.sqrt(sum(((n - 1) * s) ** 2 for n, s in zip(one.shape, spacing, strict=True)))
+    assert values[hausdorff_distance] <= diagonal * (1 + 1e-12)
+    for measure, value in values.items():
+        assert measure(other, one, spacing) == pytest.approx(value)
+        for axis in range(3):
+            assert measure(np.flip(one, axis), np.flip(other, axis), spacing) == pytest.approx(value)
+        turned = tuple(spacing[axis] for axis in (2, 0, 1))
+        assert measure(one.transpose(2, 0, 1), other.transpose(2, 0, 1), turned) == pytest.approx(value)
+        assert measure(np.pad(one, 2), np.pad(other, 2), spacing) == pytest.approx(value)
+        larger = tuple(3.0 * side for side in spacing)
+        if measure is normalized_surface_dice:
+            assert measure(one, other, larger, tolerance=9.0) == pytest.approx(value)
+        else:
+            assert measure(one, other, larger) == pytest.approx(3.0 * value)
+
+
+def test_identical_masks_are_at_distance_zero(lesions_with_a_far_island):
+    mask, _, spacing = lesions_with_a_far_island
+    assert [measure(mask, mask, spacing) for measure in MEASURES] == [0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("offsets", [1, 7, 150])
+def test_a_far_island_agrees_with_brute_force(lesions_with_a_far_island, monkeypatch, offsets):
+    monkeypatch.setattr(_nearest, "_OFFSETS", offsets)
+    monkeypatch.setattr(_nearest, "_FEW", 10)
+    assert_agrees_with_brute_force(*lesions_with_a_far_island)
+
+
+@pytest.mark.parametrize("percent", [0.0, 50.0, 94.0, 95.0, 97.5, 99.9, 100.0])
+def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, monkeypatch, percent):
+    monkeypatch.setattr(_nearest, "_OFFSETS", 7)
+    monkeypatch.setattr(_nearest, "_FEW", 10)
+    prediction, reference, spacing = lesions_with_a_far_island
+    points = [SparseMask.of(mask).surface_points() for mask in (prediction, reference)]
+    alone = _nearest.SurfacePair(*points, spacing).percentile(percent)
+    oracle = distances_by_brute_force(prediction, reference, spacing)
+    assert alone == pytest.approx([np.percentile(found, percent) for found in oracle], rel=1e-12)
+    everything = _nearest.SurfacePair(*points, spacing).distances()
+    assert alone == tuple(_nearest.percentile(found, percent) for found in everything)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 10])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_shifted_box_lies_its_shift_away(shift, axis):
+    spacing = (5.0, 0.7, 0.8)
+    one = np.zeros((40, 40, 40), bool)
+    one[5:25, 5:25, 5:25] = True
+    other = np.roll(one, shift, axis)
+    assert hausdorff_distance(one, other, spacing) == pytest.approx(shift * spacing[axis])
+    assert_agrees_with_brute_force(one, other, spacing)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.8, 0.8)])
+def test_concentric_spheres_lie_the_difference_of_their_radii_apart(spacing):
+    shape = tuple(round(70 / side) for side in spacing)
+    center = tuple((n - 1) / 2 for n in shape)
+    small, large = (ball(shape, center, radius, spacing) for radius in (20.0, 30.0))
+    voxel = math.sqrt(sum(side**2 for side in spacing))
+    for measure in (hausdorff_distance, hausdorff_distance_95, average_surface_distance):
+        assert measure(small, large, spacing) == pytest.approx(10.0, abs=voxel)
+    assert normalized_surface_dice(small, large, spacing, 10.0 - voxel) < 0.1
+    assert normalized_surface_dice(small, large, spacing, 10.0 + voxel) == 1.0
+
+
+def test_two_voxels_lie_their_distance_apart():
+    one, other = np.zeros((5, 6, 7), bool), np.zeros((5, 6, 7), bool)
+    one[0, 0, 0] = other[4, 5, 6] = True
+    spacing = (8.0, 0.6, 0.5)
+    far = math.sqrt(32.0**2 + 3.0**2 + 3.0**2)
+    for measure in (hausdorff_distance, hausdorff_distance_95, average_surface_distance):
+        assert measure(one, other, spacing) == pytest.approx(far)
+    assert normalized_surface_dice(one, other, spacing, far) == 1.0
+    assert normalized_surface_dice(one, other, spacing, far - 0.01) == 0.0
+
+
+def test_the_surface_is_what_erosion_takes_away(vectors):
+    random = np.random.default_rng(3)
+    masks = [vectors[f"{case}/seg"] for case in FILLED]
+    masks += [random.random((4, 5, 6)) < 0.8, np.ones((3, 4, 5), bool), np.ones((1, 1, 1), bool)]
+    masks += [np.ones((1, 9, 9), bool), np.ones((9, 9, 1), bool)]
+    for mask in masks:
+        expected = np.flatnonzero(surface_by_erosion(mask))
+        assert np.array_equal(SparseMask.of(mask).surface(), expected)
+
+
+@pytest.mark.parametrize(
+    ("filled", "distance", "share"),
+    [((False, False), math.nan, 1.0), ((False, True), math.inf, 0.0), ((True, False), math.inf, 0.0)],
+)
+def test_empty_masks_have_the_agreed_values(filled, distance, share):
+    masks = [np.full((2, 3, 3), has_lesion) for has_lesion in filled]
+    got = [measure(*masks, (5.0, 0.7, 0.7)) for measure in MEASURES]
+    got += [hausdorff_distance_95(*masks, (5.0, 0.7, 0.7), variant=variant) for variant in HD95_VARIANTS]
+    assert got == pytest.approx([distance] * 3 + [share] + [distance] * len(HD95_VARIANTS), nan_ok=True)
+    assert all(type(value) is float for value in got)
+
+
+def test_a_tolerance_that_equals_a_distance_counts_as_within():
+    one, other = np.zeros((1, 1, 9), bool), np.zeros((1, 1, 9), bool)
+    one[0, 0, 0] = other[0, 0, 3] = True
+    assert normalized_surface_dice(one, other, (1.0, 1.0, 0.7), tolerance=2.1) == 1.0
+    assert normalized_surface_dice(one, other, (1.0, 1.0, 0.7), tolerance=2.09) == 0.0
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("shape", "spacing", "error", "sentence"),
+    [
+        (((2, 3, 4), (2, 3, 5)), (1, 1, 1), GridMismatchError, r"\(2, 3, 4\).*\(2, 3, 5\)"),
+        (((3, 4), (3, 4)), (1, 1, 1), InputError, r"3 are needed: \(z, y, x\)"),
+        (((2, 3, 4), (2, 3, 4)), (1, 1), GeometryError, "three positive numbers"),
+        (((2, 3, 4), (2, 3, 4)), (1, 0, 1), GeometryError, "three positive numbers"),
+    ],
+)
+def test_bad_input_is_refused(measure, shape, spacing, error, sentence):
+    with pytest.raises(error, match=sentence):
+        measure(np.ones(shape[0], bool), np.ones(shape[1], bool), spacing)
+
+
+def test_an_unknown_variant_is_answered_by_the_known_ones():
+    mask = np.ones((2, 2, 2), bool)
+    with pytest.raises(InputError, match=r"'elastix'.*directed.*pooled"):
+        hausdorff_distance_95(mask, mask, (1, 1, 1), variant="elastix")
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_an_impossible_tolerance_is_refused(tolerance):
+    mask = np.ones((2, 2, 2), bool)
+    with pytest.raises(InputError, match="tolerance"):
+        normalized_surface_dice(mask, mask, (1, 1, 1), tolerance)
