@@ -53,7 +53,8 @@ def tiny_config(cases: Path, **tables) -> TrainingConfig:
         },
     }
     config = TrainingConfig()
-    for table in {*defaults, *tables}:
-        values = defaults.get(table, {}) | tables.get(table, {})
-        config = dataclasses.replace(config, **{table: dataclasses.replace(getattr(config, table), **values)})
-    return config
+    changed = {
+        table: dataclasses.replace(getattr(config, table), **(defaults.get(table, {}) | tables.get(table, {})))
+        for table in {*defaults, *tables}
+    }
+    return dataclasses.replace(config, **changed)

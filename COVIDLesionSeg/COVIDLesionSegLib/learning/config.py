@@ -288,7 +288,7 @@ class RunSettings:
         steps: most steps to train, >= 1.
         batch_size: slices a step over all ranks, >= 1; 30 in the TMI paper.
         pseudo_batch_size: pseudo-labeled slices a step besides, where there are any.
-        precision: "float32", "bfloat16" or "float16" (GPU only), or "auto".
+        precision: "float32", "bfloat16" or "float16" (GPU only), or "auto"; "float64" for comparisons.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         validation_interval: steps between two validations, >= 1.
         checkpoint_interval: steps between two saved states, >= 1.
@@ -301,7 +301,7 @@ class RunSettings:
     steps: int = 2000
     batch_size: int = 8
     pseudo_batch_size: int = 0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     validation_interval: int = 200
     checkpoint_interval: int = 100

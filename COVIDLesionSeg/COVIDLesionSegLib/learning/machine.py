@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 
-def environment(device: torch.device, autocast: torch.dtype | None, ranks: int) -> dict[str, Any]:
+def environment(device: torch.device, precision: torch.dtype, ranks: int) -> dict[str, Any]:
     """What must be the same for a resumed run to give the same bits."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "device": str(device),
-        "precision": str(autocast or torch.float32),
+        "precision": str(precision),
         "ranks": ranks,
     }
 

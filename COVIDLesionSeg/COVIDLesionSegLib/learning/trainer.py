@@ -97,6 +97,7 @@ class Trainer:
         # settings that a constructor checks are checked before the data are prepared
         self._criterion = make_criterion(config.loss)
         self._device = choose_device(config.run.device).device
+        self._dtype = torch.float64 if config.run.precision == "float64" else torch.float32
         self._autocast = _autocast(config.run.precision, self._device)
 
     def run(
@@ -173,7 +174,7 @@ class _Job:
         state = self._load_state() if resume else None
         self._start_folder(state)
         torch.manual_seed(_integer(config.run.seed, Purpose.INITIALIZATION))
-        self.network = self._network().to(self.device)
+        self.network = self._network().to(self.device, trainer._dtype)
         for parameter in self.network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -208,6 +209,9 @@ class _Job:
         return loaded.network.requires_grad_(True)
 
     # ---- the state on disk --------------------------------------------------------------------------------------
+
+    def _environment(self) -> dict[str, Any]:
+        return environment(self.device, self.autocast or self.trainer._dtype, self.ranks.count)
 
     def _start_folder(self, state: dict[str, Any] | None) -> None:
         if self.ranks.is_main and state is None:
@@ -249,7 +253,10 @@ class _Job:
                 "The training data differ from those that the run began with (cases, masks or split).",
                 "Restore them, or start in a new folder.",
             )
-        now, then = environment(self.device, self.autocast, self.ranks.count), state["environment"]
+        now, then = (
+            self._environment(),
+            state["environment"],
+        )
         changed = [f"{key}: {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
         if changed and self.config.run.deterministic:
             raise InputError(
@@ -277,7 +284,7 @@ class _Job:
             "step": self.step,
             "config": self.config.to_dict(),
             "data_sha256": self.data.sha256,
-            "environment": environment(self.device, self.autocast, self.ranks.count),
+            "environment": self._environment(),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -337,7 +344,7 @@ class _Job:
         if pseudo is not None:
             images = np.concatenate([images, pseudo.images])
             labels = np.concatenate([labels, pseudo.labels])
-        image = torch.from_numpy(images).to(self.device, non_blocking=True)
+        image = torch.from_numpy(images).to(self.device, self.trainer._dtype, non_blocking=True)
         image = image.contiguous(memory_format=torch.channels_last)
         label = torch.from_numpy(labels).to(self.device, non_blocking=True).long()
         rate = learning_rate(config.optimizer, self.step, config.run.steps)
@@ -390,7 +397,7 @@ class _Job:
         places = [*self.places, *(run.batch_size + place for place in self.pseudo_places)]
         shape, clip = tuple(images.shape[1:]), settings.noise_clip or None
         noise = gaussian_noise(run.seed, purpose, self.step, places, shape, settings.noise_sd, clip)
-        return torch.from_numpy(noise).to(images.device)
+        return torch.from_numpy(noise).to(images)
 
     def _kept(self, logits: Tensor, label: Tensor, entry: dict[str, float]) -> Tensor:
         assert self.reweighting is not None  # noqa: S101  # the caller looked
@@ -503,7 +510,7 @@ class _Job:
                     "stopped": stopped,
                     "best": self.best.to_dict(),
                     "label_noise": self.data.noise,
-                    "environment": environment(self.device, self.autocast, self.ranks.count),
+                    "environment": self._environment(),
                     "doubtful_cases": self.audit.cases(),
                 },
             )
@@ -529,6 +536,8 @@ def _integer(seed: int, purpose: Purpose, *where: int) -> int:
 
 
 def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "float64":
+        return None
     chosen, _ = choose_precision(precision, device)
     return None if chosen == torch.float32 else chosen
 

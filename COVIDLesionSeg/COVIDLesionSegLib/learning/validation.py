@@ -64,6 +64,7 @@ def predict_case(
         cancelled: asked between batches.
     """
     stored = store.image(case)
+    dtype = next(network.parameters()).dtype
     height, width = stored.shape[1:]
     padding = [(0, 0), *(((-side % 16) // 2, -(-(-side % 16) // 2)) for side in (height, width))]
     out = np.empty(stored.shape, dtype=np.float32)
@@ -71,7 +72,7 @@ def predict_case(
         if cancelled is not None and cancelled():
             raise CancelledError("Stopped while validating.")
         part = store.windowed(case, stored[start : start + _BATCH], *window)
-        images = torch.from_numpy(np.pad(part, padding, mode="reflect"))[:, None].to(device)
+        images = torch.from_numpy(np.pad(part, padding, mode="reflect"))[:, None].to(device, dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             probability = torch.softmax(network(images).float(), dim=1)[:, 1].cpu().numpy()
