@@ -182,10 +182,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
         raise ModelError(f"{path} could not be read: {error.strerror or error}.") from error
     if not start:
         raise ModelError(f"{path.name} is empty; download or copy it again.")
+    # a header's length comes first, whose low byte may be that of a pickle
+    if start[4:9] == b"\0\0\0\0{" or (path.suffix == ".safetensors" and not start.startswith(_ZIP)):
+        return _read_safetensors(path)
     if start.startswith((_ZIP, _PICKLE)):
         return _read_torch(path)
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return _read_safetensors(path)
     raise ModelError(
         f"{path.name} is neither a safetensors file nor a PyTorch checkpoint, or its beginning is damaged."
     )
