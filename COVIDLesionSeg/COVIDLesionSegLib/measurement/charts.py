@@ -146,7 +146,7 @@ def _axes(width: int, height: int) -> tuple[Any, Any]:
     figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
     axes = figure.add_subplot()
     axes.set_facecolor(style.BACKGROUND)
-    axes.tick_params(colors=style.TEXT, labelsize=style.SMALL, length=0)
+    axes.tick_params(colors=style.TEXT, labelsize=style.SMALL, length=0, pad=8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
