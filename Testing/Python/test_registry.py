@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 from file_server import FileServer, breaking_off, file
 
 from COVIDLesionSegLib.errors import CancelledError, DownloadError, ModelError, OutputError
+from COVIDLesionSegLib.files import sha256_file
 from COVIDLesionSegLib.models.card import ModelCard, read_card
 from COVIDLesionSegLib.models.catalog import check_id, default_folder, id_from_name
 from COVIDLesionSegLib.models.registry import ModelRegistry
@@ -145,10 +146,13 @@ def test_bundled_models_have_the_recorded_hash_and_a_card_that_agrees():
     bundled = [entry for entry in registry.list() if entry.origin == "registry" and not entry.download_page]
     assert bundled and registry.default() in [entry.id for entry in bundled]
     for entry in bundled:
-        path = registry.verify(entry.id).path
-        assert path.stat().st_size == entry.size_bytes
+        path = resources_folder() / "Models" / entry.file_name
+        recorded = (entry.size_bytes, entry.sha256)
+        assert (path.stat().st_size, sha256_file(path)) == recorded, "write these two into Resources/Models.json"
+        assert registry.verify(entry.id).path == path
         card = read_card(path)
-        assert (card.id, card.network) == (entry.id, entry.network)
+        for key in ("id", "name", "network", "license", "license_notice", "citation"):
+            assert getattr(card, key) == getattr(entry, key), key
 
 
 def test_every_bundled_file_is_listed():
