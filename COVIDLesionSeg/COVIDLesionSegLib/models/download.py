@@ -369,9 +369,7 @@ def _refuse(answer: urllib.error.HTTPError, job: _Job) -> NoReturn:
     if answer.code in _TRANSIENT_STATUS:
         raise TransientError(f"{job.place} answered {said}") from answer
     if answer.code in (404, 410):
-        raise DownloadError(
-            f"{job.place} is not there: the server answered {said}.", job.by_hand
-        ) from answer
+        raise DownloadError(f"{job.place} is not there: the server answered {said}.", job.by_hand) from answer
     if answer.code in (401, 403):
         raise DownloadError(f"{job.place} may not be read without a login: {said}.", job.by_hand) from answer
     if answer.code == 407:
