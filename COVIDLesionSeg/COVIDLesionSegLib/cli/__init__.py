@@ -23,6 +23,9 @@ from ..errors import CancelledError, COVIDLesionSegError
 COMMANDS = {
     "demo": "demo",
     "segment": "segment",
+    "evaluate": "evaluate",
+    "report": "report",
+    "compare-timepoints": "compare_timepoints",
     "doctor": "doctor",
     "models": "models",
     "train": "train",
