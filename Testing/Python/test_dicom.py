@@ -171,6 +171,11 @@ def test_rounded_positions_are_even_and_a_small_jitter_is_mentioned(tmp_path):
     assert "even spacing" in read_volume(tmp_path / "jitter").warnings[0]
 
 
+def test_gaps_between_thin_slices_are_mentioned(tmp_path):
+    write_series(tmp_path, CHEST, spacing=10.0, SliceThickness=1.25)
+    assert read_volume(tmp_path).warnings == ("Slices are 1.25 mm thick but 10 mm apart; the rest is not seen.",)
+
+
 def test_nothing_of_the_patient_leaves_the_reader(tmp_path):
     uid = write_series(tmp_path / "Mustermann_Erika", CHEST)
     write_series(tmp_path / "Mustermann_Erika", CHEST[:1], names="sc{}".format, SOPClassUID=SECONDARY_CAPTURE)
@@ -300,10 +305,10 @@ def singular_orientation(folder):
         (missing_two, "2 slices are missing at z = -92, -86 mm"),
         (missing_many, "24 slices are missing at z = 12, 14, 16, 18, 20, 22 and 18 more mm"),
         (every_second_missing_in_one_half, "missing at z = 8"),
-        (uneven, "unevenly spaced: gaps from 2 to 3.3 mm"),
-        (gantry_tilt, "15 degrees, gantry tilt?; the header says a gantry tilt of 15 degrees"),
-        (tilted_orientation, "12 degrees, gantry tilt?"),
-        (sideways, "shift sideways by up to 5 mm"),
+        (uneven, "unevenly spaced: gaps from 2 to 3.3 mm, mostly"),
+        (gantry_tilt, "gantry tilt of 15 degrees?; the header says 15 degrees"),
+        (tilted_orientation, "gantry tilt of 12 degrees?"),
+        (sideways, "shift sideways by up to 5 mm over 22 mm (slices displaced?)"),
         (two_phases, "At 6 positions (z = 0, 2, 4, 6, 8, 10 mm) there is more than one slice"),
         (mixed_sizes, "slices of different size (12 of 20 x 24, 2 of 10 x 10)"),
         (mixed_orientations, "slices of different orientation (2 of 14"),

@@ -68,6 +68,15 @@ def image_stem(path: Path | str) -> str:
     return (name[: -len(suffix)] if suffix else name) or name
 
 
+def name_is_utf8(path: Path) -> bool:
+    """Whether SimpleITK can be given this path; it ends the process over names in another encoding."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_image_file(path: Path, components: bool = False) -> ImageFile:
     """Read a NIfTI, NRRD or MetaImage file.
 
@@ -105,6 +114,8 @@ def read_image_file(path: Path, components: bool = False) -> ImageFile:
 def _read_header(path: Path, format_name: str) -> Any:
     import SimpleITK as sitk
 
+    if format_name == "NIfTI" and path.name[-4:] not in (path.name[-4:].lower(), path.name[-4:].upper()):
+        raise ReadError(f"{path.name} has an ending of mixed case; rename it to end in {image_suffix(path)}.")
     reader = sitk.ImageFileReader()
     reader.SetImageIO({"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[format_name])
     reader.SetFileName(str(path))

@@ -33,7 +33,8 @@ def segment_fields(labels: LabelVolume) -> dict[str, str]:
     Raises:
         InputError: more segments than a segmentation can sensibly hold.
     """
-    present = np.flatnonzero(np.bincount(labels.array.ravel()))
+    # slice by slice: bincount counts in 64-bit copies
+    present = np.unique(np.concatenate([np.flatnonzero(np.bincount(part.ravel())) for part in labels.array]))
     names = {int(value): f"label {value}" for value in present if value} | {int(k): v for k, v in labels.names.items()}
     if len(names) > _MOST_SEGMENTS:
         raise InputError(

@@ -27,6 +27,9 @@ _ROUNDING_MM = 0.1
 # Slices may be shifted sideways by this share of a pixel; from a tenth of that on with a warning.
 _SHEAR_TOLERANCE = 0.5
 _SAME_POSITION_MM = 0.01
+_LEAST_TILT = 0.1
+# Slices thinner than this share of their distance leave a gap worth a warning.
+_GAP_FROM = 0.75
 _SHOWN = 6
 
 
@@ -90,6 +93,8 @@ def stack_slices(images: Sequence[DicomSlice]) -> tuple[list[DicomSlice], Geomet
     distances = positions @ normal
     gap = _even_gap(distances, positions, normal, warnings) if len(images) > 1 else _single_gap(first, warnings)
     _refuse_shear(positions, distances, normal, first, warnings)
+    if len(images) > 1 and 0 < first.thickness < _GAP_FROM * gap:
+        warnings.append(f"Slices are {first.thickness:g} mm thick but {gap:.4g} mm apart; the rest is not seen.")
     direction = np.stack([matrix[0], matrix[1], normal], axis=1)
     x, y, z = positions[0]
     spacing = (first.spacing[0], first.spacing[1], gap)
@@ -173,7 +178,9 @@ def _even_gap(
 
     for base in (float(np.median(gaps)), float(gaps.min())):
         multiples = np.round(gaps / base)
-        if multiples.min() >= 1 and np.abs(gaps - multiples * base).max() <= max(0.1 * base, _ROUNDING_MM):
+        if multiples.min() >= 1 and np.abs(gaps - multiples * base).max() <= max(
+            _SPACING_TOLERANCE * base, _ROUNDING_MM
+        ):
             absent = [
                 distances[index] + step * gaps[index] / multiples[index]
                 for index in range(len(gaps))
@@ -184,7 +191,7 @@ def _even_gap(
                 f"({len(distances)} slices, spacing {base:.4g} mm).",
                 "Export the complete series.",
             )
-    middle = float(np.median(gaps))
+    middle = Counter(np.round(gaps, 2).tolist()).most_common(1)[0][0]
     odd = np.flatnonzero(np.abs(gaps - middle) > max(_SPACING_TOLERANCE * middle, _ROUNDING_MM))
     raise GeometryError(
         f"The slices are unevenly spaced: gaps from {gaps.min():.4g} to {gaps.max():.4g} mm, mostly {middle:.4g} mm, "
@@ -206,10 +213,11 @@ def _refuse_shear(
     length = float(distances[-1] - distances[0])
     if shift > _SHEAR_TOLERANCE * pixel:
         angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways[-1] - sideways[0]), length)))
-        tilt = f"; the header says a gantry tilt of {first.tilt:g} degrees" if first.tilt else ""
+        said = f"; the header says {first.tilt:g} degrees" if first.tilt else ""
+        how = f"gantry tilt of {angle:.2g} degrees?{said}" if angle > _LEAST_TILT else "slices displaced?"
         raise GeometryError(
             f"The slices are not stacked at right angles: they shift sideways by up to {shift:.3g} mm over "
-            f"{length:.4g} mm ({angle:.2g} degrees, gantry tilt?{tilt}).",
+            f"{length:.4g} mm ({how}).",
             "Resample the series to a regular grid first, e.g. with dcm2niix or Slicer's acquisition-geometry "
             "regularization.",
         )

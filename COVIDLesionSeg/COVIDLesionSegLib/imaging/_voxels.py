@@ -84,7 +84,7 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
             raise _truncated(shown, needed, None) from error
         except zlib.error as error:
             raise ReadError(
-                f"{shown.name} is damaged: its compressed data fail the check ({error}).",
+                f"{shown.name} is damaged: its compressed data do not pass their checksum.",
                 "Copy or export it again.",
             ) from error
     if filled < needed:
@@ -93,9 +93,11 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
 
 
 def _truncated(path: Path, needed: int, found: int | None) -> ReadError:
-    there = "not all of its" if found is None else f"{found / 1e6:.4g} MB of its"
+    unit, name = (1e6, "MB") if needed >= 1e6 else (1, "bytes")
+    there = "only a part" if found is None else f"only {found / unit:.10g}"
     return ReadError(
-        f"{path.name} is cut short: {there} {needed / 1e6:.4g} MB of voxels are there.", "Copy or download it again."
+        f"{path.name} is cut short: it holds {there} of its {needed / unit:.10g} {name} of voxels.",
+        "Copy or download it again.",
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ReadError, SeriesChoiceError
+from ._image_file import FORMATS, name_is_utf8
 from ._slices import CT_IMAGE_STORAGE, DicomSlice, stack_slices
 from .geometry import Geometry
 from .plausibility import compact
@@ -91,7 +92,7 @@ def _choose(path: Path, series: str | None) -> tuple[list[DicomSlice], list[str]
         if found is None:
             raise ReadError(f"{path.name} is a DICOM file without an image.", "Give the folder of the CT series.")
         series = series or found.series
-        images, others = _scan(sorted(p for p in path.parent.iterdir() if p.is_file() and not p.name.startswith(".")))
+        images, others = _scan(_readable(path.parent.iterdir()))
     if not images:
         raise _no_images(path, others)
 
@@ -123,12 +124,20 @@ def _files_below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise ReadError(f"The folder {error.filename} can't be read: {error.strerror}.") from error
 
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if not name.startswith(".")
-    )
+    paths = [Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return _readable(paths)
+
+
+def _readable(paths: Iterable[Path]) -> list[Path]:
+    """Those that are files and not hidden, sorted."""
+    files = sorted(path for path in paths if not path.name.startswith(".") and path.is_file())
+    if foreign := sum(not name_is_utf8(path) for path in files):
+        raise ReadError(
+            f"{foreign} of {len(files)} files in the folder {'has a name' if foreign == 1 else 'have names'} that "
+            f"{'is' if foreign == 1 else 'are'} not UTF-8.",
+            "Rename them.",
+        )
+    return files
 
 
 def _scan(files: Sequence[Path]) -> tuple[list[DicomSlice], int]:
@@ -197,8 +206,6 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
 
 
 def _no_images(path: Path, others: int) -> ReadError:
-    from ._image_file import FORMATS
-
     files = _files_below(path) if path.is_dir() else []
     volumes = [file.name for file in files if file.name.lower().endswith(tuple(FORMATS))]
     if volumes:

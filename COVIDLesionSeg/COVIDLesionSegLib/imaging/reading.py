@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import GeometryError, InputError, ReadError
 from ..files import sha256_file
-from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, read_image_file
+from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
 from .dicom import is_dicom, read_dicom
 from .plausibility import check_hounsfield, is_integral, rescaled
@@ -141,6 +141,8 @@ def read_labels(path: Path | str, label: int | str | None = None) -> LabelVolume
 
 def _existing(path: Path | str) -> Path:
     path = Path(path)
+    if not name_is_utf8(path):
+        raise ReadError(f"The name {os.fsencode(path)!r} is not UTF-8; rename it.")
     try:
         if not path.exists():
             raise ReadError(f"{path} does not exist.", "Check the path.")

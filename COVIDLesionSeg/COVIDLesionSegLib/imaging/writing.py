@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
 from ..files import atomic_path
-from ._image_file import image_suffix
+from ._image_file import image_suffix, name_is_utf8
 from ._segmentation import segment_fields
 from .geometry import Geometry
 from .volume import LabelVolume, Volume
@@ -94,6 +94,8 @@ def _write(array: NDArray[Any], geometry: Geometry, path: Path, fields: dict[str
     suffix = image_suffix(path)
     if suffix not in WRITTEN_SUFFIXES:
         raise InputError(f"The output {path.name} has no format that is written; use {', '.join(WRITTEN_SUFFIXES)}.")
+    if not name_is_utf8(path):
+        raise InputError(f"The name {os.fsencode(path)!r} is not UTF-8; choose another output.")
     geometry.require_shape(array)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file.")

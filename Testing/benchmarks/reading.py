@@ -1,0 +1,97 @@
+"""How long reading takes beside decoding alone, in one run.
+
+    python Testing/benchmarks/reading.py [--input CT]... [--slices 300] [--repeat 3]
+
+Decoding alone is SimpleITK's reader and the copy into an array: no hash, no checks. Ours is ``read_volume`` with all of
+them. Both run in turns on warm files; the smallest time of each counts. Without --input a noisy volume of 512 x 512
+voxels a slice is written in each format first (for DICOM: uncompressed, one file a slice).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "COVIDLesionSeg"), str(REPOSITORY / "Testing" / "Python")]
+
+from COVIDLesionSegLib.imaging import (  # noqa: E402
+    Geometry,
+    LabelVolume,
+    dicom_files,
+    read_volume,
+    write_labels,
+    write_volume,
+)
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and processor seconds of a call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def compare(path: Path, repeat: int) -> None:
+    names = [str(name) for name in dicom_files(path)] if path.is_dir() else str(path)
+    alone, ours = [], []
+    for _ in range(repeat):
+        alone.append(seconds(lambda: sitk.GetArrayFromImage(sitk.ReadImage(names))))
+        ours.append(seconds(lambda: read_volume(path)))
+    (wall_a, cpu_a), (wall_b, cpu_b) = (tuple(map(min, zip(*runs, strict=True))) for runs in (alone, ours))
+    print(
+        f"{path.name:24s} decoding alone {wall_a:6.2f} s   read_volume {wall_b:6.2f} s   ratio {wall_b / wall_a:5.2f}"
+        f"   (processor time {cpu_a:.2f} s, {cpu_b:.2f} s, ratio {cpu_b / cpu_a:.2f})"
+    )
+
+
+def noisy_chest(slices: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    array = rng.normal(-1000, 12, (slices, 512, 512)).astype(np.int16)
+    array[:, 80:430, 40:470] += 1040
+    array[:, 140:380, 80:240] -= 890
+    array[:, 140:380, 270:430] -= 890
+    return np.maximum(array, -1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, action="append", help="a CT file or DICOM folder")
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args()
+    for path in arguments.input or []:
+        compare(path, arguments.repeat)
+    if arguments.input:
+        return
+
+    from synthetic_dicom import write_series
+
+    array = noisy_chest(arguments.slices)
+    grid = Geometry((512, 512, arguments.slices), (0.7, 0.7, 1.0))
+    mask = LabelVolume((array > 20).astype(np.uint8), grid, {1: "lesion"})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for suffix in (".nii", ".nii.gz", ".nrrd", ".mha"):
+            wall, _ = seconds(
+                lambda suffix=suffix: write_volume(array, folder / f"ct_{suffix[1:].replace('.', '_')}{suffix}", grid)
+            )
+            print(f"write ct{suffix:12s} {wall:6.2f} s")
+        for suffix in (".nii.gz", ".seg.nrrd"):
+            wall, _ = seconds(lambda suffix=suffix: write_labels(mask, folder / f"mask{suffix}"))
+            print(f"write mask{suffix:10s} {wall:6.2f} s")
+        write_series(folder / "dicom", array, spacing=1.0)
+        for path in (*(folder / f"ct{suffix}" for suffix in (".nii", ".nii.gz", ".nrrd", ".mha")), folder / "dicom"):
+            compare(path, arguments.repeat)
+
+
+if __name__ == "__main__":
+    main()
