@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..imaging import AxialView, Geometry, LabelVolume
+from ..imaging import Geometry, LabelVolume, divide_lungs
 from ._inputs import integer_labels
 from .catalog import catalog
 
@@ -21,13 +21,6 @@ ZONE_REGIONS = tuple(f"{side}_{level}_zone" for side in SIDES for level in LEVEL
 LOBE_REGIONS = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe")
 # zone of a voxel in lungs whose sides are not known
 SOMEWHERE = len(ZONE_REGIONS)
-
-# a mask with one label is divided on a grid of about this spacing, after at most so many erosions of it
-_COARSE_MM = 3.0
-_MOST_EROSIONS = 6
-# two pieces are the two lungs when each has this share of both, and their centers lie this far apart from left to right
-_LEAST_SHARE = 0.15
-_LEAST_DISTANCE_MM = 50.0
 
 Box = tuple[slice, slice, slice]
 
@@ -116,7 +109,7 @@ class Lungs:
             return cls(array, counts, status="lungs_empty")
         if counts[1].any():
             return cls(array, counts)
-        divided = divide(array == 1, geometry)
+        divided = divide_lungs(array == 1, geometry)
         if divided is None:
             return cls(array, counts, sided=False)
         return cls(divided, _counts(view.apply(divided)))
@@ -185,59 +178,6 @@ def levels(slice_counts: NDArray[np.int64]) -> NDArray[np.int8]:
     if len(occupied):
         low, high = int(occupied[0]), int(occupied[-1]) + 1
         result[low:high] = 3 * np.arange(high - low) // (high - low)
-    return result
-
-
-def divide(mask: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8] | None:
-    """Divide a lung mask with one label into right and left.
-
-    The mask is eroded on a coarse grid until it falls into two large pieces that lie side by side; each voxel goes to
-    the nearer piece.
-
-    Args:
-        mask: bool (z, y, x) on the grid.
-        geometry: the grid.
-
-    Returns:
-        1 right and 2 left, or None where the two can't be told apart.
-    """
-    from scipy import ndimage
-
-    view = geometry.axial_view()
-    axial = view.apply(mask)
-    spacing = np.array(view.geometry.spacing_zyx)
-    steps = np.maximum(1, np.round(_COARSE_MM / spacing)).astype(int)
-    coarse = axial[:: steps[0], :: steps[1], :: steps[2]]
-    seeds = coarse
-    for _ in range(_MOST_EROSIONS + 1):
-        pieces, count = ndimage.label(seeds)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-        if count >= 2 and np.sort(sizes)[-2] >= _LEAST_SHARE * sizes.sum():
-            one, other = (int(label) + 1 for label in np.argsort(-sizes, kind="stable")[:2])
-            centers = [float(np.nonzero(pieces == label)[2].mean()) for label in (one, other)]
-            if abs(centers[0] - centers[1]) * spacing[2] * steps[2] < _LEAST_DISTANCE_MM:
-                return None
-            right, left = (one, other) if centers[0] < centers[1] else (other, one)
-            sides = np.where(pieces == right, 1, np.where(pieces == left, 2, 0)).astype(np.uint8)
-            nearest = ndimage.distance_transform_edt(
-                sides == 0, spacing * steps, return_distances=False, return_indices=True
-            )
-            return _refined(sides[tuple(nearest)], axial, steps, view)
-        seeds = ndimage.binary_erosion(seeds)
-    return None
-
-
-def _refined(
-    coarse: NDArray[np.uint8], axial: NDArray[np.bool_], steps: NDArray[np.int64], view: AxialView
-) -> NDArray[np.uint8]:
-    """The coarse sides where the mask is, on the source's own grid."""
-    rows, columns = (np.arange(n) // step for n, step in zip(axial.shape[1:], steps[1:], strict=True))
-    result = np.empty(view.source.shape, np.uint8)
-    target = view.apply(result)
-    for number, plane in enumerate(coarse):
-        fine = plane[np.ix_(rows, columns)]
-        for z in range(number * steps[0], min((number + 1) * steps[0], len(axial))):
-            np.multiply(fine, axial[z], out=target[z])
     return result
 
 

@@ -1,0 +1,167 @@
+"""Lung masks that somebody else made: brought to right and left, and their bounding box."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, LungsNotFoundError
+from .geometry import AxialView, Geometry
+from .volume import LabelVolume, Volume
+
+RIGHT, LEFT = 1, 2
+# lungmask's lobes (LTRCLobes): left upper and lower, right upper, middle and lower
+_LUNGMASK_LOBES = {1: LEFT, 2: LEFT, 3: RIGHT, 4: RIGHT, 5: RIGHT}
+# a mask with one label is divided on a grid of about this spacing, after at most so many erosions of it
+_COARSE_MM = 3.0
+_MOST_EROSIONS = 6
+# two pieces are the two lungs when each has this share of both, and their centers lie this far apart from left to right
+_LEAST_SHARE = 0.15
+_LEAST_DISTANCE_MM = 50.0
+
+
+def lungs_from_mask(labels: LabelVolume | NDArray[Any], volume: Volume) -> NDArray[np.uint8]:
+    """A given lung mask as right and left.
+
+    Labels whose names say lung or lobe and a side (TotalSegmentator's, Slicer's) count by name and all others are left
+    out; 1 and 2 are right and left, put right by their position where they are the other way round; 1 to 5 are
+    lungmask's lobes. Any other mask is one label, divided by position where the two lungs can be told apart.
+
+    Args:
+        labels: on the CT's grid.
+        volume: the CT.
+
+    Returns:
+        uint8 (z, y, x), 1 right lung and 2 left lung; 1 for both where they can't be told apart.
+
+    Raises:
+        GridMismatchError: another grid.
+        LungsNotFoundError: the mask is empty, or has names and none of them is of a lung.
+        InputError: values that are not whole numbers.
+    """
+    names: Mapping[int, str] = {}
+    if isinstance(labels, LabelVolume):
+        volume.geometry.require_same(labels.geometry, "CT", "lung mask")
+        names, labels = labels.names, labels.array
+    volume.geometry.require_shape(labels, "lung mask")
+    array = labels.view(np.uint8) if labels.dtype == bool else labels
+    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+        raise InputError("The lung mask holds values that are not whole numbers; a label map is needed.")
+    values = [int(value) for value in np.unique(array) if value]
+    if not values:
+        raise LungsNotFoundError("The given lung mask is empty; give one that marks the lungs, or none to find them.")
+
+    sides = _sides_by_name(names)
+    if not sides and len(values) > 1 and max(values) <= max(_LUNGMASK_LOBES):
+        sides = {RIGHT: RIGHT, LEFT: LEFT} if max(values) <= LEFT else _LUNGMASK_LOBES
+    if sides:
+        lungs = np.zeros(array.shape, np.uint8)
+        for value in values:
+            if value in sides:
+                lungs[array == value] = sides[value]
+        if not lungs.any():
+            raise LungsNotFoundError(
+                f"The lung mask holds the labels {', '.join(map(str, values[:8]))}, but none of them is named as a lung."
+            )
+        return _right_side_right(lungs, volume.geometry)
+    mask = array != 0
+    divided = divide_lungs(mask, volume.geometry)
+    return mask.astype(np.uint8) if divided is None else divided
+
+
+def lung_box(lungs: NDArray[Any], margin: int) -> tuple[slice, slice, slice]:
+    """The bounding box of a mask with a margin.
+
+    Args:
+        lungs: (z, y, x); anything that is not 0.
+        margin: voxels on every side, cut off at the grid's border.
+
+    Returns:
+        Slices (z, y, x) with start and stop.
+
+    Raises:
+        LungsNotFoundError: the mask is empty.
+    """
+    box = []
+    inside = lungs != 0
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        occupied = np.flatnonzero(inside.any(axis=others))
+        if not len(occupied):
+            raise LungsNotFoundError("The lung mask is empty, so there is nothing to crop to.")
+        box.append(slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, lungs.shape[axis])))
+    return box[0], box[1], box[2]
+
+
+def divide_lungs(mask: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8] | None:
+    """Divide a lung mask with one label into right and left.
+
+    The mask is eroded on a coarse grid until it falls into two large pieces that lie side by side; each voxel goes to
+    the nearer piece.
+
+    Args:
+        mask: bool (z, y, x) on the grid.
+        geometry: the grid.
+
+    Returns:
+        1 right and 2 left, or None where the two can't be told apart.
+    """
+    from scipy import ndimage
+
+    view = geometry.axial_view()
+    axial = view.apply(mask)
+    spacing = np.array(view.geometry.spacing_zyx)
+    steps = np.maximum(1, np.round(_COARSE_MM / spacing)).astype(int)
+    coarse = axial[:: steps[0], :: steps[1], :: steps[2]]
+    seeds = coarse
+    for _ in range(_MOST_EROSIONS + 1):
+        pieces, count = ndimage.label(seeds)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        if count >= 2 and np.sort(sizes)[-2] >= _LEAST_SHARE * sizes.sum():
+            one, other = (int(label) + 1 for label in np.argsort(-sizes, kind="stable")[:2])
+            centers = [float(np.nonzero(pieces == label)[2].mean()) for label in (one, other)]
+            if abs(centers[0] - centers[1]) * spacing[2] * steps[2] < _LEAST_DISTANCE_MM:
+                return None
+            right, left = (one, other) if centers[0] < centers[1] else (other, one)
+            sides = np.where(pieces == right, 1, np.where(pieces == left, 2, 0)).astype(np.uint8)
+            nearest = ndimage.distance_transform_edt(
+                sides == 0, spacing * steps, return_distances=False, return_indices=True
+            )
+            return _refined(sides[tuple(nearest)], axial, steps, view)
+        seeds = ndimage.binary_erosion(seeds)
+    return None
+
+
+def _refined(
+    coarse: NDArray[np.uint8], axial: NDArray[np.bool_], steps: NDArray[np.int64], view: AxialView
+) -> NDArray[np.uint8]:
+    """The coarse sides where the mask is, on the source's own grid."""
+    rows, columns = (np.arange(n) // step for n, step in zip(axial.shape[1:], steps[1:], strict=True))
+    result = np.empty(view.source.shape, np.uint8)
+    target = view.apply(result)
+    for number, plane in enumerate(coarse):
+        fine = plane[np.ix_(rows, columns)]
+        for z in range(number * steps[0], min((number + 1) * steps[0], len(axial))):
+            np.multiply(fine, axial[z], out=target[z])
+    return result
+
+
+def _sides_by_name(names: Mapping[int, str]) -> dict[int, int]:
+    found = {}
+    for value, name in names.items():
+        words = set(re.split(r"[^a-z]+", name.lower()))
+        if words & {"lung", "lungs", "lobe"} and len(words & {"right", "left"}) == 1:
+            found[value] = RIGHT if "right" in words else LEFT
+    return found
+
+
+def _right_side_right(lungs: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """Exchange the labels if the one called right lies to the left of the other."""
+    columns = [np.flatnonzero((geometry.axial_view().apply(lungs) == side).any(axis=(0, 1))) for side in (RIGHT, LEFT)]
+    if all(map(len, columns)) and columns[0].mean() > columns[1].mean():
+        return np.array([0, LEFT, RIGHT], np.uint8)[lungs]
+    return lungs
