@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -338,7 +339,8 @@ else:
 
 
 def in_slicer(*arguments: str | Path) -> dict:
-    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    if importlib.util.find_spec("slicer") is None:
+        pytest.skip("slicer-core is not installed")
     command = [sys.executable, "-c", SLICER, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT")]
