@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,22 @@ def shared_path(relative: str) -> Path:
 def shared():
     """Function from a relative name to a path in the shared data; skips the test where it is absent."""
     return shared_path
+
+
+@pytest.fixture(scope="session")
+def slicer_core():
+    """The module ``slicer`` as inside the application; skips where slicer-core is not installed."""
+    pytest.importorskip("slicer", reason="slicer-core is not installed (pip install .[test])")
+    import host
+
+    host.boot()
+    return sys.modules["slicer"]
+
+
+@pytest.fixture
+def scene(slicer_core):
+    """The scene, empty before and after the test."""
+    import host
+
+    yield host.clear_scene()
+    host.clear_scene()
