@@ -65,7 +65,7 @@ def lungs_from_mask(labels: LabelVolume | NDArray[Any], volume: Volume) -> NDArr
                 lungs[array == value] = sides[value]
         if not lungs.any():
             raise LungsNotFoundError(
-                f"The lung mask holds the labels {', '.join(map(str, values[:8]))}, but none of them is named as a lung."
+                f"The lung mask holds the labels {', '.join(map(str, values[:8]))}, but none of them is named a lung."
             )
         return _right_side_right(lungs, volume.geometry)
     mask = array != 0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..imaging import Geometry, LabelVolume, divide_lungs
+from ..imaging import AxialView, Geometry, LabelVolume, divide_lungs
 from ._inputs import integer_labels
 from .catalog import catalog
 

@@ -1,0 +1,189 @@
+"""Finding the lungs in a chest CT, and taking them from a given label map.
+
+No network: thresholds, distances and shape. The regions are worked out on a grid of about 2 mm
+(:mod:`._lung_regions`) and their borders set at full resolution, where the Hounsfield units cross the middle between
+lung and soft tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CancelledError, IntensityError, LungsNotFoundError
+from ._lung_regions import LungRegions, ReducedVolume, Spacing, distance, find_regions
+from .volume import Volume
+
+RIGHT, LEFT = 1, 2
+
+Progress = Callable[[str, int, int], None]
+
+_WORKING_SPACING = 2.0
+# Readers draw the border of the lung where it is about two thirds soft tissue.
+_BORDER = -320.0
+# The border of a region found on the working grid is moved by at most this, mm.
+_BAND = 3.0
+# Values no tissue has: filling outside the scanner's field of view.
+_PADDING = -1100.0
+
+
+def find_lungs(
+    volume: Volume, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None
+) -> NDArray[np.uint8]:
+    """Find the right and the left lung, consolidation inside and airways outside of them.
+
+    Args:
+        volume: a CT in Hounsfield units, any orientation, whole or part of a chest.
+        progress: called as ``progress("lungs", done, total)``.
+        cancelled: asked between the steps; True stops.
+
+    Returns:
+        uint8 (z, y, x) on the volume's own grid: 0 outside, 1 right lung, 2 left lung. One of them is missing where
+        the volume shows one lung only.
+
+    Raises:
+        LungsNotFoundError: nothing in the volume looks like a lung.
+        IntensityError: the volume holds NaN.
+        CancelledError: ``cancelled`` said True.
+    """
+    view = volume.geometry.axial_view()
+    array = view.apply(volume.array)
+    spacing = view.geometry.spacing_zyx
+    factors = tuple(max(1, round(_WORKING_SPACING / s)) for s in spacing)
+    steps = _Steps(-(-array.shape[0] // factors[0]), array.shape[0], progress, cancelled)
+
+    reduced = _reduce(array, spacing, factors, steps)
+    regions = find_regions(reduced, steps.region)
+    if regions is None:
+        raise LungsNotFoundError(
+            f"No lungs were found in {volume.name}: no large air-filled region with the density of lung lies inside "
+            "the body.",
+            "Check that this is a chest CT in Hounsfield units, or give a lung mask.",
+        )
+    lungs = _refine(array, spacing, factors, regions, reduced.spacing, steps)
+    if not lungs.any():
+        raise LungsNotFoundError(f"No lungs were found in {volume.name}.", "Give a lung mask.")
+    steps.finish()
+    return np.ascontiguousarray(view.restore(lungs))
+
+
+class _Steps:
+    """Progress over three parts (reading the volume, regions, border) and the question whether to stop."""
+
+    REGION_STEPS = 8
+
+    def __init__(
+        self, blocks: int, slices: int, progress: Progress | None, cancelled: Callable[[], bool] | None
+    ) -> None:
+        self._progress, self._cancelled = progress, cancelled
+        self._weights = {"block": 20.0 / blocks, "region": 50.0 / self.REGION_STEPS, "slice": 30.0 / slices}
+        self._done = 0.0
+
+    def _step(self, kind: str) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise CancelledError("Finding the lungs was stopped.")
+        self._done = min(self._done + self._weights[kind], 99.0)
+        if self._progress is not None:
+            self._progress("lungs", int(self._done), 100)
+
+    def block(self) -> None:
+        self._step("block")
+
+    def region(self) -> None:
+        self._step("region")
+
+    def slice(self) -> None:
+        self._step("slice")
+
+    def finish(self) -> None:
+        if self._progress is not None:
+            self._progress("lungs", 100, 100)
+
+
+def _reduce(array: NDArray, spacing: Spacing, factors: tuple[int, ...], steps: _Steps) -> ReducedVolume:
+    """Average blocks of voxels; works slab by slab, so that memory stays small."""
+    rows, columns = (np.arange(0, n, f) for n, f in zip(array.shape[1:], factors[1:], strict=True))
+    pixels = np.outer(np.diff(np.append(rows, array.shape[1])), np.diff(np.append(columns, array.shape[2]))).astype(
+        np.float32
+    )
+    hu, padding = [], []
+
+    def block_means(image: NDArray, depth: int) -> NDArray[np.float32]:
+        return np.add.reduceat(np.add.reduceat(image, rows, axis=0), columns, axis=1) / (pixels * depth)
+
+    for start in range(0, array.shape[0], factors[0]):
+        slab = array[start : start + factors[0]]
+        clipped = np.clip(slab, -1024, 300)
+        hu.append(block_means(clipped.sum(axis=0, dtype=np.float32), len(slab)))
+        low = slab < _PADDING
+        if low.any():
+            padding.append(block_means(low.sum(axis=0, dtype=np.float32), len(slab)) > 0.5)
+        else:
+            padding.append(np.zeros(pixels.shape, dtype=bool))
+        steps.block()
+    reduced = np.stack(hu).astype(np.float32)
+    if np.isnan(reduced).any():
+        raise IntensityError("The volume holds voxels that are not a number (NaN); export it again.")
+    scaled = tuple(s * f for s, f in zip(spacing, factors, strict=True))
+    return ReducedVolume(reduced, np.stack(padding), (scaled[0], scaled[1], scaled[2]))
+
+
+def _interpolation(size: int, factor: int, count: int) -> NDArray[np.float32]:
+    """Matrix (size, count) of linear interpolation from the centers of blocks to the voxels in them."""
+    position = np.clip((np.arange(size) + 0.5) / factor - 0.5, 0, count - 1)
+    below = np.minimum(position.astype(int), max(count - 2, 0))
+    weight = (position - below).astype(np.float32)
+    matrix = np.zeros((size, count), dtype=np.float32)
+    matrix[np.arange(size), below] = 1 - weight
+    matrix[np.arange(size), np.minimum(below + 1, count - 1)] += weight
+    return matrix
+
+
+def _refine(
+    array: NDArray, spacing: Spacing, factors: tuple[int, ...], regions: LungRegions, working: Spacing, steps: _Steps
+) -> NDArray[np.uint8]:
+    """Carry the regions to the full resolution and set their border there.
+
+    A voxel deep inside a region belongs to it. Near the border its own value decides, except where the region is
+    dense: there the region's smooth border stays.
+    """
+    from scipy import ndimage
+
+    lung = regions.sides > 0
+    limit = 2 * _BAND
+    half = 0.5 * working[1]
+    inside = distance(~lung, working, limit)
+    signed = np.where(lung, inside - half, half - distance(lung, working, limit)).astype(np.float32)
+    nearer_left = distance(regions.sides == RIGHT, working, limit) > distance(regions.sides == LEFT, working, limit)
+    firm = ndimage.binary_dilation(regions.dense) & lung
+
+    starts = [b.start * f for b, f in zip(regions.box, factors, strict=True)]
+    stops = [min(b.stop * f, n) for b, f, n in zip(regions.box, factors, array.shape, strict=True)]
+    in_z, in_y, in_x = (
+        _interpolation(stop - start, f, n) for start, stop, f, n in zip(starts, stops, factors, lung.shape, strict=True)
+    )
+    row, column = (np.arange(stops[a] - starts[a]) // factors[a] for a in (1, 2))
+    window = (slice(starts[1], stops[1]), slice(starts[2], stops[2]))
+
+    result = np.zeros(array.shape, dtype=np.uint8)
+    for z in range(starts[0], stops[0]):
+        steps.slice()
+        weights = in_z[z - starts[0]]
+        used = np.flatnonzero(weights)
+        plane = np.tensordot(weights[used], signed[used], 1)
+        if plane.max() <= -_BAND:
+            continue
+        depth = (in_y @ plane) @ in_x.T
+        block = (z - starts[0]) // factors[0]
+
+        def full(mask: NDArray, block: int = block) -> NDArray:
+            return mask[block][row][:, column]
+
+        dark = (array[(z, *window)] < _BORDER) & ~full(regions.other_air)
+        chosen = (depth > _BAND) | ((depth > -_BAND) & dark) | ((depth > 0) & full(firm))
+        # a majority of 3 x 3 takes single voxels of noise off the border
+        chosen = ndimage.uniform_filter(chosen.astype(np.float32), 3, mode="nearest") > 0.5
+        result[(z, *window)] = np.where(chosen, np.where(full(nearer_left), LEFT, RIGHT), 0)
+    return result
