@@ -1,0 +1,165 @@
+"""The command `segment`, driven like a user would, with a tiny network of random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from COVIDLesionSegLib.cli import main
+from COVIDLesionSegLib.imaging import read_labels, read_volume
+from COVIDLesionSegLib.models import ModelCard, save_model
+from COVIDLesionSegLib.networks import COPLENet
+
+
+@pytest.fixture(scope="module")
+def a_tiny_model(tmp_path_factory):
+    torch.manual_seed(1)
+    network = COPLENet(channels=(2, 4, 8, 16, 32)).eval()
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(network, ModelCard("tiny", "Tiny", "coplenet", network.arguments), path)
+    return path
+
+
+def write_study(folder, name, size=(4, 40, 48), direction=None):
+    hu = np.full(size, 40, dtype=np.int16)
+    lungs = np.zeros(size, dtype=np.uint8)
+    lungs[:, 6:-6, 5:20], lungs[:, 6:-6, 28:43] = 1, 2
+    hu[lungs > 0] = -850
+    hu[:, :2] = -1000
+    hu[1:3, 12:20, 8:16] = -500
+    for kind, array in (("ct", hu), ("lungs", lungs)):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((2.0, 2.0, 5.0))
+        image.SetDirection(direction or (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        sitk.WriteImage(image, str(folder / f"{name}_{kind}.nii.gz"))
+    return folder / f"{name}_ct.nii.gz", folder / f"{name}_lungs.nii.gz"
+
+
+@pytest.fixture
+def a_study(tmp_path):
+    return write_study(tmp_path, "one", direction=(-1, 0, 0, 0, 0, 1, 0, -1, 0))
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("output", "mask"), [("out", "out/one_ct_lesions.nii.gz"), ("m.seg.nrrd", "m.seg.nrrd")])
+def test_one_study_gives_a_mask_on_its_own_grid_and_a_record(a_study, a_tiny_model, tmp_path, capsys, output, mask):
+    ct, lungs = a_study
+    assert run("segment", ct, "-o", tmp_path / output, "--lungs", lungs, "--model", a_tiny_model, "--quiet") == 0
+    volume, labels = read_volume(ct), read_labels(tmp_path / mask)
+    assert labels.geometry.difference(volume.geometry) == ""
+    assert labels.array.shape == volume.array.shape
+    assert "mL lesion" in capsys.readouterr().out
+    record = json.loads((tmp_path / mask.replace(".nii.gz", ".json").replace(".seg.nrrd", ".json")).read_text())
+    assert record["model"]["id"] == "tiny"
+    assert {"reading", "network", "writing"} <= set(record["seconds"])
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_maps_and_json(a_study, a_tiny_model, tmp_path, capsys):
+    ct, lungs = a_study
+    words = ["--lungs", lungs, "--model", a_tiny_model, "--probability", "--uncertainty", "--json", "--quiet"]
+    assert run("segment", ct, "-o", tmp_path / "out", *words) == 0
+    found = json.loads(capsys.readouterr().out)
+    mask = read_labels(tmp_path / "out" / "one_ct_lesions.nii.gz").mask()
+    assert found["lesion_ml"] == pytest.approx(mask.sum() * 0.02)
+    probability = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "one_ct_lesions_probability.nii.gz")))
+    assert np.array_equal(probability > 0.5, mask)
+    assert (tmp_path / "out" / "one_ct_lesions_uncertainty.nii.gz").exists()
+
+
+def test_a_batch_goes_on_after_a_bad_study_and_resumes(a_tiny_model, tmp_path, capsys):
+    good, good_lungs = write_study(tmp_path, "good")
+    other, other_lungs = write_study(tmp_path, "other")
+    bad = tmp_path / "bad_ct.nii.gz"
+    bad.write_bytes(b"this is no image")
+    manifest = tmp_path / "studies.csv"
+    rows = [("a", good, good_lungs), ("b", bad, good_lungs), ("c", other, other_lungs)]
+    manifest.write_text("id,ct,lungs\n" + "".join(f"{i},{c.name},{p.name}\n" for i, c, p in rows))
+    words = ["--manifest", manifest, "-o", tmp_path / "out", "--model", a_tiny_model, "--quiet"]
+
+    assert run("segment", *words) == 3
+    said = capsys.readouterr()
+    assert "2 done, 1 failed" in said.err
+    assert "failed b:" in said.err
+    assert {"a_lesions.nii.gz", "c_lesions.nii.gz"} <= set(files(tmp_path / "out"))
+    before = (tmp_path / "out" / "a_lesions.json").stat().st_mtime_ns
+
+    bad.write_bytes(good.read_bytes())
+    assert run("segment", *words, "--resume") == 0
+    assert "1 done, 2 skipped" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a_lesions.json").stat().st_mtime_ns == before
+    # a changed input is done again
+    os.utime(good)
+    assert run("segment", *words, "--resume") == 0
+    assert "1 done, 2 skipped" in capsys.readouterr().err
+
+
+def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model, tmp_path, capsys):
+    ct, _ = a_study
+    (tmp_path / "b").mkdir()
+    twin = tmp_path / "b" / ct.name
+    twin.write_bytes(ct.read_bytes())
+    assert run("segment", ct, twin, "-o", tmp_path / "out", "--model", a_tiny_model) == 2
+    assert "same file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["CT", "-o", "OUT", "--device", "cuda"], "CUDA"),
+        (["CT", "-o", "OUT", "--device", "tpu"], "device"),
+        (["CT", "-o", "OUT", "--model", "coplenet-basline"], "coplenet-baseline"),
+        (["CT", "-o", "OUT", "--model", "CT"], "one_ct"),
+        (["CT", "-o", "CT"], "input"),
+        (["CT", "-o", "OUT/m.nii"], "unknown format"),
+        (["CT", "-o", "OUT/m.nii.gz", "--format", "seg.nrrd"], "leave --format out"),
+        (["CT", "CT", "-o", "OUT/m.nii.gz"], "one file"),
+        (["-o", "OUT"], "Give CT files"),
+        (["CT", "-o", "OUT", "--manifest", "CT"], "not both"),
+        (["MISSING", "-o", "OUT"], "missing.nii.gz"),
+        (["CT", "-o", "OUT", "--lungs", "OTHER"], "not on the grid"),
+        (["CT", "-o", "OUT", "--threshold", "1.5"], "threshold"),
+        (["CT", "-o", "OUT", "--minimum-volume", "-1"], "volume"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(a_study, a_tiny_model, tmp_path, capsys, words, sentence):
+    ct, _ = a_study
+    _, other = write_study(tmp_path, "larger", size=(5, 40, 48))
+    names = {"CT": ct, "OUT": tmp_path / "out", "MISSING": tmp_path / "missing.nii.gz", "OTHER": other}
+    before = files(tmp_path)
+    filled = [str(names.get(word, word)).replace("OUT/", f"{tmp_path}/out/") for word in words]
+    model = [] if "--model" in words else ["--model", a_tiny_model]
+    assert run("segment", *filled, *model, "--quiet") == 2
+    said = capsys.readouterr().err.strip()
+    assert sentence in said
+    assert said.count("\n") == 0
+    assert "Traceback" not in said
+    assert files(tmp_path) == before
+
+
+def test_a_full_disk_leaves_nothing_half_written(a_tiny_model, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    if os.name != "posix" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", full]).returncode:
+        pytest.skip("mounting a small file system needs root on Linux")
+    try:
+        ct, lungs = write_study(tmp_path, "big", size=(4, 200, 200))
+        words = ["--lungs", lungs, "--model", a_tiny_model, "--probability", "--quiet"]
+        assert run("segment", ct, "-o", full, *words) == 2
+        assert "disk is full" in capsys.readouterr().err
+        assert files(full) == []
+    finally:
+        subprocess.run(["umount", full], check=True)
