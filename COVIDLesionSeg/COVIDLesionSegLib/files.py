@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"{target} could not be written: {_reason(error)}.") from error
+        raise OutputError(f"{_shown(target)} could not be written: {_reason(error)}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -60,6 +61,11 @@ def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shown(target: Path) -> Path:
+    """The name that the user gave, also where one atomic file is the temporary of another."""
+    return target.with_name(re.sub(r"^(\.[0-9a-f]{8}\.part\.)+", "", target.name))
 
 
 def _sync_folder(folder: Path) -> None:
