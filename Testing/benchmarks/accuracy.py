@@ -1,0 +1,98 @@
+"""How a model does on the real data of the shared folder, through the library's own journey (lungs found, not given).
+
+    python Testing/benchmarks/accuracy.py [--model ID|FILE] [--cases 3] [--json FILE]
+
+Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion);
+for the normal chest, the false millilitres; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
+bundled model these last are training patients: they prove the path, not the accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from COVIDLesionSegLib.imaging import read_labels, read_volume
+from COVIDLesionSegLib.inference import Predictor
+from COVIDLesionSegLib.measurement import dice, hausdorff_distance_95, relative_volume_error
+
+SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+POSITIVE_MM2 = 20.0
+
+
+def slices_of_p001(predictor: Predictor) -> dict[str, float]:
+    """Sensitivity and specificity by slice against the radiologists' labels."""
+    volume = read_volume(SHARED / "covid-ct-md/dicom/covid_P001")
+    result = predictor.segment(volume)
+    view = volume.geometry.axial_view()
+    area = view.apply(result.mask).sum(axis=(1, 2)) * np.prod(view.geometry.spacing[:2])
+    found = area > POSITIVE_MM2
+    with (SHARED / "covid-ct-md/covid_P001_slice_labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    infected = np.zeros(len(found), dtype=bool)
+    infected[[int(row["nifti_k_from_feet"]) for row in rows]] = [row["infected"] == "1" for row in rows]
+    return {
+        "sensitivity_by_slice": float(found[infected].mean()),
+        "specificity_by_slice": float((~found[~infected]).mean()),
+        "infected_slices": int(infected.sum()),
+        "slices": len(found),
+        "lesion_ml": float(result.mask.sum() * volume.geometry.voxel_ml),
+        **{f"seconds_{name}": value for name, value in result.record.seconds.items()},
+    }
+
+
+def normal_chest(predictor: Predictor) -> dict[str, float]:
+    """Millilitres of lesion found where there is none."""
+    volume = read_volume(SHARED / "covid-ct-md/normal001_ct.nii.gz")
+    mask = predictor.segment(volume).mask
+    return {"false_ml": float(mask.sum() * volume.geometry.voxel_ml)}
+
+
+def coronacase(predictor: Predictor, name: str) -> dict[str, float]:
+    """Against the expert's mask. The lungs are the expert's, since the field of view was cut to them."""
+    folder = SHARED / "covid19-ct-seg"
+    volume = read_volume(folder / f"{name}_ct.nii.gz")
+    reference = read_labels(folder / f"{name}_lesion.nii.gz").mask()
+    lungs = read_labels(folder / f"{name}_lungs.nii.gz").mask()
+    mask = predictor.segment(volume, lungs=lungs).mask
+    return {
+        "dice": dice(mask, reference),
+        "rve": relative_volume_error(mask, reference),
+        "hd95_mm": hausdorff_distance_95(mask, reference, volume.geometry.spacing_zyx),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="id or file; the default model if absent")
+    parser.add_argument("--cases", type=int, default=8, help="how many cases of COVID-19-CT-Seg (default: 8)")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    predictor = Predictor(arguments.model)
+    print(f"model {predictor.model.card.id}, {predictor.device.device}", flush=True)
+    figures: dict[str, dict[str, float]] = {}
+
+    def say(name: str, values: dict[str, float]) -> None:
+        figures[name] = values
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
+
+    say("P001", slices_of_p001(predictor))
+    say("normal001", normal_chest(predictor))
+    names = sorted(path.name[:-10] for path in (SHARED / "covid19-ct-seg").glob("*_ct.nii.gz"))[: arguments.cases]
+    for name in names:
+        say(name, coronacase(predictor, name))
+    if names:
+        for key in ("dice", "rve", "hd95_mm"):
+            values = [figures[name][key] for name in names]
+            print(f"mean {key}: {np.mean(values):.4g} +- {np.std(values):.4g} over {len(values)} cases")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
