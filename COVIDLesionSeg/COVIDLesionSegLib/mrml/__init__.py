@@ -1,0 +1,1 @@
+"""Between MRML nodes and arrays: volumes, segmentations, tables, plots, records, parameters."""

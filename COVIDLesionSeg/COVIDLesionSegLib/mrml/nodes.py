@@ -1,0 +1,104 @@
+"""What all files of this room need of MRML: checked nodes, matrices, new nodes with harmless names.
+
+Nodes are typed ``Any``: the wrapped classes carry no type information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+
+from ..errors import GeometryError, InputError
+
+
+def requireNode(node: Any, classNames: str | Iterable[str], what: str) -> Any:
+    """The node itself, if it can be used.
+
+    Args:
+        node: a node of the scene, or None.
+        classNames: MRML class or classes, one of which it must be.
+        what: how to call it in messages, e.g. "CT". Node names are left out of messages: they may hold a patient's
+            name, and messages are logged.
+
+    Raises:
+        InputError: None, no node, of another class, or deleted from its scene.
+    """
+    names = [classNames] if isinstance(classNames, str) else list(classNames)
+    if node is None:
+        raise InputError(f"No {what} is chosen.", f"Choose a {what} first.")
+    if not isinstance(node, slicer.vtkMRMLNode):
+        raise InputError(f"The {what} must be a MRML node; this is {type(node).__name__}.")
+    if not any(node.IsA(name) for name in names):
+        kind = node.GetNodeTagName()
+        raise InputError(f"The chosen {what} is of the type {kind}; {' or '.join(names)} is needed.")
+    if node.GetScene() is None:
+        raise InputError(f"The {what} was deleted, or its scene was closed.", "Load or choose it again.")
+    return node
+
+
+def addNode(className: str, name: str) -> Any:
+    """A new node in the scene under a name that no other node has.
+
+    Callers give names of their own; a CT's name may be the patient's and is never part of them.
+    """
+    scene = slicer.mrmlScene
+    return scene.AddNewNodeByClass(className, scene.GenerateUniqueName(name))
+
+
+def removeNode(node: Any) -> None:
+    """Remove a node with its display and storage nodes, which would keep its data in memory."""
+    if node is None or node.GetScene() is None:
+        return
+    scene = node.GetScene()
+    attached = []
+    for kind in ("Display", "Storage"):
+        if hasattr(node, f"GetNumberOf{kind}Nodes"):
+            count = getattr(node, f"GetNumberOf{kind}Nodes")()
+            attached += [getattr(node, f"GetNth{kind}Node")(index) for index in range(count)]
+    scene.RemoveNode(node)
+    for other in attached:
+        if other is not None and other.GetScene() is not None:
+            scene.RemoveNode(other)
+
+
+def array_of_matrix(matrix: Any) -> NDArray[np.float64]:
+    """A vtkMatrix4x4 as an array."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def matrix_of_array(array: NDArray[Any]) -> Any:
+    """A vtkMatrix4x4 from an array."""
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(tuple(float(value) for value in np.asarray(array).ravel()))
+    return matrix
+
+
+def world_from_parent(node: Any, what: str) -> NDArray[np.float64]:
+    """4 x 4 matrix from the coordinates that a node is stored in to the world's, RAS mm.
+
+    Raises:
+        GeometryError: the node is under a transform that is not linear.
+    """
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        raise GeometryError(
+            f"The {what} is under a transform that is not linear, so its voxels are on no regular grid.",
+            "Harden the transform in the Transforms module (which resamples the image), or remove it.",
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return array_of_matrix(matrix)
+
+
+def nodesOfClass(className: str) -> list[Any]:
+    """The scene's nodes of a class, in their order."""
+    scene = slicer.mrmlScene
+    count = scene.GetNumberOfNodesByClass(className)
+    return [scene.GetNthNodeByClass(index, className) for index in range(count)]
