@@ -105,7 +105,7 @@ def test_a_grid_full_of_lesion_has_no_specificity():
 
 
 @given(pair_of_masks)
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_symmetry_bounds_and_flips(masks):
     one, other = masks
     assert dice(one, other) == dice(other, one)

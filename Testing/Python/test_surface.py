@@ -92,7 +92,7 @@ def lesions_with_a_far_island():
 @pytest.fixture(params=["as_is", "tree_only", "blocks_first"])
 def every_way(request, monkeypatch):
     if request.param != "as_is":
-        monkeypatch.setattr(_nearest, "_OFFSETS", 1)
+        monkeypatch.setattr(_nearest, "_ROWS", 1)
         monkeypatch.setattr(_nearest, "_CHUNK", 700)
     if request.param == "blocks_first":
         monkeypatch.setattr(_nearest, "_FEW", 0)
@@ -170,16 +170,18 @@ def test_identical_masks_are_at_distance_zero(lesions_with_a_far_island):
     assert [measure(mask, mask, spacing) for measure in MEASURES] == [0.0, 0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("offsets", [1, 7, 150])
-def test_a_far_island_agrees_with_brute_force(lesions_with_a_far_island, monkeypatch, offsets):
-    monkeypatch.setattr(_nearest, "_OFFSETS", offsets)
+@pytest.mark.parametrize("rows", [1, 7, 150])
+@pytest.mark.parametrize("along_x", [1, 6])
+def test_a_far_island_agrees_with_brute_force(lesions_with_a_far_island, monkeypatch, rows, along_x):
+    monkeypatch.setattr(_nearest, "_ROWS", rows)
+    monkeypatch.setattr(_nearest, "_ALONG_X", along_x)
     monkeypatch.setattr(_nearest, "_FEW", 10)
     assert_agrees_with_brute_force(*lesions_with_a_far_island)
 
 
 @pytest.mark.parametrize("percent", [0.0, 50.0, 94.0, 95.0, 97.5, 99.9, 100.0])
 def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, monkeypatch, percent):
-    monkeypatch.setattr(_nearest, "_OFFSETS", 7)
+    monkeypatch.setattr(_nearest, "_ROWS", 3)
     monkeypatch.setattr(_nearest, "_FEW", 10)
     prediction, reference, spacing = lesions_with_a_far_island
     points = [SparseMask.of(mask).surface_points() for mask in (prediction, reference)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,10 +80,3 @@ def as_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
     if len(numbers) != 3 or not all(np.isfinite(value) and value > 0 for value in numbers):
         raise GeometryError(f"The spacing is {numbers} mm; three positive numbers (z, y, x) are needed.")
     return numbers[0], numbers[1], numbers[2]
-
-
-def workers() -> int:
-    """How many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,28 +1,30 @@
 """Exact distances between two surfaces of voxels.
 
-Most surface voxels of two masks that resemble each other lie within a voxel or two of the other surface. Those are
-found by looking up the offsets of the lattice in the order of their length; the few that remain ask a k-d tree. Where
-only a percentile is asked for, the distances of a few places bound all others, because the distance to a set changes by
-no more than the way between two places, and only voxels near the percentile are asked for exactly.
+Most surface voxels of two masks that resemble each other lie within a few voxels of the other surface. Those are
+found by looking along the rows around them, nearest rows first; the few that remain ask a k-d tree. Where only a
+percentile is asked for, the distances of a few places bound all others, because the distance to a set changes by no
+more than the way between two places, and only voxels near the percentile are asked for exactly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import workers
+from ._parallel import run_all, workers
 
 Points = NDArray[np.int64]
 Distances = NDArray[np.float64]
 
-# Offsets that are looked up before the tree is asked: from there on the tree is faster.
-_OFFSETS = 150
+# Rows that are asked before the tree is: from there on the tree is faster.
+_ROWS = 150
+# Voxels along its row, either way, that a voxel is told of.
+_ALONG_X = 6
 # Points looked up at a time: their working arrays stay in the processor's cache.
 _CHUNK = 20_000
 # Sides of the blocks whose centers bound the distances of the points in them, in voxels' mean sides.
@@ -136,8 +138,13 @@ def percentile(distances: Distances, percent: float) -> float:
     return float(ordered[low] + share * (ordered[high] - ordered[low])) if share else float(ordered[low])
 
 
-def near_distances(prediction: Points, reference: Points, spacing: tuple[float, float, float]) -> tuple[Any, Any]:
+def near_distances(
+    prediction: Points, reference: Points, spacing: tuple[float, float, float]
+) -> tuple[Distances, Distances]:
     """Distances up to a few voxels between two surfaces.
+
+    Each voxel near a surface is told how far the next surface voxel of its own row along x is. A point of the other
+    surface then asks the rows around it, nearest rows first, until no row can hold anything nearer.
 
     Args:
         prediction: (3, n) voxel indices z, y, x.
@@ -147,84 +154,94 @@ def near_distances(prediction: Points, reference: Points, spacing: tuple[float, 
     Returns:
         Distances, mm, float64 (n,) and (m,); infinite for points that are further away than all others.
     """
-    groups, distances, reach = _offsets(spacing)
+    rows = _Rows.around(spacing)
+    reach = np.array([*rows.reach, _ALONG_X])
     low = np.minimum(prediction.min(axis=1), reference.min(axis=1)) - reach
     high = np.maximum(prediction.max(axis=1), reference.max(axis=1)) + reach
-    _, height, width = (high - low + 1).tolist()
-    strides = np.array([height * width, width, 1])
+    shape = (high - low + 1).tolist()
 
     def place(points: Points) -> NDArray[np.int64]:
-        z, y, x = points
-        return (z * height + y) * width + x - int(low @ strides)
+        z, y, x = points - low[:, None]
+        return (z * shape[1] + y) * shape[2] + x
 
-    # one table for both surfaces, a bit each: zeros cost nothing until a page of them is written
-    table = np.zeros(math.prod((high - low + 1).tolist()), dtype=np.uint8)
-    places = place(prediction), place(reference)
-    for bit, where in zip((1, 2), places, strict=True):
-        table[where] |= np.uint8(bit)
-    steps = [[int(step) for step in group @ strides] for group in groups]
+    def along_x(places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        # 0 is "further away", which zeros cost nothing for until a page of them is written
+        table = np.zeros(math.prod(shape), dtype=np.uint8)
+        for away in range(_ALONG_X, -1, -1):
+            table[places - away] = table[places + away] = _ALONG_X + 1 - away
+        return table
 
-    found = tuple(np.full(len(where), np.inf) for where in places)
+    places = run_all([lambda: place(prediction), lambda: place(reference)])
+    tables = run_all([lambda: along_x(places[1]), lambda: along_x(places[0])])
+    steps = [int(step) for step in (rows.offsets[0] * shape[1] + rows.offsets[1]) * shape[2]]
+    found = np.full(prediction.shape[1], np.inf), np.full(reference.shape[1], np.inf)
     jobs: list[Callable[[], None]] = []
-    for where, result, other in ((places[0], found[0], 2), (places[1], found[1], 1)):
+    for where, table, result in zip(places, tables, found, strict=True):
         for start in range(0, len(where), _CHUNK):
             part = slice(start, start + _CHUNK)
-            jobs.append(_lookup(table, np.uint8(other), where[part], result[part], steps, distances))
+            jobs.append(partial(rows.look, table, steps, where[part], result[part]))
     run_all(jobs)
-    return found[0], found[1]
+    return found
 
 
-def run_all(jobs: list[Callable[[], Any]]) -> list[Any]:
-    """Results of functions that run side by side on the cores there are."""
-    threads = min(workers(), len(jobs))
-    if threads < 2:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(threads) as pool:
-        return [future.result() for future in [pool.submit(job) for job in jobs]]
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows along x around a voxel, nearest first.
 
+    Attributes:
+        offsets: (2, n) offsets z, y of the rows, voxels.
+        squares: squared distance of each row, mm2.
+        beyond: squared distance below which no row is missing from the rows before, mm2, for each row.
+        along: squared distance along x for each entry of a table, mm2.
+        reach: how far the rows lie away on z and y, voxels.
+    """
 
-def _lookup(
-    table: NDArray[np.uint8],
-    bit: np.uint8,
-    where: NDArray[np.int64],
-    result: Distances,
-    steps: list[list[int]],
-    distances: list[float],
-) -> Callable[[], None]:
-    def look() -> None:
-        left, at = np.arange(len(where)), where
-        for group, distance in zip(steps, distances, strict=True):
-            seen = table.take(at + group[0])
-            for step in group[1:]:
-                seen |= table.take(at + step)
-            hit = (seen & bit) != 0
-            result[left[hit]] = distance
-            missed = ~hit
-            left, at = left[missed], at[missed]
-            if not len(left):
-                return
+    offsets: NDArray[np.int64]
+    squares: list[float]
+    beyond: list[float]
+    along: NDArray[np.float64]
+    reach: tuple[int, int]
 
-    return look
+    @classmethod
+    def around(cls, spacing: tuple[float, float, float]) -> _Rows:
+        """The rows to ask on a lattice with spacing (z, y, x), mm."""
+        dz, dy, dx = spacing
+        # a voxel that lies further along its row than a table tells is at least this far away
+        unseen = (_ALONG_X + 1) * dx
+        reach = min(_ROWS, math.floor(unseen / dz)), min(_ROWS, math.floor(unseen / dy))
+        grid = np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij")
+        z, y = (axis.ravel() for axis in grid)
+        squares = (z * dz) ** 2 + (y * dy) ** 2
+        order = np.argsort(squares, kind="stable")
+        # the nearest that is not seen: further along a row, outside the box of rows, or further down the list of them
+        edge = min(unseen**2, ((reach[0] + 1) * dz) ** 2, ((reach[1] + 1) * dy) ** 2)
+        if len(order) > _ROWS:
+            edge = min(edge, float(squares[order[_ROWS]]))
+        listed = order[squares[order] < edge][:_ROWS]
+        kept = squares[listed]
+        away = np.arange(_ALONG_X, -1, -1) * dx
+        along = np.concatenate([[np.inf], away * away])
+        return cls(np.stack([z, y])[:, listed], kept.tolist(), [*kept[1:].tolist(), edge], along, reach)
 
-
-def _offsets(spacing: tuple[float, float, float]) -> tuple[list[Points], list[float], NDArray[np.int64]]:
-    """The shortest offsets of the lattice, (n, 3), grouped by length; the lengths, mm; how far they reach, voxels."""
-    sides = np.asarray(spacing)
-    radius = 5.0 * sides.min()
-    reach = np.floor(radius / sides).astype(np.int64)
-    grid = np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij")
-    offsets = np.stack([axis.ravel() for axis in grid])
-    length = lengths(offsets, sides)
-    order = np.argsort(length, kind="stable")
-    # only lengths below the radius are complete: every offset of that length is in the box
-    order = order[length[order] <= radius]
-    offsets, length = offsets[:, order], length[order]
-    starts = np.flatnonzero(np.diff(length) > _SLACK * length[1:]) + 1
-    groups = np.split(offsets.T, starts)
-    distances = length[np.concatenate([[0], starts])].tolist()
-    keep = int(np.searchsorted(np.cumsum([len(group) for group in groups]), _OFFSETS)) + 1
-    groups, distances = groups[:keep], distances[:keep]
-    return groups, distances, np.abs(np.concatenate(groups)).max(axis=0)
+    def look(self, table: NDArray[np.uint8], steps: list[int], where: NDArray[np.int64], result: Distances) -> None:
+        """Write to ``result`` the distances, mm, of points at flat indices that have a near neighbor."""
+        left, at, best = np.arange(len(where)), where, np.full(len(where), np.inf)
+        check = 0
+        for row, step in enumerate(steps):
+            along = self.along.take(table.take(at + step))
+            along += self.squares[row]
+            np.minimum(best, along, out=best)
+            # looking who is done costs as much as some rows, so it is done ever more rarely
+            if row >= check or row == len(steps) - 1:
+                check = row + 1 + row // 4
+                result[left] = best
+                more = np.flatnonzero(best > self.beyond[row])
+                left, at, best = left.take(more), at.take(more), best.take(more)
+                if not len(left):
+                    break
+        # what is still here may have found something, but not surely the nearest
+        result[left] = np.inf
+        np.sqrt(result, out=result)
 
 
 def _ranked(points: Points, tree: SurfaceTree, ranks: tuple[int, int]) -> tuple[float, float]:

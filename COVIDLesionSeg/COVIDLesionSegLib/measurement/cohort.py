@@ -1,8 +1,8 @@
 """Many cases: groups by lesion volume, summaries that say which cases they leave out, and tests between two models.
 
-A case is what :func:`.evaluation.evaluate` returned for it. Standard deviations are those of the cases at hand (ddof 0),
-as in the COPLE-Net paper's tables. A value that is infinite or not a number is in no mean, and its case is named with
-the reason.
+A case is what :func:`.evaluation.evaluate` returned for it. Standard deviations are those of the cases at hand
+(ddof 0), as in the COPLE-Net paper's tables. A value that is infinite or not a number is in no mean, and its case is
+named with the reason.
 """
 
 from __future__ import annotations

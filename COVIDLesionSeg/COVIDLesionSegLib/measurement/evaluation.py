@@ -11,7 +11,8 @@ from typing import TypedDict
 from numpy.typing import ArrayLike
 
 from ._checks import as_pair, as_spacing
-from ._nearest import Distances, SurfacePair, run_all
+from ._nearest import Distances, SurfacePair
+from ._parallel import run_all
 from ._sparse import SparseMask
 from .lesions import LabelledMask, LesionDetection, as_share, compare_lesions
 from .overlap import ConfusionCounts

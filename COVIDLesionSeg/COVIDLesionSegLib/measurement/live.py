@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ._checks import Mask, as_mask, as_pair
-from ._nearest import Distances, SurfacePair, SurfaceTree, run_all
+from ._nearest import Distances, SurfacePair, SurfaceTree
+from ._parallel import run_all
 from ._sparse import SparseMask, coordinates
 from .evaluation import Settings, Value
 from .lesions import LabelledMask, LesionDetection, compare_lesions

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ._checks import as_pair, as_spacing
-from ._nearest import Distances, SurfacePair, percentile, run_all
+from ._nearest import Distances, SurfacePair, percentile
+from ._parallel import run_all
 from ._sparse import SparseMask
 
 # Boundary tolerance for COVID-19 lesions in Ma et al., Med Phys 48, 2021 (10.1002/mp.14676).
