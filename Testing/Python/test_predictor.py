@@ -488,6 +488,16 @@ def test_results_that_wait_on_the_device_are_kept_when_memory_runs_out_later():
     assert [size for size, _ in network.sizes] == [2, 2, 2, 1, 1, 1, 1]
 
 
+def test_slices_of_one_size_come_in_batches_of_one_size():
+    network = Hungry(lambda slices, half: False)
+    slices = a_chest((5, 48, 48)).array
+    mask = np.zeros(slices.shape, dtype=bool)
+    execution = Execution(network, Preprocessing(lung_crop_margin=None))
+    execution.run(Task(slices, 0.5), a_gpu_plan(batch_size=3), Sinks(mask))
+    np.testing.assert_array_equal(mask, apply_window(slices) > 0.5)
+    assert [size for size, _ in network.sizes] == [3, 3]
+
+
 def test_too_little_memory_for_one_slice_is_an_error_with_advice():
     with pytest.raises(DeviceError, match=r"one slice.*Close other programs"):
         run(Hungry(lambda slices, half: True), a_gpu_plan(is_gpu=False, keep_results=False, batch_size=2))
@@ -609,3 +619,45 @@ def test_an_unknown_uncertainty_is_refused(a_small_network):
 def test_a_model_that_is_none_is_refused():
     with pytest.raises(InputError, match="loaded model"):
         Predictor(COPLENet(channels=(4, 8, 16, 32, 64)), "cpu")
+
+
+def test_a_model_file_is_loaded_by_its_path(a_small_network, tmp_path):
+    from COVIDLesionSegLib.models import save_model
+
+    path = tmp_path / "tiny.safetensors"
+    model = a_model(a_small_network)
+    card = save_model(a_small_network, model.card, path)
+    volume, lungs = a_chest((2, 20, 20)), some_lungs((2, 20, 20))
+    expected = Predictor(model, "cpu", "float32").segment(volume, lungs)
+    for name in (path, str(path)):
+        result = Predictor(name, "cpu", "float32").segment(volume, lungs)
+        np.testing.assert_array_equal(result.mask, expected.mask)
+        assert result.record.model["weights_sha256"] == card.weights_sha256
+    with pytest.raises(ModelError, match="nowhere"):
+        Predictor(tmp_path / "nowhere.safetensors", "cpu")
+
+
+# --- real data ---------------------------------------------------------------
+
+
+def test_a_real_ct_gives_the_experts_lesions_in_both_precisions(shared):
+    from COVIDLesionSegLib.imaging import read_labels, read_volume
+    from COVIDLesionSegLib.measurement import dice
+    from COVIDLesionSegLib.models import load_checkpoint
+
+    folder = shared("data/covid19-ct-seg")
+    model = load_checkpoint(shared("weights/coplenet_baseline.pt"))
+    whole = read_volume(folder / "coronacases_001_ct.nii.gz")
+    view = whole.geometry.axial_view()
+    lungs, lesion = (
+        view.apply(read_labels(folder / f"coronacases_001_{kind}.nii.gz").mask()) for kind in ("lungs", "lesion")
+    )
+    middle = view.geometry.shape[0] // 2
+    box = (slice(middle - 5, middle + 5), slice(None), slice(None))
+    volume = Volume(np.ascontiguousarray(view.apply(whole.array)[box]), view.geometry.cropped(box))
+    single, half = (
+        Predictor(model, "cpu", precision).segment(volume, lungs[box]).mask for precision in ("float32", "bfloat16")
+    )
+    assert dice(single, half) >= 0.995
+    # a patient of its training set: this proves the path, not the accuracy
+    assert dice(single, lesion[box]) > 0.6

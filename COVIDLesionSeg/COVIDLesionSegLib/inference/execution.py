@@ -160,7 +160,7 @@ class Execution:
         """How many slices of a size are best computed at once with the memory at hand."""
         rows, columns = SlicePreparation(self._preprocessing, size, torch.device("cpu")).size
         pixels = rows * columns
-        wanted = _GPU_SLICES if is_gpu else max(1, _PROCESSOR_PIXELS // pixels)
+        wanted = _GPU_SLICES if is_gpu else max(1, round(_PROCESSOR_PIXELS / pixels))
         free = free_memory(device)
         if free is None:
             return wanted
@@ -269,14 +269,19 @@ class Execution:
                 finite = finite & logits.isfinite().all()
                 return lesion_probability(logits, settings.activation)
 
-            x = preparation.apply(_on_device(task.slices[part.start : part.stop], plan.device))
+            count = part.stop - part.start
+            slices = task.slices[part.start : part.stop]
+            if same_shapes and plan.is_gpu:
+                # a short last batch would be a new shape
+                slices = np.concatenate([slices, np.repeat(slices[-1:], plan.batch_size - count, axis=0)])
+            x = preparation.apply(_on_device(slices, plan.device))
             mean, doubt = mean_over_flips(probability, x, FLIPS if task.tta else FLIPS[:1], task.uncertainty)
-            mean = preparation.restore(mean)
+            mean = preparation.restore(mean[:count])
             return _Computed(
                 part,
                 mean > task.threshold,
                 mean if task.probability else None,
-                None if doubt is None else preparation.restore(doubt),
+                None if doubt is None else preparation.restore(doubt[:count]),
                 finite,
             )
 
@@ -323,7 +328,8 @@ def _fast_convolutions(device: torch.device, dtype: torch.dtype, search: bool) -
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False))
+            # float32 means float32: without leave, convolutions would round it to 10 bits on newer GPUs
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False))
         if dtype != torch.float32:
             stack.enter_context(torch.autocast(device.type, dtype))
         yield

@@ -24,7 +24,8 @@ from .record import RunRecord, describe_input
 if TYPE_CHECKING:
     from ..models import LoadedModel
 
-_RIGHT, _LEFT = 1, 2
+# The largest label of lungs that are told apart: 1 is the right one, 2 the left one.
+_LEFT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,8 +237,10 @@ def _given_lungs(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[n
         )
     if not lungs.any():
         raise LungsNotFoundError("The given lung mask is empty; give one that marks the lungs, or none to find them.")
-    if lungs.dtype.kind != "b" and np.isin(lungs, (0, _RIGHT, _LEFT)).all():
-        return lungs.astype(np.uint8)
+    with np.errstate(invalid="ignore"):
+        labels = lungs.astype(np.uint8)
+    if labels.max() <= _LEFT and np.array_equal(labels, lungs):
+        return labels
     return (lungs != 0).astype(np.uint8)
 
 
