@@ -23,7 +23,7 @@ def a_volume_of_somebody():
         name="DOE^JANE_19700101",
         source={
             "format": "DICOM",
-            "file_count": 2,
+            "files": 2,
             "sha256": "0" * 64,
             "folder": "/home/doe/jane",
             "PatientName": "DOE^JANE",
@@ -69,7 +69,7 @@ def test_names_paths_and_identifiers_stay_out(a_record):
     text = json.dumps(a_record.to_json())
     for secret in ("DOE", "JANE", "1970", "/home", "1.2.840"):
         assert secret not in text
-    assert a_record.input["source"] == {"format": "DICOM", "file_count": 2, "sha256": "0" * 64}
+    assert a_record.input["source"] == {"format": "DICOM", "files": 2, "sha256": "0" * 64}
 
 
 def test_json_is_plain_and_never_holds_nan(a_record):

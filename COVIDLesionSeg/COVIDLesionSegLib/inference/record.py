@@ -26,7 +26,7 @@ from ..imaging.volume import Volume
 
 SCHEMA = 1
 # What a reader may tell about its file; a name, a path, a date or an identifier is not among it.
-_SOURCE_FACTS = ("format", "modality", "files", "file_count", "sha256", "rescale", "rescale_slope", "rescale_intercept")
+_SOURCE_FACTS = ("format", "files", "sha256", "rescale", "seed")
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "safetensors")
 
 
