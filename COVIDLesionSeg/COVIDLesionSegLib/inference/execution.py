@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -237,7 +237,8 @@ class Execution:
             return True
         lung = task.slices[task.sample : task.sample + 1, :, : -(-task.size[1] // 2)]
         trial = Task(lung, task.threshold, probability=True)
-        results = [self._attempt(trial, Part(0, 1, precise), plan) for precise in (False, True)]
+        single = replace(plan, batch_size=1)
+        results = [self._attempt(trial, Part(0, 1, precise), single) for precise in (False, True)]
         maps = [result.probability for result in results if result is not None]
         # too little memory for the trial: the run itself finds out how to go on; overflow: it redoes those slices
         if len(maps) < 2 or maps[0] is None or maps[1] is None or not maps[0].isfinite().all():
