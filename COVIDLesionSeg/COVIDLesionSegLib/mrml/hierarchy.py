@@ -26,7 +26,7 @@ def placeUnderStudy(node: Any, volumeNode: Any) -> None:
 def studyOf(node: Any) -> int:
     """Subject hierarchy item of a node's study; 0 where it is under none."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
-    level = slicer.vtkMRMLSubjectHierarchyConstants.GetSubjectHierarchyLevelStudy()
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy()
     return int(hierarchy.GetItemAncestorAtLevel(_item_of(hierarchy, node), level))
 
 

@@ -1,0 +1,182 @@
+"""What becomes a segment: lesions as one, by attenuation, or one by one; the lungs."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..imaging import SegmentStyle, Volume, segment_style
+from ..measurement.catalog import catalog
+from ..measurement.components import find_components
+
+LesionView = Literal["lesion", "attenuation", "separate"]
+LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
+# More segments than this can't be told apart, and every one costs the scene a node's worth of work.
+MOST_SEPARATE_LESIONS = 30
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentContent:
+    """One segment to be.
+
+    Attributes:
+        id: segment ID that it wants.
+        role: "lesion" or "lungs": segments of a role are replaced together.
+        name: what users read.
+        style: color and codes.
+        box: where in the CT's array (z, y, x) the mask lies.
+        mask: bool (z, y, x), the size of the box.
+    """
+
+    id: str
+    role: str
+    name: str
+    style: SegmentStyle
+    box: Box
+    mask: NDArray[np.bool_]
+
+
+def lesion_contents(
+    mask: NDArray[np.bool_],
+    view: LesionView,
+    volume: Volume | None = None,
+    consolidation_from: float | None = None,
+) -> list[SegmentContent]:
+    """Lesions as segments.
+
+    Args:
+        mask: bool (z, y, x).
+        view: "lesion": one segment; "attenuation": ground-glass opacity and consolidation, told apart by HU inside the
+            lesion; "separate": one segment for each of the largest 26-connected lesions, largest first, and one for
+            the rest.
+        volume: the CT, needed for "attenuation", and for the volumes in the names of "separate".
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Raises:
+        InputError: a view that is not known, or no CT where one is needed.
+    """
+    if view not in LESION_VIEWS:
+        raise InputError(f"There is no view {view!r} of lesions; choose one of {', '.join(LESION_VIEWS)}.")
+    if view == "lesion":
+        style = segment_style("lesion")
+        return [_content("lesion", "lesion", style.name, style, mask)]
+    if volume is None:
+        raise InputError(f'The CT is needed to show lesions as "{view}".')
+    volume.geometry.require_shape(mask, "lesion mask")
+    if view == "separate":
+        return _separate(mask, volume.geometry.voxel_ml)
+    return _by_attenuation(mask, volume, consolidation_from)
+
+
+def lung_contents(lungs: NDArray[Any]) -> list[SegmentContent]:
+    """Lungs as segments.
+
+    Args:
+        lungs: (z, y, x), 1 right lung, 2 left lung; a bool mask is one segment of both.
+    """
+    if lungs.dtype == bool:
+        return [_content("lungs", "lungs", "lungs", segment_style("lungs"), lungs)]
+    sides = [(segment_style("right_lung"), 1), (segment_style("left_lung"), 2)]
+    return [_content(style.id, "lungs", style.name, style, lungs == label) for style, label in sides]
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Box:
+    """Smallest box around the mask; the first voxel where it is empty."""
+    planes = np.flatnonzero(mask.any(axis=(1, 2)))
+    if not len(planes):
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    z = slice(int(planes[0]), int(planes[-1]) + 1)
+    plane = np.logical_or.reduce(mask[z], axis=0)
+    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
+def _content(
+    identity: str, role: str, name: str, style: SegmentStyle, mask: NDArray[np.bool_], within: Box | None = None
+) -> SegmentContent:
+    box = bounding_box(mask)
+    placed = box if within is None else _shifted(box, within)
+    return SegmentContent(identity, role, name, style, placed, np.ascontiguousarray(mask[box]))
+
+
+def _shifted(box: Box, within: Box) -> Box:
+    z, y, x = (slice(b.start + w.start, b.stop + w.start) for b, w in zip(box, within, strict=True))
+    return z, y, x
+
+
+def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None) -> list[SegmentContent]:
+    limit = catalog()["attenuation"]["consolidation_from"] if limit is None else limit
+    box = bounding_box(mask)
+    inside, hu = mask[box], volume.array[box]
+    parts: list[tuple[str, str, Callable[[NDArray[Any], float], NDArray[Any]]]] = [
+        ("ground_glass_opacity", f"below {limit:g} HU", np.less),
+        ("consolidation", f"from {limit:g} HU", np.greater_equal),
+    ]
+    contents = []
+    for identity, range_of_hu, belongs in parts:
+        style = segment_style(identity)
+        name = f"{style.name} ({range_of_hu})"
+        contents.append(_content(identity, "lesion", name, style, inside & belongs(hu, limit), box))
+    return contents
+
+
+def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[SegmentContent]:
+    style = segment_style("lesion")
+    box = bounding_box(mask)
+    inside = np.ascontiguousarray(mask[box])
+    found = find_components(inside)
+    if not found.count:
+        return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
+    labels = found.image(inside)
+    bounds = _bounds(found.labels, found.count, found.z, found.y, found.x, found.lengths)
+    contents = []
+    for index in range(min(found.count, MOST_SEPARATE_LESIONS)):
+        part = bounds[index]
+        name = f"lesion {index + 1} ({_ml(found.sizes[index], voxel_ml)})"
+        content = SegmentContent(
+            f"lesion_{index + 1}", "lesion", name, _shaded(style, index), _shifted(part, box), labels[part] == index + 1
+        )
+        contents.append(content)
+    if found.count > MOST_SEPARATE_LESIONS:
+        rest = found.count - MOST_SEPARATE_LESIONS
+        name = f"{rest} smaller lesions ({_ml(found.sizes[MOST_SEPARATE_LESIONS:].sum(), voxel_ml)})"
+        smaller = labels > MOST_SEPARATE_LESIONS
+        contents.append(_content("lesions_smaller", "lesion", name, style, smaller, box))
+    return contents
+
+
+def _bounds(
+    labels: NDArray[Any], count: int, z: NDArray[Any], y: NDArray[Any], x: NDArray[Any], lengths: NDArray[Any]
+) -> list[Box]:
+    """Bounding box of each component from its runs."""
+    sides = []
+    for first, last in ((z, z), (y, y), (x, x + lengths - 1)):
+        low, high = np.full(count, np.iinfo(np.int64).max), np.zeros(count, np.int64)
+        np.minimum.at(low, labels, first)
+        np.maximum.at(high, labels, last)
+        sides.append((low, high + 1))
+    return [
+        (slice(int(z0), int(z1)), slice(int(y0), int(y1)), slice(int(x0), int(x1)))
+        for z0, z1, y0, y1, x0, x1 in zip(*(end for side in sides for end in side), strict=True)
+    ]
+
+
+def _shaded(style: SegmentStyle, index: int) -> SegmentStyle:
+    """The style with a hue of its own, a golden ratio from the one before; the first keeps its color."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*style.color)
+    color = colorsys.hsv_to_rgb((hue + 0.618034 * index) % 1.0, saturation, value)
+    return SegmentStyle(
+        style.id, style.name, color, style.category, style.type, style.modifier, style.region, style.context
+    )
+
+
+def _ml(voxels: int, voxel_ml: float) -> str:
+    return f"{voxels * voxel_ml:.3g} mL"

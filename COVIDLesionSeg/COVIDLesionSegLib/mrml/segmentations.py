@@ -1,0 +1,319 @@
+"""Masks to segments of a vtkMRMLSegmentationNode and back.
+
+Segments that this extension made carry a tag with their role; a new result replaces those of the same role and leaves
+all others, whoever made them, as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from ..errors import InputError
+from ..imaging import Geometry, Volume
+from . import contents
+from .contents import LesionView, SegmentContent
+from .hierarchy import placeUnderStudy
+from .nodes import addNode, array_of_matrix, matrix_of_array, requireNode, world_from_parent
+from .volumes import gridOfNode, local_grid, volumeFromNode
+
+ROLE_TAG = "COVIDLesionSeg.Role"
+SEGMENTATION = "vtkMRMLSegmentationNode"
+_VOLUME = "vtkMRMLScalarVolumeNode"
+_SURFACE_SMOOTHING = "0.3"
+# How far a segment's voxels may lie from the CT's, in voxels, to be taken as they are instead of resampled.
+_SAME_LATTICE = 0.01
+
+
+class UndoStates(Protocol):
+    """Something that remembers a segmentation: :class:`.undo.UndoHistory`, or Slicer's segment editor widget."""
+
+    def saveStateForUndo(self) -> Any:
+        """Remember the segmentation as it is."""
+
+
+def createSegmentation(volumeNode: Any, name: str = "COVID-19 lesions") -> Any:
+    """A new segmentation node on a CT's grid, under its transform and its study.
+
+    Args:
+        volumeNode: the CT.
+        name: of the node; do not put a patient's name into it.
+
+    Raises:
+        InputError: no CT.
+        GeometryError: the CT's transform is not linear.
+    """
+    gridOfNode(volumeNode)
+    node = addNode(SEGMENTATION, name)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    placeUnderStudy(node, volumeNode)
+    return node
+
+
+def showLesions(
+    volumeNode: Any,
+    mask: NDArray[np.bool_],
+    *,
+    view: LesionView = "lesion",
+    segmentationNode: Any = None,
+    volume: Volume | None = None,
+    undo: UndoStates | None = None,
+    consolidationFrom: float | None = None,
+) -> Any:
+    """Show a result as segments: in a new segmentation, or in place of the earlier result in one.
+
+    Args:
+        volumeNode: the CT that the mask was made from.
+        mask: bool (z, y, x) on the CT's grid.
+        view: "lesion", "attenuation" (ground-glass opacity and consolidation by HU) or "separate" (one by one).
+        segmentationNode: where to show it; None makes a new segmentation.
+        volume: the CT's voxels where they are at hand; read from the node where they are needed and not given.
+        undo: saves the state before segments are replaced.
+        consolidationFrom: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Returns:
+        The segmentation node.
+
+    Raises:
+        InputError: a node that is not what it should be or was deleted meanwhile, an unknown view.
+        GridMismatchError: the mask is not on the CT's grid.
+    """
+    _require_mask(mask, volumeNode, "lesion mask")
+    if view != "lesion" and volume is None:
+        volume = volumeFromNode(volumeNode, check=False)
+    made = contents.lesion_contents(mask, view, volume, consolidationFrom)
+    return _show(made, volumeNode, segmentationNode, undo)
+
+
+def showLungs(
+    volumeNode: Any, lungs: NDArray[Any], *, segmentationNode: Any = None, undo: UndoStates | None = None
+) -> Any:
+    """Show lungs as segments, like :func:`showLesions`.
+
+    Args:
+        volumeNode: the CT that the lungs were found in.
+        lungs: (z, y, x) on the CT's grid, 1 right lung and 2 left lung, or bool for both in one.
+        segmentationNode: where to show them; None makes a new segmentation.
+        undo: saves the state before segments are replaced.
+    """
+    _require_mask(lungs, volumeNode, "lung mask")
+    return _show(contents.lung_contents(lungs), volumeNode, segmentationNode, undo)
+
+
+def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArray[np.bool_]:
+    """A segment on the CT's grid.
+
+    Args:
+        segmentationNode: the segmentation, e.g. after edits, or of another origin, such as a reference.
+        segmentId: which segment.
+        volumeNode: the CT.
+
+    Returns:
+        bool (z, y, x). Voxels that lie on the CT's are taken as they are; others are resampled, nearest neighbor.
+        A segmentation of surfaces gets a labelmap on the CT's grid first.
+
+    Raises:
+        InputError: a node that is not what it should be, or no such segment.
+        GeometryError: a transform that is not linear.
+    """
+    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    _require_segment(segmentationNode, segmentId)
+    geometry = gridOfNode(volumeNode)
+    if not segmentationNode.GetSegmentation().ContainsRepresentation("Binary labelmap"):
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+        segmentationNode.CreateBinaryLabelmapRepresentation()
+    labelmap = slicer.vtkOrientedImageData()
+    mask = np.zeros(geometry.shape, bool)
+    if not segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) or labelmap.IsEmpty():
+        return mask
+    stored = vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(stored)
+    world = world_from_parent(segmentationNode, "segmentation") @ array_of_matrix(stored)
+    between = np.linalg.inv(geometry.ijk_to_ras) @ world
+    extent = np.reshape(labelmap.GetExtent(), (3, 2))
+    shift = np.rint(between[:3, 3]).astype(int)
+    corners = np.array(list(itertools.product(*extent))).T
+    moved = between[:3, :3] @ corners + between[:3, 3:]
+    if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE:
+        return _resampled(labelmap, world, geometry)
+    _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
+    return mask
+
+
+def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
+    """IDs of the segments that this extension made in a role ("lesion" or "lungs"), in their order."""
+    segmentation = segmentationNode.GetSegmentation()
+    return [
+        segmentation.GetNthSegmentID(index)
+        for index in range(segmentation.GetNumberOfSegments())
+        if _role_of(segmentation.GetNthSegment(index)) == role
+    ]
+
+
+def lesionMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
+    """All lesion segments of a segmentation together, on the CT's grid.
+
+    Returns:
+        bool (z, y, x).
+
+    Raises:
+        InputError: a node that is not what it should be, or a segmentation without lesion segments.
+        GeometryError: a transform that is not linear.
+    """
+    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    ids = segmentsWithRole(segmentationNode)
+    if not ids:
+        raise InputError("The segmentation has no lesion segments of this extension.", "Choose the segment instead.")
+    mask = segmentMask(segmentationNode, ids[0], volumeNode)
+    for identity in ids[1:]:
+        mask |= segmentMask(segmentationNode, identity, volumeNode)
+    return mask
+
+
+def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_], volumeNode: Any) -> None:
+    """Replace the voxels of a segment; its name and color, and all other segments, stay.
+
+    Args:
+        segmentationNode: the segmentation.
+        segmentId: which segment.
+        mask: bool (z, y, x) on the CT's grid.
+        volumeNode: the CT.
+
+    Raises:
+        InputError: a node that is not what it should be, no such segment, or not under the CT's transform.
+        GridMismatchError: the mask is not on the CT's grid.
+    """
+    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    _require_segment(segmentationNode, segmentId)
+    _require_mask(mask, volumeNode, "mask")
+    _require_same_transform(segmentationNode, volumeNode)
+    box = contents.bounding_box(mask)
+    _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
+
+
+def showIn3D(segmentationNode: Any, visible: bool = True) -> None:
+    """Make and show the closed surfaces of a segmentation, or remove them.
+
+    Raises:
+        InputError: no segmentation.
+    """
+    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    if not visible:
+        segmentationNode.RemoveClosedSurfaceRepresentation()
+        return
+    segmentationNode.GetSegmentation().SetConversionParameter("Smoothing factor", _SURFACE_SMOOTHING)
+    segmentationNode.CreateClosedSurfaceRepresentation()
+    segmentationNode.CreateDefaultDisplayNodes()
+    segmentationNode.GetDisplayNode().SetVisibility3D(True)
+
+
+def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
+    if segmentationNode is None:
+        segmentationNode = createSegmentation(volumeNode)
+    else:
+        requireNode(segmentationNode, SEGMENTATION, "segmentation")
+        _require_same_transform(segmentationNode, volumeNode)
+    segmentation = segmentationNode.GetSegmentation()
+    earlier = segmentsWithRole(segmentationNode, made[0].role)
+    if earlier and undo is not None:
+        undo.saveStateForUndo()
+    # surfaces once at the end instead of after each segment
+    surfaces = segmentation.ContainsRepresentation("Closed surface")
+    if surfaces:
+        segmentationNode.RemoveClosedSurfaceRepresentation()
+    grid = local_grid(volumeNode)
+    kept = set()
+    for content in made:
+        identity = content.id
+        if identity not in earlier:
+            identity = _add_segment(segmentation, content)
+        segmentation.GetSegment(identity).SetName(content.name)
+        _write(segmentationNode, identity, content.mask, content.box, grid)
+        kept.add(identity)
+    for identity in earlier:
+        if identity not in kept:
+            segmentation.RemoveSegment(identity)
+    if surfaces:
+        segmentationNode.CreateClosedSurfaceRepresentation()
+    return segmentationNode
+
+
+def _add_segment(segmentation: Any, content: SegmentContent) -> str:
+    # a segment of the user's may have this ID
+    identity = segmentation.GenerateUniqueSegmentID(content.id)
+    segmentation.AddEmptySegment(identity, content.name, content.style.color)
+    segment = segmentation.GetSegment(identity)
+    segment.SetTag(ROLE_TAG, content.role)
+    if content.style.terminology_entry:
+        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), content.style.terminology_entry)
+    return str(identity)
+
+
+def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: contents.Box, grid: Geometry) -> None:
+    labelmap = slicer.vtkOrientedImageData()
+    z, y, x = box
+    labelmap.SetExtent(x.start, x.stop - 1, y.start, y.stop - 1, z.start, z.stop - 1)
+    labelmap.SetGeometryFromImageToWorldMatrix(matrix_of_array(grid.ijk_to_ras))
+    scalars = numpy_to_vtk(np.ascontiguousarray(mask).view(np.uint8).ravel(), deep=True)
+    labelmap.GetPointData().SetScalars(scalars)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if not logic.SetBinaryLabelmapToSegment(labelmap, node, identity, logic.MODE_REPLACE):
+        raise InputError(f"Slicer could not write the segment {identity!r}; its log says why.")
+
+
+def _resampled(labelmap: Any, world: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+    labelmap.SetGeometryFromImageToWorldMatrix(matrix_of_array(world))
+    reference = slicer.vtkOrientedImageData()
+    reference.SetExtent(0, geometry.size[0] - 1, 0, geometry.size[1] - 1, 0, geometry.size[2] - 1)
+    reference.SetGeometryFromImageToWorldMatrix(matrix_of_array(geometry.ijk_to_ras))
+    reference.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    out = slicer.vtkOrientedImageData()
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(labelmap, reference, out)
+    values: NDArray[Any] = vtk_to_numpy(out.GetPointData().GetScalars())
+    return values.reshape(geometry.shape) != 0
+
+
+def _paste(mask: NDArray[np.bool_], values: NDArray[Any], extent: NDArray[Any], shift: NDArray[Any]) -> None:
+    """Put a labelmap's voxels where they belong; what lies outside the CT is left out."""
+    lengths = extent[:, 1] - extent[:, 0] + 1
+    array = values.reshape(lengths[::-1])
+    first = extent[:, 0] + shift
+    size = np.array(mask.shape[::-1])
+    low, high = np.maximum(first, 0), np.minimum(first + lengths, size)
+    if (low >= high).any():
+        return
+    target = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+    source = tuple(slice(a, b) for a, b in zip((low - first)[::-1], (high - first)[::-1], strict=True))
+    mask[target] = array[source] != 0
+
+
+def _role_of(segment: Any) -> str:
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(ROLE_TAG, value) else ""
+
+
+def _require_segment(segmentationNode: Any, segmentId: str) -> None:
+    if segmentationNode.GetSegmentation().GetSegment(segmentId) is None:
+        raise InputError("The chosen segment is not there any more.", "Choose another one.")
+
+
+def _require_mask(mask: NDArray[Any], volumeNode: Any, what: str) -> None:
+    requireNode(volumeNode, _VOLUME, "CT")
+    gridOfNode(volumeNode).require_shape(mask, what)
+
+
+def _require_same_transform(segmentationNode: Any, volumeNode: Any) -> None:
+    if segmentationNode.GetParentTransformNode() is not volumeNode.GetParentTransformNode():
+        raise InputError(
+            "The segmentation and the CT are under different transforms.",
+            "Put both under the same one, or show the result in a new segmentation.",
+        )
