@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import functools
 import io
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from COVIDLesionSegLib import inference
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.imaging import phantom, read_labels, read_volume, write_volume
-from COVIDLesionSegLib.measurement import dice
+from COVIDLesionSegLib.measurement import dice, pictures
 
 RESULTS = ["overlay.png", "record.json", "segmentation.nii.gz", "segmentation.seg.nrrd", "table.csv"]
 
@@ -24,7 +27,7 @@ RESULTS = ["overlay.png", "record.json", "segmentation.nii.gz", "segmentation.se
 def a_small_chest():
     """The synthetic chest on a grid that is segmented in seconds."""
     make = phantom.synthetic_chest
-    return functools.cache(lambda seed: make(seed, size=(72, 84, 108), spacing=(4.0, 3.5, 3.5)))
+    return functools.cache(lambda seed: make(seed, size=(50, 84, 108), spacing=(6.0, 3.5, 3.5)))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +80,8 @@ def test_the_table_has_units_and_the_known_volumes(a_finished_demo, a_small_ches
     truth = a_small_chest(0).truth
     table = rows(folder)
     assert len(table) == 9
-    assert all(re.search("_(ml|percent_of_lung|hu)$", name) for name in table["both lungs"] if name != "region")
-    assert float(table["both lungs"]["known_lesion_ml"]) == pytest.approx(truth["lesion"], abs=0.01)
+    assert all(re.search("_(ml|percent_of_lung|hu)$", name) for name in table["whole CT"] if name != "region")
+    assert float(table["whole CT"]["known_lesion_ml"]) == pytest.approx(truth["lesion"], abs=0.01)
     assert float(table["left lung"]["known_consolidation_ml"]) == pytest.approx(
         truth["regions"]["left_lung"]["consolidation"], abs=0.01
     )
@@ -109,7 +112,7 @@ def test_a_ct_of_ones_own_leaves_no_copy_and_no_name(a_small_chest, tmp_path, ca
     found = json.loads(capsys.readouterr().out)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == RESULTS
     assert "dice_with_known_lesions" not in found
-    assert found["both_lungs"]["lung_volume_ml"] > 2000
+    assert found["whole_ct"]["lung_volume_ml"] > 2000
     assert set(found["files"]) == set(RESULTS)
     for name in RESULTS:
         assert b"DOE" not in (tmp_path / "out" / name).read_bytes()
@@ -148,6 +151,25 @@ def test_an_output_that_is_no_folder_is_refused_at_once(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "-o", str(tmp_path / "file" / "demo")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(a_small_chest, tmp_path, monkeypatch, capsys):
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class KnowsTheAnswer:
+        def __init__(self, *_arguments, **_options) -> None: ...
+
+        def segment(self, volume, progress):
+            chest = a_small_chest(0)
+            return SimpleNamespace(mask=chest.lesion, lungs=chest.lungs, record=SimpleNamespace(seconds={}))
+
+    monkeypatch.setattr(phantom, "synthetic_chest", a_small_chest)
+    monkeypatch.setattr(inference, "Predictor", KnowsTheAnswer, raising=False)
+    monkeypatch.setattr(pictures, "overlay_sheet", full)
+    assert main(["demo", "-o", str(tmp_path / "demo"), "--device", "cpu", "--quiet"]) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_read_only_folder_is_refused_at_once(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import io
@@ -10,12 +11,11 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, OutputError
-from ..files import write_json, write_text
+from ..files import atomic_path, write_json, write_text
 from ._progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -99,17 +99,15 @@ def run(arguments: argparse.Namespace) -> int:
         seconds |= result.record.seconds
         with _phase("measuring", progress, seconds):
             measured = quantify(volume, result.mask, result.lungs)
-        with _phase("writing", progress, seconds):
-            _write(folder, volume, phantom, result, measured)
-        record = dataclasses.replace(result.record, seconds={name: round(s, 3) for name, s in seconds.items()})
-        write_json(folder / "record.json", record.to_json())
+        progress("writing", 0, 1)
+        record = _write(folder, volume, phantom, result, measured, seconds)
 
-    found = _found(folder, volume, phantom, result, measured, record.to_json())
+    found = _found(folder, volume, phantom, result, measured, record)
     print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else _text(found))
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _phase(name: str, progress: ProgressBar, seconds: dict[str, float]) -> Iterator[None]:
     progress(name, 0, 1)
     start = time.perf_counter()
@@ -136,27 +134,52 @@ def _checked(folder: Path, given: Path | None) -> Path:
 
 
 def _write(
-    folder: Path, volume: Volume, phantom: Phantom | None, result: Result, measured: Mapping[str, Mapping[str, Any]]
-) -> None:
+    folder: Path,
+    volume: Volume,
+    phantom: Phantom | None,
+    result: Result,
+    measured: Mapping[str, Mapping[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write all files, or none; returns the run record as it was written."""
     from ..imaging import LabelVolume, write_labels, write_volume
     from ..measurement.pictures import overlay_sheet
 
-    if phantom is not None:
-        write_volume(volume, folder / "input.nii.gz")
-        write_volume(phantom.lesion, folder / "reference.nii.gz", volume.geometry)
-    lesion = LabelVolume(result.mask.astype("uint8"), volume.geometry, {1: "lesion"})
-    for name in ("segmentation.seg.nrrd", "segmentation.nii.gz"):
-        write_labels(lesion, folder / name)
-    overlay_sheet(
-        volume,
-        result.mask,
-        folder / "overlay.png",
-        lungs=result.lungs,
-        reference=None if phantom is None else phantom.lesion,
-        # a real input's name may hold a patient's
-        title="" if phantom is None else "Synthetic chest, COVID-19 pneumonia made by code",
-    )
-    write_text(folder / "table.csv", _table(measured, phantom))
+    start = time.perf_counter()
+    is_new = not folder.exists()
+    try:
+        # everything under temporary names first, renamed together: a full disk leaves nothing behind
+        with contextlib.ExitStack() as stack:
+
+            def target(name: str) -> Path:
+                return stack.enter_context(atomic_path(folder / name))
+
+            if phantom is not None:
+                write_volume(volume, target("input.nii.gz"))
+                write_volume(phantom.lesion, target("reference.nii.gz"), volume.geometry)
+            lesion = LabelVolume(result.mask.astype("uint8"), volume.geometry, {1: "lesion"})
+            for name in ("segmentation.seg.nrrd", "segmentation.nii.gz"):
+                write_labels(lesion, target(name))
+            overlay_sheet(
+                volume,
+                result.mask,
+                target("overlay.png"),
+                lungs=result.lungs,
+                reference=None if phantom is None else phantom.lesion,
+                # a real input's name may hold a patient's
+                title="" if phantom is None else "Synthetic chest, COVID-19 pneumonia made by code",
+            )
+            write_text(target("table.csv"), _table(measured, phantom))
+            seconds["writing"] = time.perf_counter() - start
+            rounded = {name: round(value, 3) for name, value in seconds.items()}
+            record = dataclasses.replace(result.record, seconds=rounded).to_json()
+            write_json(target("record.json"), record)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return record
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]], phantom: Phantom | None) -> str:
@@ -165,7 +188,7 @@ def _table(measured: Mapping[str, Mapping[str, Any]], phantom: Phantom | None) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["region", *_COLUMNS, *([] if phantom is None else _KNOWN)])
     for region in _REGIONS:
-        row: list[Any] = ["both lungs" if region == "whole" else region.replace("_", " ")]
+        row: list[Any] = ["whole CT" if region == "whole" else region.replace("_", " ")]
         for quantity in _COLUMNS.values():
             row.append(_rounded(_value(measured, quantity, region)))
         if phantom is not None:
@@ -200,11 +223,12 @@ def _found(
     from ..measurement import dice
 
     found: dict[str, Any] = {
-        region.replace("whole", "both_lungs"): {
+        region.replace("whole", "whole_ct"): {
             column: _rounded(_value(measured, quantity, region)) for column, quantity in _COLUMNS.items()
         }
         for region in _REGIONS[:3]
     }
+    found["lesion_outside_lungs_ml"] = _rounded(_value(measured, "lesion_outside_lungs"))
     found["model"] = record["model"]["id"]
     found["device"] = {name: record["device"][name] for name in ("used", "name", "precision")}
     found["seconds"] = record["seconds"]
@@ -220,15 +244,17 @@ def _found(
 
 def _text(found: Mapping[str, Any]) -> str:
     def lung(region: str) -> str:
-        share = found[region]["lesion_percent_of_lung"]
-        part = "" if share is None else f" ({share:.1f} % of {found[region]['lung_volume_ml']:.0f} mL)"
-        return f"{found[region]['lesion_ml'] or 0.0:.1f} mL{part}"
+        values = found[region]
+        share = values["lesion_percent_of_lung"]
+        part = "" if share is None else f" ({share:.1f} % of {values['lung_volume_ml']:.0f} mL)"
+        return "not measured" if values["lesion_ml"] is None else f"{values['lesion_ml']:.1f} mL{part}"
 
-    both = found["both_lungs"]
+    whole = found["whole_ct"]
     lines = [
-        f"Lesion found: {lung('both_lungs')}",
+        f"Lesion found: {whole['lesion_ml']:.1f} mL",
         f"  right lung {lung('right_lung')}, left lung {lung('left_lung')}",
-        f"  by HU: ground-glass {both['ground_glass_ml']:.1f} mL, consolidation {both['consolidation_ml']:.1f} mL",
+        f"  outside the lungs {found['lesion_outside_lungs_ml']:.1f} mL",
+        f"  by HU: ground-glass {whole['ground_glass_ml']:.1f} mL, consolidation {whole['consolidation_ml']:.1f} mL",
     ]
     if "known_lesion_ml" in found:
         lesion, lungs = found["dice_with_known_lesions"], found["dice_of_lungs_with_known_lungs"]
