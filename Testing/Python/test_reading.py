@@ -219,7 +219,7 @@ def test_shared_volumes_are_read_as_by_simpleitk(shared, number):
     assert volume.geometry.difference(Geometry.from_sitk(expected)) == ""
     assert volume.warnings == ()
     lesion = read_labels(str(path).replace("_ct", "_lesion"))
-    volume.geometry.require_same(lesion.geometry, "CT", "lesion")
+    lesion.geometry.require_same(volume.geometry, "lesion", "CT")
     assert lesion.array.dtype == np.uint8
 
 

@@ -2,8 +2,8 @@
 
     python Testing/benchmarks/accuracy.py [--model ID|FILE] [--cases 3] [--json FILE]
 
-Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion);
-for the normal chest, the false millilitres; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
+Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
+normal chest, the false millilitres; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
 bundled model these last are training patients: they prove the path, not the accuracy.
 """
 

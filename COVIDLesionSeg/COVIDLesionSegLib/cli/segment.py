@@ -210,7 +210,7 @@ def _segment(
     lungs = None
     if study.lungs is not None:
         given = read_labels(study.lungs)
-        volume.geometry.require_same(given.geometry, "CT", "lung mask")
+        given.geometry.require_same(volume.geometry, "lung mask", "CT")
         lungs = lungs_from_mask(given, volume)
     read = time.perf_counter()
     result = predictor.segment(

@@ -45,7 +45,7 @@ def lungs_from_mask(labels: LabelVolume | NDArray[Any], volume: Volume) -> NDArr
     """
     names: Mapping[int, str] = {}
     if isinstance(labels, LabelVolume):
-        volume.geometry.require_same(labels.geometry, "CT", "lung mask")
+        labels.geometry.require_same(volume.geometry, "lung mask", "CT")
         names, labels = labels.names, labels.array
     volume.geometry.require_shape(labels, "lung mask")
     array = labels.view(np.uint8) if labels.dtype == bool else labels

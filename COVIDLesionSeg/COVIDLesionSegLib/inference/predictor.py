@@ -51,8 +51,8 @@ class Result:
 class Predictor:
     """Finds lesions in CTs with one model on one device; stays warm from one CT to the next.
 
-    The number of processor threads is left as the caller has set it. On the processor, the same input on the same
-    number of threads gives the same bits again.
+    The number of processor threads is left as the caller has set it. On the processor, the same input gives the same
+    bits again with the same number of threads and the same batch size (the record holds both).
 
     Args:
         model: a loaded model, the id or file of one, or None for the default model.
@@ -225,7 +225,7 @@ def _loaded(model: LoadedModel | str | Path | None) -> LoadedModel:
 
 def _given_lungs(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[np.uint8]:
     if isinstance(lungs, LabelVolume):
-        volume.geometry.require_same(lungs.geometry, "CT", "lung mask")
+        lungs.geometry.require_same(volume.geometry, "lung mask", "CT")
         lungs = lungs.array
     lungs = np.asarray(lungs)
     volume.geometry.require_shape(lungs, "lung mask")

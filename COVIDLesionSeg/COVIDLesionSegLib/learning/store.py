@@ -219,7 +219,7 @@ def _volume(
         mask = np.zeros(volume.array.shape, dtype=np.uint8)
     else:
         given = read_labels(case.lesion)
-        volume.geometry.require_same(given.geometry, "CT", "lesion mask")
+        given.geometry.require_same(volume.geometry, "lesion mask", "CT")
         mask = given.mask().astype(np.uint8)
     box: tuple[slice, ...] = (slice(None),) * 3
     if margin is not None:
@@ -227,7 +227,7 @@ def _volume(
             lungs = find_lungs(volume)
         else:
             labels = read_labels(case.lungs)
-            volume.geometry.require_same(labels.geometry, "CT", "lung mask")
+            labels.geometry.require_same(volume.geometry, "lung mask", "CT")
             lungs = lungs_from_mask(labels, volume)
         # lesion that an expert drew outside the found lungs stays in, or validation would not see it missed
         box = lung_box(view.apply((lungs != 0) | (mask != 0)), margin)

@@ -50,7 +50,8 @@ class CARAFE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             result = Reassemble.apply(features.to(kernels.dtype), kernels, channels_last).to(features.dtype)
         if self.project.bias is not None:
-            result += self.project.bias.to(result.dtype)[:, None, None]
+            # not in place: autograd forbids it on a view that a function of one's own returned
+            result = result + self.project.bias.to(result.dtype)[:, None, None]
         return result
 
 
