@@ -65,8 +65,8 @@ class LabelAudit:
             for key, loss, disagreement in zip(slices, losses, disagreements, strict=True):
                 visit = self._visits.setdefault(key, [0, 0, 0.0])
                 visit[0] += 1
-                visit[1] += loss > threshold
-                visit[2] += disagreement
+                visit[1] += float(loss > threshold)
+                visit[2] += float(disagreement)
         self._window.append(losses)
 
     def ranked(self) -> list[DoubtfulLabel]:
