@@ -1,4 +1,4 @@
-"""Finding the lungs in a chest CT, and taking them from a given label map.
+"""Finding the lungs in a chest CT.
 
 No network: thresholds, distances and shape. The regions are worked out on a grid of about 2 mm
 (:mod:`._lung_regions`) and their borders set at full resolution, where the Hounsfield units cross the middle between
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError, IntensityError, LungsNotFoundError
-from ._lung_regions import LungRegions, ReducedVolume, Spacing, distance, find_regions
+from ._lung_filling import ReducedVolume
+from ._lung_regions import LungRegions, find_regions
+from ._morphology import Spacing, distance, grow
 from .volume import Volume
 
 RIGHT, LEFT = 1, 2
@@ -50,6 +52,9 @@ def find_lungs(
     """
     view = volume.geometry.axial_view()
     array = view.apply(volume.array)
+    if np.any(np.diff(np.abs(array.strides)) > 0):
+        # slices across the memory's order would be read many times slower
+        array = np.ascontiguousarray(array)
     spacing = view.geometry.spacing_zyx
     factors = tuple(max(1, round(_WORKING_SPACING / s)) for s in spacing)
     steps = _Steps(-(-array.shape[0] // factors[0]), array.shape[0], progress, cancelled)
@@ -62,7 +67,7 @@ def find_lungs(
             "the body.",
             "Check that this is a chest CT in Hounsfield units, or give a lung mask.",
         )
-    lungs = _refine(array, spacing, factors, regions, reduced.spacing, steps)
+    lungs = _refine(array, factors, regions, reduced.spacing, steps)
     if not lungs.any():
         raise LungsNotFoundError(f"No lungs were found in {volume.name}.", "Give a lung mask.")
     steps.finish()
@@ -110,8 +115,9 @@ def _reduce(array: NDArray, spacing: Spacing, factors: tuple[int, ...], steps: _
     )
     hu, padding = [], []
 
-    def block_means(image: NDArray, depth: int) -> NDArray[np.float32]:
-        return np.add.reduceat(np.add.reduceat(image, rows, axis=0), columns, axis=1) / (pixels * depth)
+    def block_means(image: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
+        sums = np.add.reduceat(np.add.reduceat(image, rows, axis=0), columns, axis=1)
+        return np.asarray(sums / (pixels * depth), dtype=np.float32)
 
     for start in range(0, array.shape[0], factors[0]):
         slab = array[start : start + factors[0]]
@@ -123,7 +129,7 @@ def _reduce(array: NDArray, spacing: Spacing, factors: tuple[int, ...], steps: _
         else:
             padding.append(np.zeros(pixels.shape, dtype=bool))
         steps.block()
-    reduced = np.stack(hu).astype(np.float32)
+    reduced = np.stack(hu)
     if np.isnan(reduced).any():
         raise IntensityError("The volume holds voxels that are not a number (NaN); export it again.")
     scaled = tuple(s * f for s, f in zip(spacing, factors, strict=True))
@@ -142,7 +148,7 @@ def _interpolation(size: int, factor: int, count: int) -> NDArray[np.float32]:
 
 
 def _refine(
-    array: NDArray, spacing: Spacing, factors: tuple[int, ...], regions: LungRegions, working: Spacing, steps: _Steps
+    array: NDArray, factors: tuple[int, ...], regions: LungRegions, working: Spacing, steps: _Steps
 ) -> NDArray[np.uint8]:
     """Carry the regions to the full resolution and set their border there.
 
@@ -152,11 +158,11 @@ def _refine(
     from scipy import ndimage
 
     lung = regions.sides > 0
-    limit = 2 * _BAND
+    limit = 2 * max(_BAND, *working[1:])
     half = 0.5 * working[1]
-    inside = distance(~lung, working, limit)
-    signed = np.where(lung, inside - half, half - distance(lung, working, limit)).astype(np.float32)
-    nearer_left = distance(regions.sides == RIGHT, working, limit) > distance(regions.sides == LEFT, working, limit)
+    outwards = distance(lung, working, limit)
+    signed = np.where(lung, distance(~lung, working, limit) - half, half - outwards)
+    sides = grow(regions.sides, outwards < limit)
     firm = ndimage.binary_dilation(regions.dense) & lung
 
     starts = [b.start * f for b, f in zip(regions.box, factors, strict=True)]
@@ -185,5 +191,5 @@ def _refine(
         chosen = (depth > _BAND) | ((depth > -_BAND) & dark) | ((depth > 0) & full(firm))
         # a majority of 3 x 3 takes single voxels of noise off the border
         chosen = ndimage.uniform_filter(chosen.astype(np.float32), 3, mode="nearest") > 0.5
-        result[(z, *window)] = np.where(chosen, np.where(full(nearer_left), LEFT, RIGHT), 0)
+        result[(z, *window)] = np.where(chosen, full(sides), 0)
     return result

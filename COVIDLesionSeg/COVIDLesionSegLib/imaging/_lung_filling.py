@@ -1,0 +1,270 @@
+"""The parts of the lungs that are not air: vessels, ground glass, consolidation, and what they cut off.
+
+Works on the reduced grid of :mod:`._lung_regions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._morphology import (
+    IN_PLANE,
+    Box,
+    Mask,
+    Spacing,
+    bounding_box,
+    close,
+    dilate,
+    distance,
+    erode,
+    grow,
+    label,
+    touched,
+)
+
+# Hounsfield units on the reduced grid. Lung and air lie below AIR; what is darker than GAS after smoothing is air
+# without lung tissue; TISSUE and above is the body. No normal soft tissue, fat included, is darker than GROUND_GLASS.
+AIR = -400.0
+GAS = -930.0
+TISSUE = -300.0
+GROUND_GLASS = -250.0
+# Consolidated lung stays below this, bone does not.
+_BONE = 150.0
+
+# Vessels and fissures up to twice this wide are taken back into the lung, mm.
+_CLOSING = 6.0
+# A consolidation against the chest wall is at most this thick, mm.
+_CONSOLIDATION_DEPTH = 60.0
+# A piece that a consolidation cuts off lies within this of the rest, mm, and is no smaller than this, mm3.
+_PIECE_GAP = 12.0
+_SMALLEST_PIECE = 60.0
+
+
+@dataclass(frozen=True)
+class ReducedVolume:
+    """A CT on the working grid.
+
+    Attributes:
+        hu: (z, y, x) float32, Hounsfield units between -1024 and 300.
+        padding: (z, y, x) bool, filling outside the scanner's field of view (values no tissue has).
+        spacing: (z, y, x) mm.
+    """
+
+    hu: NDArray[np.float32]
+    padding: Mask
+    spacing: Spacing
+
+    def cropped(self, box: Box) -> ReducedVolume:
+        """The part inside the box."""
+        return ReducedVolume(self.hu[box], self.padding[box], self.spacing)
+
+
+@dataclass(frozen=True)
+class Polar:
+    """Polar coordinates in every slice about one axis between the lungs: they tell which way the chest wall is.
+
+    Attributes:
+        radius: (y, x) mm from the axis.
+        bin: (y, x) direction, 0 to BINS - 1.
+        behind: (y,) whether the row lies behind the axis.
+    """
+
+    BINS = 240
+
+    radius: NDArray[np.float32]
+    bin: NDArray[np.int64]
+    behind: Mask
+
+    @classmethod
+    def between(cls, sides: NDArray[np.uint8], spacing: Spacing, midline: float) -> Polar:
+        """About the middle between the centers of both lungs; of one lung, its height on the midline (mm along x)."""
+        y, x = (np.arange(n) * s for n, s in zip(sides.shape[1:], spacing[1:], strict=True))
+        centers = [np.argwhere(sides == side).mean(axis=0) * spacing for side in (1, 2) if (sides == side).any()]
+        center_x = float(np.mean([c[2] for c in centers])) if len(centers) == 2 else midline
+        dy, dx = (y - float(np.mean([c[1] for c in centers])))[:, None], (x - center_x)[None, :]
+        turn = (np.arctan2(dy, dx) + np.pi) / (2 * np.pi)
+        bins = (turn * cls.BINS).astype(np.int64) % cls.BINS
+        return cls(np.hypot(dy, dx).astype(np.float32), bins, dy[:, 0] > 0)
+
+    def cropped(self, box: Box) -> Polar:
+        """The part inside the box."""
+        return Polar(self.radius[box[1:]], self.bin[box[1:]], self.behind[box[1]])
+
+    def outermost(self, mask: Mask) -> NDArray[np.float32]:
+        """Radius of the mask's outermost voxel by (z, bin), mm; 0 where there is none."""
+        outermost = np.zeros((len(mask), self.BINS), dtype=np.float32)
+        z, y, x = np.nonzero(mask)
+        np.maximum.at(outermost, (z, self.bin[y, x]), self.radius[y, x])
+        return outermost
+
+    def hull(self, outermost: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Radius of each slice's convex hull by (z, bin), mm, in the bins where the slice has a voxel."""
+        from scipy.spatial import ConvexHull, QhullError
+
+        angle = (np.arange(self.BINS) + 0.5) / self.BINS * 2 * np.pi - np.pi
+        unit = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        hull = outermost.copy()
+        for z, row in enumerate(outermost):
+            bins = np.flatnonzero(row)
+            if len(bins) < 3:
+                continue
+            points = np.concatenate([row[bins, None] * unit[bins], [[0.0, 0.0]]])
+            try:
+                equations = ConvexHull(points).equations
+            except QhullError:  # all on one line: nothing to fill
+                continue
+            outward = equations[:, :2] @ unit[bins].T
+            reach = np.where(outward > 1e-6, -equations[:, 2:] / np.maximum(outward, 1e-6), np.inf).min(axis=0)
+            hull[z, bins] = np.maximum(row[bins], reach)
+        return hull
+
+    def spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values by (z, bin) as (z, y, x)."""
+        return values[:, self.bin]
+
+
+def attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, polar: Polar) -> NDArray[np.uint8]:
+    """Add aerated pieces that a consolidation cuts off from the rest.
+
+    Bowel beneath the diaphragm must not come with them, so a piece lies either towards the chest wall, or behind a
+    layer of the rest of the lung thinner than the diaphragm and the wall of a bowel.
+
+    Args:
+        volume: the CT.
+        sides: the lungs so far, uint8 (z, y, x).
+        free: air inside the body that is no airway, bool (z, y, x).
+        polar: coordinates about the lungs.
+
+    Returns:
+        ``sides`` with the pieces.
+    """
+    spacing = volume.spacing
+    thin_layer = 1.5 * max(spacing)
+    for _ in range(2):  # a piece can be cut off by another piece
+        labels, count = label(free & (sides == 0))
+        size = np.bincount(labels.ravel(), minlength=count + 1)
+        large = size * np.prod(spacing) > _SMALLEST_PIECE
+        large[0] = False
+        if not large.any():
+            break
+        voxels = np.nonzero(large[labels])
+        number, hu = labels[voxels], volume.hu[voxels]
+
+        def share(hit: Mask, number: NDArray[np.int32] = number, size: NDArray[np.int64] = size) -> NDArray[np.float64]:
+            return np.bincount(number[hit], minlength=len(size)) / np.maximum(size, 1)
+
+        to_lungs = distance(sides > 0, spacing, _PIECE_GAP + 1.0)
+        gap = to_lungs[voxels]
+        outermost = polar.outermost(sides > 0)[voxels[0], polar.bin[voxels[1:]]]
+        outwards = (polar.radius[voxels[1:]] > outermost) & ((outermost > 0) | polar.behind[voxels[1]])
+        outer = (share(gap < _PIECE_GAP) > 0) & (share(outwards) > 0.6)
+        adjacent = (share(gap < thin_layer) > 0) & (share(hu < -550.0) > 0.5)
+        ours = ((outer | adjacent) & (share(hu > GAS) > 0.6))[number]
+        if not ours.any():
+            break
+        chosen = tuple(axis[ours] for axis in voxels)
+        nearest = grow(sides, to_lungs <= _PIECE_GAP)
+        sides = sides.copy()
+        sides[chosen] = nearest[chosen]
+    return sides
+
+
+def fill(
+    volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask, polar: Polar, check: Callable[[], None]
+) -> NDArray[np.uint8]:
+    """Take vessels, nodules, ground glass and consolidation back into each lung.
+
+    Args:
+        volume: the CT.
+        sides: the air of the lungs, uint8 (z, y, x).
+        barred: what is never lung (airways, air outside), bool (z, y, x).
+        polar: coordinates about the lungs.
+        check: called between the steps; may raise to stop.
+
+    Returns:
+        The whole lungs, uint8 (z, y, x).
+    """
+    filled = np.zeros_like(sides)
+    for side in (1, 2):
+        if (sides == side).any():
+            box = bounding_box(sides == side, volume.spacing, 16.0)
+            lung = _filled_side(volume.cropped(box), sides[box] == side, barred[box], polar.cropped(box), check)
+            part = filled[box]
+            part[lung & (part == 0)] = side
+    return filled
+
+
+def _filled_side(volume: ReducedVolume, air: Mask, barred: Mask, polar: Polar, check: Callable[[], None]) -> Mask:
+    spacing = volume.spacing
+    lung = close(air, spacing, _CLOSING)
+    lung |= _ground_glass(volume, lung) & ~barred
+    lung |= _enclosed(lung)
+    check()
+    wall = _dents_in_chest_wall(lung, spacing, polar) & (volume.hu < _BONE) & ~barred
+    # a rim along a healthy wall is no dent
+    solid = erode(wall | (lung & ~air), spacing, 3.0)
+    lung |= wall & dilate(solid, spacing, 5.0)
+    lung = close(lung, spacing, 3.0)
+    lung |= _enclosed(lung)
+    check()
+    labels, count = label(lung & ~barred)
+    size = np.bincount(labels.ravel(), minlength=count + 1)
+    size[0] = 0
+    large = size >= 0.005 * size.max()
+    large[0] = False
+    return large[labels]
+
+
+def _ground_glass(volume: ReducedVolume, lung: Mask) -> Mask:
+    """Ground glass too dense for the threshold, beside the lung.
+
+    A voxel half lung and half tissue on the border has such values, too: what counts is a layer of several voxels.
+    """
+    spacing = volume.spacing
+    gap = distance(lung, spacing, 10.0)
+    layer = (volume.hu < GROUND_GLASS) & ~volume.padding & ~lung & (gap < 10.0)
+    return layer & dilate(layer & (gap > 1.6 * max(spacing)), spacing, 4.0)
+
+
+def _enclosed(lung: Mask) -> Mask:
+    """What the lung encloses in its axial slices and in one of the other planes.
+
+    A dense mass on a stalk of vessels is; the dome of the liver, open below, is not.
+    """
+    holes = []
+    for axis in range(3):
+        labels, count = label(~lung, np.moveaxis(IN_PLANE, 0, axis))
+        edge = np.zeros(lung.shape, dtype=bool)
+        for other in range(3):
+            if other != axis:
+                np.moveaxis(edge, other, 0)[[0, -1]] = True
+        holes.append(~touched(labels, count, edge)[labels] & ~lung)
+    return holes[0] & (holes[1] | holes[2])
+
+
+def _dents_in_chest_wall(lung: Mask, spacing: Spacing, polar: Polar) -> Mask:
+    """Dents in the side of a lung that faces the chest wall, where consolidation lies against the pleura."""
+    from scipy import ndimage
+
+    outermost = polar.outermost(lung)
+    wall = polar.hull(outermost)
+    # across slices: a dent between fuller slices above and below, never beyond the first or last of them
+    reach = int(20.0 / spacing[0])
+    if reach:
+        wider = ndimage.grey_dilation(wall, (2 * reach + 1, 1), mode="constant", cval=0.0)
+        wall = np.maximum(wall, ndimage.grey_erosion(wider, (2 * reach + 1, 1), mode="constant", cval=0.0))
+    # the hull is a chord; the chest wall between its ends bulges outwards
+    arc = int(20.0 / 360.0 * polar.BINS)
+    wider = ndimage.grey_dilation(outermost, (1, 2 * arc + 1), mode="wrap")
+    bulge = ndimage.grey_erosion(np.where(outermost > 0, wider, 0), (1, 2 * arc + 1), mode="wrap")
+    wall = np.where(wall - outermost > 4.0, np.maximum(wall, np.minimum(bulge, wall + 6.0)), wall)
+    # deeper than any dent: the chest wall's side of the lung is somewhere else, the liver lies between
+    dent = (wall - outermost <= _CONSOLIDATION_DEPTH) & (outermost > 0.4 * wall)
+    wall = np.where(dent, wall, 0)
+    # near the axis lies the mediastinum, not the chest wall
+    inner = np.maximum(outermost, 0.3 * wall.max(axis=1, keepdims=True))
+    return (polar.radius > polar.spread(inner)) & (polar.radius <= polar.spread(wall)) & ~lung

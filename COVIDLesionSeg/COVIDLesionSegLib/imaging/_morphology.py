@@ -1,0 +1,131 @@
+"""Distances and connected regions on small grids, in millimetres: what finding the lungs is made of.
+
+scipy's general distance transform takes seconds for a chest on a grid of 2 mm. Only short distances are needed here,
+and these the lower envelope of parabolas, axis by axis, gives exactly in a fraction of that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int32]
+Spacing = tuple[float, float, float]
+Box = tuple[slice, slice, slice]
+
+#: neighbors within an axial slice only
+IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
+
+
+def distance(mask: Mask, spacing: Spacing, limit: float) -> NDArray[np.float32]:
+    """Distance of each voxel's center to the nearest voxel of the mask.
+
+    Args:
+        mask: bool (z, y, x). What lies outside the array belongs neither to the mask nor to its complement.
+        spacing: (z, y, x) mm.
+        limit: the answer where the mask is further away than this, mm.
+
+    Returns:
+        float32 (z, y, x), mm.
+    """
+    return np.sqrt(_squared_distance(mask, spacing, limit))
+
+
+def _squared_distance(mask: Mask, spacing: Spacing, limit: float) -> NDArray[np.float32]:
+    squared = np.where(mask, np.float32(0), np.float32(limit * limit))
+    for axis in range(3):
+        source = np.moveaxis(squared, axis, 0)
+        steps = min(int(limit / spacing[axis]), len(source) - 1)
+        if not steps:
+            continue
+        result = source.copy()
+        shifted = np.empty_like(source)
+        for step in range(1, steps + 1):
+            np.add(source, np.float32((step * spacing[axis]) ** 2), out=shifted)
+            np.minimum(result[step:], shifted[:-step], out=result[step:])
+            np.minimum(result[:-step], shifted[step:], out=result[:-step])
+        squared = np.moveaxis(result, 0, axis)
+    return squared
+
+
+def _within(mask: Mask, spacing: Spacing, radius: float) -> Mask:
+    # the limit a little above the radius, so that a voxel exactly at the radius is told from one beyond it
+    limit = radius * 1.01 + 1e-3
+    return _squared_distance(mask, spacing, limit) <= np.float32((radius + 1e-4) ** 2)
+
+
+def dilate(mask: Mask, spacing: Spacing, radius: float) -> Mask:
+    """Voxels within the radius (mm) of the mask."""
+    grown = np.zeros_like(mask)
+    if mask.any():
+        box = bounding_box(mask, spacing, radius + max(spacing))
+        grown[box] = _within(mask[box], spacing, radius)
+    return grown
+
+
+def erode(mask: Mask, spacing: Spacing, radius: float) -> Mask:
+    """Voxels of the mask further than the radius (mm) from any voxel outside it; the array's faces do not erode."""
+    kept = np.zeros_like(mask)
+    if mask.any():
+        # one voxel around the mask suffices: the nearest voxel outside is never further than straight across that rim
+        box = bounding_box(mask, spacing, max(spacing))
+        kept[box] = ~_within(~mask[box], spacing, radius)
+    return kept
+
+
+def close(mask: Mask, spacing: Spacing, radius: float) -> Mask:
+    """Morphological closing with a ball of the radius (mm)."""
+    return erode(dilate(mask, spacing, radius), spacing, radius)
+
+
+def label(mask: Mask, structure: Any = None) -> tuple[Labels, int]:
+    """Connected regions, numbered from 1, and how many; 6 neighbors unless ``structure`` says otherwise."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask, structure)
+    return np.asarray(labels, dtype=np.int32), int(count)
+
+
+def touched(labels: Labels, count: int, where: Mask) -> Mask:
+    """Which of the labels 0..count have a voxel in the mask; 0, the background, never has."""
+    found = np.zeros(count + 1, dtype=bool)
+    found[labels[where]] = True
+    found[0] = False
+    return found
+
+
+def bounding_box(mask: Mask, spacing: Spacing, margin: float) -> Box:
+    """Box of a mask that is not empty, with a margin (mm) clipped to the array."""
+    box = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        rim = int(np.ceil(margin / spacing[axis]))
+        box.append(slice(max(int(hit[0]) - rim, 0), min(int(hit[-1]) + rim + 1, mask.shape[axis])))
+    return box[0], box[1], box[2]
+
+
+def inner_box(outer: Box, inner: Box) -> Box:
+    """A box given within another, as a box of the whole."""
+    z, y, x = (slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+    return z, y, x
+
+
+def grow(labels: NDArray[np.uint8], allowed: Mask) -> NDArray[np.uint8]:
+    """Let labels spread through the allowed voxels, all at the same speed."""
+    grown = labels.copy()
+    empty = allowed & (grown == 0)
+    while empty.any():
+        reached = np.zeros_like(grown)
+        for axis in range(3):
+            source, target = np.moveaxis(grown, axis, 0), np.moveaxis(reached, axis, 0)
+            np.maximum(target[1:], source[:-1], out=target[1:])
+            np.maximum(target[:-1], source[1:], out=target[:-1])
+        new = empty & (reached > 0)
+        if not new.any():
+            break
+        grown[new] = reached[new]
+        empty &= ~new
+    return grown
