@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from COVIDLesionSegLib.cli._batch import file_fingerprint, run_batch
-from COVIDLesionSegLib.cli._manifest import case_id, read_manifest
 from COVIDLesionSegLib.errors import CancelledError, InputError, ReadError
+from COVIDLesionSegLib.manifest import case_id, read_manifest
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2] / "COVIDLesionSeg"
 

@@ -313,6 +313,8 @@ def test_masks_that_are_no_masks_are_refused(chest_of_boxes):
         quantify(volume, lesion, lobes)
     with pytest.raises(InputError, match="fit no known label map"):
         quantify(volume, lesion, lungs, lobes + np.uint8(100))
+    with pytest.raises(InputError, match="labels 1, 2, which fit no known label map"):
+        quantify(volume, lesion, lungs, lungs)
     with pytest.raises(InputError, match="'ct2' is not known; known are lungmask"):
         quantify(volume, lesion, lungs, lobes, lobe_map="ct2")
     with pytest.raises(InputError, match="not whole numbers"):

@@ -158,6 +158,7 @@ def error_map_picture(
     reference: NDArray[Any],
     lungs: NDArray[Any] | None = None,
     index: int | None = None,
+    names: tuple[str, str, str] = ("true positive", "false positive", "false negative"),
 ) -> bytes:
     """Where a segmentation and its reference agree and differ, on one axial slice.
 
@@ -167,6 +168,7 @@ def error_map_picture(
         reference: (z, y, x) on the volume's grid.
         lungs: lungs on the same grid; they limit the picture to the chest.
         index: slice of the axial view, counted from the feet; None takes the one with most of both masks.
+        names: what to call what is in both, in the prediction only, and in the reference only.
 
     Returns:
         PNG: true positive green, false positive orange, false negative blue.
@@ -184,9 +186,9 @@ def error_map_picture(
     plane = view.plane("axial", index)
     ml = volume.geometry.voxel_ml
     parts = [
-        ("true positive", style.TRUE_POSITIVE, predicted & expected),
-        ("false positive", style.FALSE_POSITIVE, predicted & ~expected),
-        ("false negative", style.FALSE_NEGATIVE, ~predicted & expected),
+        (names[0], style.TRUE_POSITIVE, predicted & expected),
+        (names[1], style.FALSE_POSITIVE, predicted & ~expected),
+        (names[2], style.FALSE_NEGATIVE, ~predicted & expected),
     ]
     width, header = 1080, 104
     height = round(header + width * plane.height / plane.width)

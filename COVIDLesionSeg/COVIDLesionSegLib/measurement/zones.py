@@ -21,6 +21,8 @@ ZONE_REGIONS = tuple(f"{side}_{level}_zone" for side in SIDES for level in LEVEL
 LOBE_REGIONS = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe")
 # zone of a voxel in lungs whose sides are not known
 SOMEWHERE = len(ZONE_REGIONS)
+# labels that two or fewer lobes would have can also be those of two lungs
+_LEAST_LOBES = 3
 
 Box = tuple[slice, slice, slice]
 
@@ -213,7 +215,7 @@ def lobe_values(
         return named
     values = {int(value) for value in present}
     for candidate in known.values():
-        if values and values <= candidate.keys():
+        if len(values) >= _LEAST_LOBES and values <= candidate.keys():
             return candidate
     # a whole TotalSegmentator map: the lobes among a hundred other organs
     if known["totalsegmentator"].keys() <= values:

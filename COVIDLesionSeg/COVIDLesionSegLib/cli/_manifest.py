@@ -1,1 +1,0 @@
-from ..manifest import case_id, read_manifest  # noqa: D100, F401

@@ -1,0 +1,144 @@
+"""Reading what the measuring commands are given: a CT with its masks, or two masks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import GridMismatchError, InputError, LungsNotFoundError
+from ..imaging import Geometry, LabelVolume, Volume, read_labels, read_volume
+from ..imaging.geometry import SAME_GRID_TOLERANCE
+from ._arguments import Label
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class StudyFiles:
+    """The files of one study.
+
+    Attributes:
+        ct: file or DICOM folder.
+        lesion: label map.
+        lungs: label map; found in the CT if absent.
+        lobes: label map, if there is one.
+        label: which label of the lesion map is lesion; needed where it has several.
+        series: SeriesInstanceUID, for a DICOM folder with several.
+        rescale: slope and intercept, for stored values that are not HU.
+    """
+
+    ct: Path
+    lesion: Path
+    lungs: Path | None = None
+    lobes: Path | None = None
+    label: Label | None = None
+    series: str | None = None
+    rescale: tuple[float, float] | None = None
+
+
+@dataclass
+class Study:
+    """What was read, on the CT's grid, and sentences about what was odd."""
+
+    volume: Volume
+    lesion: np.ndarray
+    lungs: LabelVolume | np.ndarray | None
+    lobes: LabelVolume | None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_study(files: StudyFiles) -> Study:
+    """Read a study and see that everything lies on the CT's grid.
+
+    Raises:
+        ReadError, GeometryError, IntensityError: as the readers do.
+        GridMismatchError: a mask on another grid; the message names the difference.
+        InputError: a lesion map with several labels and no choice among them.
+    """
+    from ..imaging.lungs import find_lungs
+
+    volume = read_volume(files.ct, files.series, files.rescale)
+    notes = list(volume.warnings)
+    lesion = read_mask(files.lesion, files.label, "lesion mask")
+    require_same_grid(lesion.geometry, volume.geometry, "lesion mask", "CT")
+    lobes = None
+    if files.lobes is not None:
+        lobes = read_labels(files.lobes)
+        require_same_grid(lobes.geometry, volume.geometry, "lobe map", "CT")
+    lungs: LabelVolume | np.ndarray | None = None
+    if files.lungs is not None:
+        lungs = read_labels(files.lungs)
+        require_same_grid(lungs.geometry, volume.geometry, "lung mask", "CT")
+    elif lobes is None:
+        try:
+            lungs = find_lungs(volume)
+            notes.append("The lungs were found in the CT by the program; no lung mask was given.")
+        except LungsNotFoundError as error:
+            notes.append(f"{error} Everything that needs the lungs is left out.")
+    return Study(volume, lesion.array != 0, lungs, lobes, notes)
+
+
+def read_mask(path: Path, label: Label | None, what: str) -> LabelVolume:
+    """Read one label of a label map.
+
+    Args:
+        path: the file.
+        label: value or name; None needs a map with one label at most.
+        what: its name in messages.
+
+    Raises:
+        ReadError: not a readable label map.
+        InputError: several labels and no choice among them, or a name that no segment has.
+    """
+    labels = read_labels(path, label)
+    if label is not None:
+        if not labels.array.any():
+            _log.warning("%s: label %s does not occur in %s, so the mask is empty.", what, label, path.name)
+        return labels
+    present = _present(labels)
+    if len(present) > 1:
+        known = ", ".join(
+            f"{value} ({labels.names[value]})" if value in labels.names else str(value) for value in present[:12]
+        )
+        raise InputError(
+            f"The {what} {path.name} holds several labels: {known}{', ...' if len(present) > 12 else ''}.",
+            "Choose one with --label.",
+        )
+    return labels
+
+
+def require_same_grid(one: Geometry, other: Geometry, what: str, against: str, hint: str = "") -> None:
+    """Raise GridMismatchError that names the difference, its size and the tolerance, unless both grids are the same."""
+    difference = one.difference(other)
+    if difference:
+        allowed = SAME_GRID_TOLERANCE * min(*one.spacing, *other.spacing)
+        raise GridMismatchError(
+            f"The {what} is not on the grid of the {against}: {difference} "
+            f"(allowed: {allowed:.3g} mm, {100 * SAME_GRID_TOLERANCE:g} % of the smallest voxel side).",
+            hint,
+        )
+
+
+def resampled(labels: LabelVolume, geometry: Geometry) -> LabelVolume:
+    """A label map on another grid, nearest neighbor; background where it has no voxel."""
+    import SimpleITK as sitk
+
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(geometry.size)
+    resampler.SetOutputSpacing(geometry.spacing)
+    resampler.SetOutputOrigin(geometry.origin)
+    resampler.SetOutputDirection(geometry.direction)
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    image = resampler.Execute(labels.geometry.to_sitk(np.ascontiguousarray(labels.array)))
+    return LabelVolume(sitk.GetArrayFromImage(image), geometry, labels.names, labels.name)
+
+
+def _present(labels: LabelVolume) -> list[int]:
+    counts: Any = np.zeros(int(labels.array.max()) + 1, np.int64)
+    for part in labels.array:
+        counts += np.bincount(part.ravel(), minlength=len(counts))
+    return [int(value) for value in np.flatnonzero(counts[1:]) + 1]
