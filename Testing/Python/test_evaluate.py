@@ -7,13 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from conftest import VECTORS
+from conftest import REPOSITORY, VECTORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 from COVIDLesionSegLib.errors import GeometryError, GridMismatchError, InputError
 from COVIDLesionSegLib.measurement import (
+    HD95_VARIANTS,
     QUANTITIES,
     LiveEvaluation,
     average_surface_distance,
@@ -26,9 +27,11 @@ from COVIDLesionSegLib.measurement import (
     precision,
     relative_volume_error,
     sensitivity,
+    slice_scores,
     specificity,
     volume_ml,
 )
+from COVIDLesionSegLib.measurement.slices import CONVENTIONS
 
 SPACING = (8.0, 0.7, 0.7)
 
@@ -243,3 +246,11 @@ def test_a_box_that_is_none_is_refused(a_case_to_edit):
         live.update(a_case_to_edit[0], (slice(0, 1), slice(0, 1)))
     with pytest.raises(GridMismatchError):
         live.update(a_case_to_edit[0][1:])
+
+
+def test_the_page_of_definitions_names_every_quantity_variant_and_convention():
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    scores = slice_scores(np.zeros((2, 2)), np.zeros((2, 2), bool))
+    names = [*QUANTITIES, *HD95_VARIANTS, *CONVENTIONS, *(n for n in scores if not n.endswith(("_max", "_at_0.5")))]
+    missing = [name for name in names if f"`{name}`" not in page]
+    assert not missing
