@@ -80,10 +80,11 @@ def lung_contents(lungs: NDArray[Any]) -> list[SegmentContent]:
     """Lungs as segments.
 
     Args:
-        lungs: (z, y, x), 1 right lung, 2 left lung; a bool mask is one segment of both.
+        lungs: (z, y, x), 1 right lung, 2 left lung. Without a 2, as in a bool mask, the sides are not known, and there
+            is one segment of both.
     """
-    if lungs.dtype == bool:
-        return [_content("lungs", "lungs", "lungs", segment_style("lungs"), lungs)]
+    if not (lungs == 2).any():
+        return [_content("lungs", "lungs", "lungs", segment_style("lungs"), lungs != 0)]
     sides = [(segment_style("right_lung"), 1), (segment_style("left_lung"), 2)]
     return [_content(style.id, "lungs", style.name, style, lungs == label) for style, label in sides]
 

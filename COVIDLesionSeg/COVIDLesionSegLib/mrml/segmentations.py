@@ -101,7 +101,7 @@ def showLungs(
 
     Args:
         volumeNode: the CT that the lungs were found in.
-        lungs: (z, y, x) on the CT's grid, 1 right lung and 2 left lung, or bool for both in one.
+        lungs: (z, y, x) on the CT's grid, 1 right lung and 2 left lung; one label alone is shown as lungs in one.
         segmentationNode: where to show them; None makes a new segmentation.
         undo: saves the state before segments are replaced.
     """

@@ -1,0 +1,181 @@
+"""The module's settings in the scene: one typed accessor over the parameter node.
+
+What is stored by an older or newer version, or edited by hand, never breaks the panel: a value that can't be read, is
+of another type or is not allowed counts as the default, and what is not known stays in the node.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import slicer
+
+from ..errors import InputError
+from .contents import LESION_VIEWS
+from .nodes import requireNode
+
+MODULE_NAME = "COVIDLesionSeg"
+_NODE_CLASS = "vtkMRMLScriptedModuleNode"
+
+T = TypeVar("T", bool, int, float, str)
+
+
+class Parameter(Generic[T]):
+    """A value of the parameter node, as JSON.
+
+    Args:
+        default: value where none is stored; its type is the parameter's.
+        choices: allowed values, or none for any.
+        limits: lowest and highest allowed number.
+    """
+
+    def __init__(self, default: T, choices: Sequence[T] = (), limits: tuple[float, float] | None = None) -> None:
+        self.default: T = default
+        self.choices: tuple[T, ...] = tuple(choices)
+        self.limits = limits
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, parameters: None, owner: type) -> Parameter[T]: ...
+    @overload
+    def __get__(self, parameters: ParameterSet, owner: type) -> T: ...
+    def __get__(self, parameters: ParameterSet | None, owner: type) -> Parameter[T] | T:
+        if parameters is None:
+            return self
+        text = parameters.node.GetParameter(self.name)
+        try:
+            value = self._typed(json.loads(text))
+        except ValueError:
+            # versions before JSON wrote plain text
+            value = text if text and isinstance(self.default, str) else None
+        return self.default if value is None or self._fault(value) else value
+
+    def __set__(self, parameters: ParameterSet, value: T) -> None:
+        typed = self._typed(value)
+        fault = f"must be {type(self.default).__name__}" if typed is None else self._fault(typed)
+        if fault:
+            raise InputError(f"The setting {self.name} {fault}; {value!r} is not allowed.")
+        parameters.node.SetParameter(self.name, json.dumps(typed))
+
+    def _typed(self, value: Any) -> Any:
+        """The value in the parameter's type, or None: a bool is no number, an integer is a float too."""
+        kind = type(self.default)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        return value if type(value) is kind else None
+
+    def _fault(self, value: Any) -> str:
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(map(str, self.choices))}"
+        if self.limits and not self.limits[0] <= value <= self.limits[1]:
+            return f"must lie from {self.limits[0]:g} to {self.limits[1]:g}"
+        return ""
+
+
+class NodeReference:
+    """A reference to another node; None where there is none, or where it was deleted.
+
+    Args:
+        class_name: MRML class that it must have.
+    """
+
+    def __init__(self, class_name: str) -> None:
+        self.class_name = class_name
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, parameters: ParameterSet | None, owner: type) -> Any:
+        if parameters is None:
+            return self
+        node = parameters.node.GetNodeReference(self.name)
+        return node if node is not None and node.IsA(self.class_name) else None
+
+    def __set__(self, parameters: ParameterSet, node: Any) -> None:
+        if node is not None:
+            requireNode(node, self.class_name, self.name)
+        parameters.node.SetNodeReferenceID(self.name, None if node is None else node.GetID())
+
+
+class ParameterSet:
+    """Base of typed views of a parameter node; the node keeps the values, this class none.
+
+    Args:
+        node: vtkMRMLScriptedModuleNode.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._node = requireNode(node, _NODE_CLASS, "parameter node")
+
+    @property
+    def node(self) -> Any:
+        """The parameter node.
+
+        Raises:
+            InputError: it was deleted: get the parameters anew.
+        """
+        return requireNode(self._node, _NODE_CLASS, "parameter node")
+
+    def update(self, **values: Any) -> None:
+        """Set several at once, with one Modified event; all are set or, after an error, those before it.
+
+        Raises:
+            InputError: a name that is not known, a value that is not allowed.
+        """
+        modified = self.node.StartModify()
+        try:
+            for name, value in values.items():
+                if not isinstance(getattr(type(self), name, None), Parameter | NodeReference):
+                    raise InputError(f"There is no setting {name!r}.")
+                setattr(self, name, value)
+        finally:
+            self._node.EndModify(modified)
+
+
+class ModuleParameters(ParameterSet):
+    """What the panel's choices are."""
+
+    inputVolume = NodeReference("vtkMRMLScalarVolumeNode")
+    lungSegmentation = NodeReference("vtkMRMLSegmentationNode")
+    lesionSegmentation = NodeReference("vtkMRMLSegmentationNode")
+    referenceSegmentation = NodeReference("vtkMRMLSegmentationNode")
+    earlierVolume = NodeReference("vtkMRMLScalarVolumeNode")
+    earlierSegmentation = NodeReference("vtkMRMLSegmentationNode")
+    probabilityVolume = NodeReference("vtkMRMLScalarVolumeNode")
+    uncertaintyVolume = NodeReference("vtkMRMLScalarVolumeNode")
+    measurementTable = NodeReference("vtkMRMLTableNode")
+    lesionTable = NodeReference("vtkMRMLTableNode")
+    comparisonTable = NodeReference("vtkMRMLTableNode")
+    histogramChart = NodeReference("vtkMRMLPlotChartNode")
+    zoneChart = NodeReference("vtkMRMLPlotChartNode")
+
+    model = Parameter("")
+    device = Parameter("auto")
+    findLungs = Parameter(True)
+    testTimeAugmentation = Parameter(False)
+    keepProbability = Parameter(False)
+    keepUncertainty = Parameter(False)
+    lesionView = Parameter(str(LESION_VIEWS[0]), choices=LESION_VIEWS)
+    consolidationFrom = Parameter(-300.0, limits=(-1024.0, 3071.0))
+    showSurfaces = Parameter(True)
+    lesionSegmentId = Parameter("")
+    referenceSegmentId = Parameter("")
+
+
+def moduleParameters() -> ModuleParameters:
+    """The module's parameters in the scene, made if there are none; get them again after the scene was closed."""
+    scene = slicer.mrmlScene
+    node = scene.GetSingletonNode(MODULE_NAME, _NODE_CLASS)
+    if node is None:
+        node = slicer.vtkMRMLScriptedModuleNode()
+        node.SetSingletonTag(MODULE_NAME)
+        node.SetName(MODULE_NAME)
+        node.SetAttribute("ModuleName", MODULE_NAME)
+        node = scene.AddNode(node)
+    return ModuleParameters(node)
