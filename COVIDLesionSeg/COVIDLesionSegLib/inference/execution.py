@@ -197,7 +197,8 @@ class Execution:
         held: list[_Computed] = []
         queue: deque[torch.cuda.Event] = deque()
         warnings: list[str] = []
-        redone = done = 0
+        again: list[Part] = []
+        done = 0
         _report(progress, 0, count)
         if not self._half_type_is_good_enough(task, plan):
             warnings.append(f"{precision_name(plan.dtype)} changed this model's result too much; float32 was used.")
@@ -211,23 +212,23 @@ class Execution:
                 todo.appendleft(Part(middle, part.stop, part.precise))
                 part = Part(part.start, middle, part.precise)
             computed = self._attempt(task, part, plan)
+            if computed is not None:
+                held.append(computed)
+                if not part.precise:
+                    _wait_for_older(queue, plan.device)
+                    done += part.stop - part.start
+                    _report(progress, done, count)
+            # also where memory ran out, since the device may be left
+            if computed is None or not plan.keep_results or not todo:
+                overflowed = _collect(held, sinks)
+                again.extend(overflowed)
+                todo.extend(overflowed)
             if computed is None:
                 todo.appendleft(part)
-                # what waits on a full device is fetched first, since the device may be left
-                todo.extend(_collect(held, sinks))
                 release_memory(plan.device)
                 plan.step_down(self.batch_size(task.size, torch.device("cpu"), is_gpu=False))
-                continue
-            held.append(computed)
-            if not part.precise:
-                _wait_for_older(queue, plan.device)
-                done += part.stop - part.start
-                _report(progress, done, count)
-            if not plan.keep_results or not todo:
-                again = _collect(held, sinks)
-                redone += sum(part.stop - part.start for part in again)
-                todo.extend(again)
-        if redone:
+        if again:
+            redone = sum(part.stop - part.start for part in again)
             warnings.append(f"{redone} of {count} slices overflowed in half precision; they were redone in float32.")
         return warnings
 
