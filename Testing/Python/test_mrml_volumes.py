@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from COVIDLesionSegLib.errors import GeometryError, InputError, IntensityError
 from COVIDLesionSegLib.imaging import Geometry, Volume
@@ -200,3 +204,26 @@ def test_what_is_no_label_map_is_refused(volumes, scene, slicer_core, values):
     array = np.resize(np.array(values, np.float64), SHAPE)
     with pytest.raises(InputError, match="labels are whole numbers"):
         volumes.labelsFromNode(slicer_core.util.addVolumeFromArray(array))
+
+
+def test_removing_a_node_frees_its_voxels(volumes, ct_node, scene):
+    from COVIDLesionSegLib.mrml.nodes import removeNode
+
+    count = scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeDisplayNode")
+    removeNode(ct_node)
+    assert scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeDisplayNode") == count - 1
+    removeNode(ct_node)
+    removeNode(None)
+
+
+def test_the_room_loads_without_what_slicers_process_should_not_load(slicer_core):
+    code = (
+        "import host; host.boot(); import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'torch', 'safetensors', 'scipy', 'SimpleITK', 'matplotlib', 'pydicom'}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import COVIDLesionSegLib.mrml\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "Testing", check=True)
