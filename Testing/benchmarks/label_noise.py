@@ -128,16 +128,16 @@ def table(arguments: argparse.Namespace, rows: list[dict]) -> str:
     return f"""# Training with wrong labels
 
 COPLE-Net of width {arguments.width} (the paper's is 32), {arguments.steps} steps of 8 crops of 224 x 224 at a
-rate of 1e-3 (the paper trains up to 100 000 steps of 30 slices): **a reduced experiment that shows that the parts work together,
-not a reproduction.** Six patients of COVID-19-CT-Seg and the normal chest train, two patients judge; one fold,
-{arguments.seeds} seed(s). Synthetic errors: each training case gets one of dilation, erosion, vanished lesions or
-shift, about {NOISE["strength"]:.0f} pixels strong; the third column is the mean Dice of the spoilt labels to the given
-ones. Validation labels stay as they are. "Best" is chosen on the validation patients themselves and so is optimistic; "last step"
-chooses nothing.
+rate of 1e-3 (the paper trains up to 100 000 steps of 30 slices): **a reduced experiment that shows that the parts
+work together, not a reproduction.** Six patients of COVID-19-CT-Seg and the normal chest train, two patients judge;
+one fold, {arguments.seeds} seed(s). Synthetic errors: each training case gets one of dilation, erosion, vanished
+lesions or shift, about {NOISE["strength"]:.0f} pixels strong; the third column is the mean Dice of the spoilt labels
+to the given ones. Validation labels stay as they are. "Best" is chosen on the validation patients themselves and so
+is optimistic; "last step" chooses nothing.
 
 {chr(10).join(lines)}
 
-Hardware: {device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {platform.system()}. Seconds are
+Hardware: {device}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, {platform.system()}. Seconds are
 those of the training steps, on a machine that was busy with other work.
 
 ```

@@ -102,9 +102,8 @@ def main() -> None:
     print(f"plain loop             {median(plain):.3f} s a step")
     print(f"trainer                {median(ours):.3f} s a step: {median(plain) / median(ours):.2f} times faster")
     print(f"  waiting for data     {sum(waiting[2:]) / sum(ours[2:]):.1%} of the time")
-    print(
-        f"  with self-ensembling {median(ensembled):.3f} s a step: {median(ensembled) / median(ours):.2f} times plain training"
-    )
+    cost = median(ensembled) / median(ours)
+    print(f"  with self-ensembling {median(ensembled):.3f} s a step: {cost:.2f} times plain training")
     print(
         "losses, plain loop | trainer: "
         + ", ".join(f"{a:.4f} | {b:.4f}" for a, b in zip(plain_losses, losses, strict=True))
