@@ -1,7 +1,7 @@
 """Between MRML nodes and arrays: volumes, segmentations, maps, tables, plots, records, parameters.
 
-The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are made in ``slicer.mrmlScene``; what is given
-for an earlier node is filled again, so that repeated runs leave no nodes behind.
+The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are made in ``slicer.mrmlScene``; an earlier
+node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
 from .contents import LESION_VIEWS, LesionView
