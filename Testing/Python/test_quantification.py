@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError
@@ -139,8 +141,8 @@ def test_orientation_changes_no_number(chest_of_boxes, direction):
 
 def test_without_lungs_what_needs_them_is_none_and_says_why(chest_of_boxes):
     volume, lesion, lungs, _ = chest_of_boxes
-    for given, status in ((None, "lungs_missing"), (np.zeros_like(lungs), "lungs_empty")):
-        measured = quantify(volume, lesion, given)
+    for mask, status in ((None, "lungs_missing"), (np.zeros_like(lungs), "lungs_empty")):
+        measured = quantify(volume, lesion, mask)
         assert value(measured, "lesion_volume") == pytest.approx(2.5)
         assert value(measured, "mean_hu") == pytest.approx(-404.0)
         needs_lungs = [
@@ -281,8 +283,8 @@ def test_lobes_serve_as_lungs_where_none_are_given(chest_of_boxes):
 def test_lobe_maps_of_other_tools_are_understood(chest_of_boxes, labels, names, choice):
     volume, lesion, lungs, lobes = chest_of_boxes
     table = np.array([0, *(labels[v] for v in range(1, 6))], np.uint8)
-    given = LabelVolume(table[lobes], volume.geometry, names)
-    measured = quantify(volume, lesion, lungs, given, lobe_map=choice)
+    lobe_labels = LabelVolume(table[lobes], volume.geometry, names)
+    measured = quantify(volume, lesion, lungs, lobe_labels, lobe_map=choice)
     assert value(measured, "severity_by_lobes") == 3
     assert value(measured, "involvement.right_lower_lobe") == pytest.approx(6.0)
 
@@ -333,10 +335,9 @@ def test_threshold_of_consolidation_is_a_choice_that_the_definition_names(chest_
 
 
 def test_inputs_stay_as_they_are(chest_of_boxes):
-    given = chest_of_boxes
-    before = [a.copy() for a in (given[0].array, *given[1:])]
-    quantify(*given)
-    for one, other in zip(before, (given[0].array, *given[1:]), strict=True):
+    before = [a.copy() for a in (chest_of_boxes[0].array, *chest_of_boxes[1:])]
+    quantify(*chest_of_boxes)
+    for one, other in zip(before, (chest_of_boxes[0].array, *chest_of_boxes[1:]), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -372,6 +373,34 @@ def test_components_are_those_of_scipy(seed):
     assert np.array_equal(image != 0, mask)
     for label, center in enumerate(found.centroids(), 1):
         assert center == pytest.approx(ndimage.center_of_mass(image == label))
+
+
+@given(st.integers(0, 10**6), st.tuples(*[st.floats(0.3, 8.0)] * 3))
+@settings(max_examples=25, deadline=None)
+def test_parts_add_up_to_the_whole(seed, spacing):
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(2, 12, 3))
+    hu = rng.integers(-1000, 100, shape).astype(np.int16)
+    lungs = rng.integers(0, 3, shape).astype(np.uint8)
+    lungs[0, 0, 0], lungs[0, 0, 1] = 1, 2
+    lobes = np.where(lungs == 1, rng.integers(3, 6, shape), np.where(lungs == 2, rng.integers(1, 3, shape), 0))
+    lobes[1, 1, 0], lungs[1, 1, 0] = 3, 1
+    lobes[1, 0, 0], lungs[1, 0, 0] = 4, 1
+    lesion = rng.random(shape) < 0.3
+    measured = quantify(Volume(hu, Geometry(shape[::-1], spacing)), lesion, lungs, lobes)
+    got = {key: entry["value"] for key, entry in measured.items()}
+    for name in ("lesion_volume", "lung_volume"):
+        whole = got[name] - (got["lesion_outside_lungs"] if name == "lesion_volume" else 0)
+        for regions in (zones.LUNG_REGIONS, zones.ZONE_REGIONS, zones.LOBE_REGIONS):
+            parts = [got[f"{name}.{region}"] or 0 for region in regions]
+            assert sum(parts) == pytest.approx(whole)
+    assert got["ground_glass_volume"] + got["consolidation_volume"] == pytest.approx(got["lesion_volume"])
+    assert sum(one["volume_ml"] for one in got["lesions"]) == pytest.approx(got["lesion_volume"])
+    assert len(got["lesions"]) == got["lesion_count"]
+    for key, entry in measured.items():
+        if entry["unit"] == "%" and entry["value"] is not None and not key.startswith("lesion_to"):
+            assert 0 <= entry["value"] <= 100
+        assert (entry["value"] is None) <= (entry["status"] != "ok")
 
 
 def test_quantities_agree_with_the_synthetic_chest():

@@ -93,6 +93,16 @@ def find_components(mask: NDArray[np.bool_]) -> Components:
     return Components(sizes[order], rank[labels], z, y, first % stride - 1, lengths)
 
 
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Smallest box around the mask; an empty box where it is empty."""
+    z = np.flatnonzero(np.array([part.any() for part in mask]))
+    if not len(z):
+        return slice(0, 0), slice(0, 0), slice(0, 0)
+    plane = np.logical_or.reduce(mask[z[0] : z[-1] + 1], axis=0)
+    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    return slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
 def _touching(
     first: NDArray[Any],
     end: NDArray[Any],

@@ -12,9 +12,9 @@ from ..imaging import Geometry, LabelVolume, Volume
 from . import zones
 from ._inputs import binary_mask
 from .catalog import catalog, entry, key_of
-from .components import find_components
+from .components import Components, bounding_box, find_components
 from .quantification import Entries, quantify
-from .registration import Registration, identity, moved, register_lungs, same_image
+from .registration import Registration, identity, register_lungs, same_image
 
 # labels of the change map
 PERSISTING, NEW, RESOLVED = 1, 2, 3
@@ -154,8 +154,8 @@ def _match(
 ) -> tuple[list[dict[str, Any]], NDArray[np.uint8], dict[str, float]]:
     """Which lesions belong together, the map of what changed, and the map's volumes."""
     geometry = after.volume.geometry
-    old = _labelled(before)
-    new = _labelled(after)
+    old_lesions, old = _labelled(before)
+    new_lesions, new = _labelled(after)
     arrived = _resampled(old, before.volume.geometry, geometry, found.matrix)
     change_map = np.zeros(new.shape, np.uint8)
     change_map[arrived != 0] = RESOLVED
@@ -168,18 +168,19 @@ def _match(
     old_list, new_list = (measured[i]["lesions"]["value"] for i in (0, 1))
     links = _links(arrived, new, geometry.spacing_zyx)
     groups = _groups(len(old_list), len(new_list), links)
-    unseen_new = _unseen(new, len(new_list), geometry, before.volume.geometry, found.matrix)
-    unseen_old = _unseen(old, len(old_list), before.volume.geometry, geometry, np.linalg.inv(found.matrix))
+    unseen_new = _unseen(new_lesions, geometry, before.volume.geometry, found.matrix)
+    unseen_old = _unseen(old_lesions, before.volume.geometry, geometry, np.linalg.inv(found.matrix))
     lesions = [_group(ones, others, old_list, new_list, unseen_old, unseen_new) for ones, others in groups]
     lesions.sort(key=lambda group: -max(group["earlier_ml"], group["later_ml"]))
     return lesions, change_map, volumes
 
 
-def _labelled(study: TimePoint) -> NDArray[np.int32]:
-    """Components (z, y, x) on the CT's own grid, numbered from 1 as quantify lists them."""
+def _labelled(study: TimePoint) -> tuple[Components, NDArray[np.int32]]:
+    """The lesions, and their labels (z, y, x) on the CT's own grid, numbered from 1 as quantify lists them."""
     view = study.volume.geometry.axial_view()
     mask = np.ascontiguousarray(view.apply(binary_mask(study.lesion, study.volume.geometry, "lesion mask")))
-    return np.ascontiguousarray(view.restore(find_components(mask).image(mask)))
+    lesions = find_components(mask)
+    return lesions, np.ascontiguousarray(view.restore(lesions.image(mask)))
 
 
 def _resampled(
@@ -223,17 +224,14 @@ def _surface(
     labels: NDArray[np.int32], spacing: tuple[float, float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """Positions (mm from the grid's corner) and labels of the voxels on the surface of the lesions."""
-    voxels = np.argwhere(labels)
-    if not len(voxels):
-        return voxels.astype(np.float64), np.zeros(0, np.int32)
-    low, high = np.maximum(voxels.min(axis=0) - 1, 0), voxels.max(axis=0) + 2
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    filled = np.pad(labels[box] != 0, 1)
+    mask = labels != 0
+    box = bounding_box(mask)
+    filled = np.pad(mask[box], 1)
     inner = filled[1:-1, 1:-1, 1:-1].copy()
     for axis in range(3):
         for step in (slice(None, -2), slice(2, None)):
             inner &= filled[tuple(step if a == axis else slice(1, -1) for a in range(3))]
-    surface = np.argwhere((labels[box] != 0) & ~inner) + low
+    surface = np.argwhere(mask[box] & ~inner) + np.array([side.start for side in box])
     return surface * np.array(spacing), labels[tuple(surface.T)]
 
 
@@ -250,17 +248,16 @@ def _groups(old: int, new: int, links: set[tuple[int, int]]) -> list[tuple[list[
     return [([int(m) for m in group if m < old], [int(m) - old for m in group if m >= old]) for group in members]
 
 
-def _unseen(
-    labels: NDArray[np.int32], count: int, geometry: Geometry, other: Geometry, matrix: NDArray[Any]
-) -> NDArray[np.bool_]:
-    """Which lesions lie mostly outside the other CT's field of view; the matrix leads there."""
-    voxels = np.argwhere(labels)
-    points = np.column_stack([voxels[:, ::-1], np.ones(len(voxels))]) @ geometry.ijk_to_lps.T
-    there = np.column_stack([moved(matrix, points[:, :3]), np.ones(len(voxels))]) @ np.linalg.inv(other.ijk_to_lps).T
-    inside = ((there[:, :3] >= -0.5) & (there[:, :3] <= np.array(other.size) - 0.5)).all(axis=1)
-    label = labels[tuple(voxels.T)] - 1
-    seen = np.bincount(label, inside, count) / np.maximum(np.bincount(label, minlength=count), 1)
-    return seen < 0.5
+def _unseen(lesions: Components, geometry: Geometry, other: Geometry, matrix: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which lesions lie mostly outside the other CT's field of view; the matrix leads there.
+
+    Judged by the middles of their runs of voxels, each weighted by its length.
+    """
+    middles = np.stack([lesions.x + (lesions.lengths - 1) / 2, lesions.y, lesions.z, np.ones(len(lesions.x))])
+    chain = np.linalg.inv(other.ijk_to_lps) @ matrix @ geometry.axial_view().geometry.ijk_to_lps
+    there = (chain @ middles)[:3]
+    inside = ((there >= -0.5) & (there <= np.array(other.size)[:, None] - 0.5)).all(axis=0)
+    return np.bincount(lesions.labels, inside * lesions.lengths, lesions.count) < 0.5 * lesions.sizes
 
 
 def _group(

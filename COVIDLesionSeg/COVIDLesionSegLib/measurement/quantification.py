@@ -18,7 +18,7 @@ from ..imaging import LabelVolume, Volume
 from . import severity, zones
 from ._inputs import binary_mask
 from .catalog import catalog, entry, key_of
-from .components import Components, find_components
+from .components import Components, bounding_box, find_components
 
 Entries = dict[str, dict[str, Any]]
 
@@ -58,7 +58,7 @@ def quantify(
     lobes_read = None if lobes is None else zones.Lobes.read(lobes, volume.geometry, lobe_map)
     lungs_read = zones.Lungs.read(lungs, lobes_read, volume.geometry)
 
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     inside = np.ascontiguousarray(mask[box])
     components = find_components(inside)
     found = _Lesion(
@@ -226,13 +226,3 @@ def _winners(
     width = len(regions) + 1
     table = np.bincount(label * width + voxels + 1, minlength=count * width).reshape(count, width)
     return [("outside", *regions)[best] for best in table.argmax(axis=1)]
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Smallest box around the mask; an empty box where it is empty."""
-    z = np.flatnonzero(np.array([part.any() for part in mask]))
-    if not len(z):
-        return slice(0, 0), slice(0, 0), slice(0, 0)
-    plane = np.logical_or.reduce(mask[z[0] : z[-1] + 1], axis=0)
-    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-    return slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)

@@ -146,13 +146,14 @@ class _Study:
                 f"{tuple(round(s, 2) for s in volume.geometry.spacing)} mm, too few to register the lungs "
                 f"({coarse} at 3 mm; {_LEAST_SIZE} a side are needed)."
             )
-        filled = sitk.BinShrink(sitk.Cast(volume.geometry.to_sitk(lungs), sitk.sitkFloat32), factors)
-        self.mask = sitk.Cast(filled > 0.5, sitk.sitkUInt8)
+        # shrinking averages in the type it is given: 200 leaves room to ask for more than half
+        filled = sitk.BinShrink(volume.geometry.to_sitk(np.where(lungs, np.uint8(200), np.uint8(0))), factors)
+        self.mask = sitk.Cast(filled > 100, sitk.sitkUInt8)
         distance = sitk.SignedMaurerDistanceMap(
             self.mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
         )
         self.distance = sitk.Clamp(distance, sitk.sitkFloat32, -_DISTANCE_LIMIT_MM, _DISTANCE_LIMIT_MM)
-        hu = sitk.BinShrink(sitk.Cast(volume.geometry.to_sitk(volume.array), sitk.sitkFloat32), factors)
+        hu = sitk.BinShrink(volume.geometry.to_sitk(volume.array), factors)
         self.density = sitk.Clamp(hu, sitk.sitkFloat32, *_HU_RANGE)
 
     def points(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -276,7 +277,7 @@ def _refuse_bad(found: Registration, fixed: _Study, moving: _Study) -> None:
             f"The two studies can't be compared: after {found.kind} registration the lungs agree with a Dice of "
             f"{found.dice:.2f} ({limits['least_lung_dice']} is needed); the lung volumes are {moving.lungs_ml:.0f} mL "
             f"earlier and {fixed.lungs_ml:.0f} mL later.",
-            advice,
+            advice + (" If the depth of breath differs, try an affine registration." if found.kind == "rigid" else ""),
         )
     stretch = np.linalg.svd(found.matrix[:3, :3], compute_uv=False)
     if max(stretch.max(), 1 / stretch.min()) > limits["largest_scale"]:

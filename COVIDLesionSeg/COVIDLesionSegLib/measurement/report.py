@@ -144,8 +144,9 @@ class Report:
             html.section("Pictures", missing, html.beside(shown.overlay, shown.lesions) if shown else ""),
             html.section(
                 "Lungs, zones and lobes",
-                html.beside(_region_table(self.quantities), shown.zones if shown else ""),
-                _whole_table(self.quantities),
+                html.beside(
+                    _region_table(self.quantities), (shown.zones if shown else "") + _whole_table(self.quantities)
+                ),
             ),
             html.section("Density", html.beside(_density_table(self.quantities), shown.histogram if shown else "")),
             html.section("Lesions", _lesion_table(self.quantities)),
