@@ -285,7 +285,7 @@ def test_report_of_a_manifest_goes_on_resumes_and_makes_one_table(manifest, tmp_
     printed = capsys.readouterr()
     assert "2 done, 1 failed" in printed.err
     assert "failed bad: " in printed.err
-    assert sorted(p.name for p in out.glob("*.html")) == ["one_report.html", "two_report.html"]
+    assert sorted(p.name for p in out.iterdir()) == ["all.csv", "one_report.html", "state.jsonl", "two_report.html"]
     assert "Change since" in (out / "two_report.html").read_text()
     with (out / "all.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {"one", "two"}

@@ -32,13 +32,13 @@ def as_label(text: str) -> Label:
 
 
 def state_file(output: Path | None, resume: bool) -> Path | None:
-    """Where a batch remembers what it did: beside its output.
+    """Where a batch remembers what it did: beside its table.
 
     Raises:
-        InputError: ``--resume`` without an output.
+        InputError: ``--resume`` without a table.
     """
     if output is None:
         if resume:
-            raise InputError("--resume needs -o: the batch remembers beside its output what it has done.")
+            raise InputError("--resume needs -o: a batch remembers beside its table what it has done.")
         return None
-    return output.with_name(f"{output.name}.state.jsonl") if output.suffix else output / "state.jsonl"
+    return output.with_name(f"{output.name}.state.jsonl")

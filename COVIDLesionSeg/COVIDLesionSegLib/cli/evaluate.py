@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -216,7 +217,15 @@ def _summary_text(results: Mapping[str, dict[str, Any]]) -> str:
             lines.append(f"  {'':32} {'mean':>9} {'SD':>9} {'median':>9}   {'IQR':17} {'95 % CI of mean':19} cases")
         unit = display_unit(row.unit)
         title = QUANTITIES[row.quantity].title + (f" [{unit}]" if unit else "")
-        numbers = " ".join(f"{value:9.4g}" for value in (row.mean, row.sd, row.median))
-        quartiles, interval = f"{row.q1:.4g} to {row.q3:.4g}", f"{row.ci_low:.4g} to {row.ci_high:.4g}"
+        numbers = " ".join(f"{_short(value):>9}" for value in (row.mean, row.sd, row.median))
+        quartiles, interval = _span(row.q1, row.q3), _span(row.ci_low, row.ci_high)
         lines.append(f"  {title:32} {numbers}   {quartiles:17} {interval:19} {row.note}")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _span(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.4g} to {high:.4g}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError, ReadError
 from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, state_file
+from ._arguments import add_batch_arguments, as_label
 from ._batch import file_fingerprint, run_batch
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         cases,
         functools.partial(_report, options=options),
         key=lambda case: case["id"],
-        state_file=state_file(arguments.output / "state.jsonl", arguments.resume),
+        state_file=arguments.output / "state.jsonl",
         fingerprint=lambda case: file_fingerprint(
             [case.get(name) for name in _FILES],
             dataclasses.asdict(options) | {name: case.get(name, "") for name in _TEXT},
