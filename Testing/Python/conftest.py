@@ -55,3 +55,17 @@ def scene(slicer_core):
 
     yield host.clear_scene()
     host.clear_scene()
+
+
+@pytest.fixture(scope="session")
+def slicer_gui(slicer_core):
+    """``slicer`` with its widgets; ``import qt`` and ``import ctk`` work. Skips where PySide6 can't be loaded."""
+    pytest.importorskip(
+        "PySide6.QtWidgets",
+        reason="PySide6 is not installed, or a system library that .ci/run lists is missing",
+        exc_type=ImportError,
+    )
+    import host
+
+    host.boot_gui()
+    return slicer_core

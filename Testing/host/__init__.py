@@ -13,4 +13,14 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 from .core import boot, clear_scene, register_module  # after the environment
 
-__all__ = ["boot", "clear_scene", "register_module"]
+
+def boot_gui() -> None:
+    """:func:`boot`, and ``qt``, ``ctk``, the qMRML widgets and ``slicer.ScriptedLoadableModule`` on PySide6."""
+    boot()
+    from . import gui, scripted
+
+    gui.install()
+    scripted.install()
+
+
+__all__ = ["boot", "boot_gui", "clear_scene", "register_module"]

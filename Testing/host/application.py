@@ -107,8 +107,19 @@ class Application:
         self._files = FileManager()
         self._modules = ModuleManager()
         self._settings: Any = Settings()
+        self._qt: Any = None
+        self._qt_names: set[str] = set()
         self._cursors: list[Any] = []
         self._render_pauses = 0
+
+    def use_qt(self, application: Any, settings: Any, names: set[str]) -> None:
+        """Take events, settings and the named members from Qt."""
+        self._qt, self._settings, self._qt_names = application, settings, names
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self._qt_names:
+            return getattr(self._qt, name)
+        raise AttributeError(f"The host's application has no {name}.")
 
     def applicationLogic(self) -> Any:
         return self._logic
@@ -131,7 +142,7 @@ class Application:
         """There is none."""
 
     def topLevelWidgets(self) -> list[Any]:
-        return []
+        return [] if self._qt is None else list(self._qt.topLevelWidgets())
 
     def testingEnabled(self) -> bool:
         return True
@@ -140,7 +151,8 @@ class Application:
         return types.SimpleNamespace(testingEnabled=True, noMainWindow=True, runPythonAndExit=False, pythonScript="")
 
     def processEvents(self, *arguments: Any) -> None:
-        """No events before the Qt half is installed."""
+        if self._qt is not None:
+            self._qt.processEvents(*arguments)
 
     def pauseRender(self) -> None:
         self._render_pauses += 1

@@ -1,0 +1,388 @@
+"""Stand-ins for qMRML widgets on the real scene: node and segment selectors, the segments table, views of tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from PySide6 import QtCore, QtGui, QtWidgets
+from PySide6.QtCore import Property, Qt, Signal
+
+from .pythonqt import add_setters, setting
+
+_SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified", "SegmentsOrderModified")
+
+
+class Observations:
+    """VTK observers that go away together."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Any, int]] = []
+
+    def add(self, thing: Any, event: Any, action: Any) -> None:
+        self._made.append((thing, thing.AddObserver(event, lambda *_: action())))
+
+    def clear(self) -> None:
+        for thing, tag in self._made:
+            thing.RemoveObserver(tag)
+        self._made = []
+
+
+class SceneWidget(QtWidgets.QWidget):
+    """What widgets on a scene share: they refresh when nodes come and go."""
+
+    mrmlSceneChanged = Signal(object)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._scene: Any = None
+        self._scene_observations = Observations()
+
+    def mrmlScene(self) -> Any:
+        return self._scene
+
+    def setMRMLScene(self, scene: Any) -> None:
+        self._scene_observations.clear()
+        self._scene = scene
+        if scene is not None:
+            events = slicer.vtkMRMLScene
+            for event in (events.NodeAddedEvent, events.NodeRemovedEvent, events.EndCloseEvent, events.EndImportEvent):
+                self._scene_observations.add(scene, event, self.refresh)
+        self.refresh()
+        self.mrmlSceneChanged.emit(scene)
+
+    def refresh(self) -> None:
+        """Show what the scene holds now."""
+
+    def _setting_changed(self) -> None:
+        self.refresh()
+
+
+class qMRMLWidget(SceneWidget):  # noqa: N801
+    """A widget that hands its scene on, which in Slicer connections in the .ui file do."""
+
+    def setMRMLScene(self, scene: Any) -> None:
+        super().setMRMLScene(scene)
+        for child in self.findChildren(SceneWidget):
+            child.setMRMLScene(scene)
+
+
+class qSlicerWidget(qMRMLWidget):  # noqa: N801
+    """Base of module panels."""
+
+
+class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):  # noqa: N801
+    """Panel of a scripted module."""
+
+
+@add_setters
+class qMRMLNodeComboBox(SceneWidget):  # noqa: N801
+    """Chooses one of the scene's nodes of given classes."""
+
+    currentNodeChanged = Signal(object)
+    currentNodeIDChanged = Signal(str)
+    nodeAddedByUser = Signal(object)
+    nodeActivated = Signal(object)
+
+    nodeTypes = setting("QStringList", "nodeTypes", [])
+    hideChildNodeTypes = setting("QStringList", "hideChildNodeTypes", [])
+    showChildNodeTypes = setting(bool, "showChildNodeTypes", True)
+    showHidden = setting(bool, "showHidden", False)
+    noneEnabled = setting(bool, "noneEnabled", False)
+    noneDisplay = setting(str, "noneDisplay", "None")
+    addEnabled = setting(bool, "addEnabled", True)
+    removeEnabled = setting(bool, "removeEnabled", True)
+    editEnabled = setting(bool, "editEnabled", False)
+    renameEnabled = setting(bool, "renameEnabled", False)
+    selectNodeUponCreation = setting(bool, "selectNodeUponCreation", True)
+    baseName = setting(str, "baseName", "")
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._combo = QtWidgets.QComboBox()
+        self._shown = ""
+        _fill(self, self._combo)
+        self._combo.currentIndexChanged.connect(lambda _: self._announce())
+
+    def currentNode(self) -> Any:
+        return self._scene.GetNodeByID(self.currentNodeId()) if self._scene and self.currentNodeId() else None
+
+    def currentNodeId(self) -> str:
+        return str(self._combo.itemData(self._combo.currentIndex) or "")
+
+    def setCurrentNode(self, node: Any) -> None:
+        self.setCurrentNodeID("" if node is None else node.GetID())
+
+    def setCurrentNodeID(self, identity: str) -> None:
+        # a node that can't be chosen leaves nothing chosen, as in Slicer
+        self._combo.setCurrentIndex(self._combo.findData(identity or ""))
+
+    currentNodeID = Property(str, currentNodeId, setCurrentNodeID)
+
+    def nodeCount(self) -> int:
+        return len(self._nodes())
+
+    def nodeFromIndex(self, index: int) -> Any:
+        return self._nodes()[index]
+
+    def addNode(self, class_name: str = "") -> Any:
+        node = self._scene.AddNewNodeByClass(class_name or self.nodeTypes[0], self.baseName)
+        self.nodeAddedByUser.emit(node)
+        self.setCurrentNode(node)
+        return node
+
+    def refresh(self) -> None:
+        nodes = self._nodes()
+        self._combo.blockSignals(True)
+        self._combo.clear()
+        if self.noneEnabled or not nodes:
+            self._combo.addItem(self.noneDisplay, "")
+        for node in nodes:
+            self._combo.addItem(node.GetName(), node.GetID())
+        self._combo.setCurrentIndex(max(self._combo.findData(self._shown), 0))
+        self._combo.blockSignals(False)
+        self._announce()
+
+    def _nodes(self) -> list[Any]:
+        if self._scene is None:
+            return []
+        nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
+        return [node for node in nodes if self._offers(node)]
+
+    def _offers(self, node: Any) -> bool:
+        if node.GetHideFromEditors() and not self.showHidden:
+            return False
+        if any(node.IsA(kind) for kind in self.hideChildNodeTypes):
+            return False
+        if not self.showChildNodeTypes:
+            return node.GetClassName() in self.nodeTypes
+        return any(node.IsA(kind) for kind in self.nodeTypes)
+
+    def _announce(self) -> None:
+        identity = self.currentNodeId()
+        if identity != self._shown:
+            self._shown = identity
+            self.currentNodeChanged.emit(self.currentNode())
+            self.currentNodeIDChanged.emit(identity)
+
+
+class SegmentationWidget(SceneWidget):
+    """What widgets on one segmentation share."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._segmentation_node: Any = None
+        self._segment_observations = Observations()
+
+    def segmentationNode(self) -> Any:
+        return self._segmentation_node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        self._segment_observations.clear()
+        self._segmentation_node = node
+        if node is not None:
+            for event in _SEGMENT_EVENTS:
+                number = getattr(slicer.vtkSegmentation, event)
+                self._segment_observations.add(node.GetSegmentation(), number, self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        if self._segmentation_node is not None and self._segmentation_node.GetScene() is None:
+            self._segment_observations.clear()
+            self._segmentation_node = None
+        self._show_segments()
+
+    def _show_segments(self) -> None:
+        """Show the segments of :meth:`segmentationNode`."""
+
+    def _segments(self) -> list[tuple[str, Any]]:
+        if self._segmentation_node is None:
+            return []
+        segmentation = self._segmentation_node.GetSegmentation()
+        return [(identity, segmentation.GetSegment(identity)) for identity in segmentation.GetSegmentIDs()]
+
+
+@add_setters
+class qMRMLSegmentsTableView(SegmentationWidget):  # noqa: N801
+    """Segments with visibility, color and name."""
+
+    selectionChanged = Signal(object, object)
+    segmentAboutToBeModified = Signal(str)
+
+    selectionMode = setting(int, "selectionMode", 3)
+    headerVisible = setting(bool, "headerVisible", True)
+    visibilityColumnVisible = setting(bool, "visibilityColumnVisible", True)
+    colorColumnVisible = setting(bool, "colorColumnVisible", True)
+    opacityColumnVisible = setting(bool, "opacityColumnVisible", True)
+    statusColumnVisible = setting(bool, "statusColumnVisible", False)
+    readOnly = setting(bool, "readOnly", False)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._busy = False
+        self._table = QtWidgets.QTableWidget(0, 3)
+        self._table.setHorizontalHeaderLabels(["", "", "Name"])
+        self._table.horizontalHeader().setStretchLastSection(True)
+        self._table.setColumnWidth(0, 24)
+        self._table.setColumnWidth(1, 30)
+        self._table.verticalHeader().hide()
+        self._table.setSelectionBehavior(QtWidgets.QAbstractItemView.SelectionBehavior.SelectRows)
+        _fill(self, self._table)
+        self._table.itemChanged.connect(self._item_changed)
+        self._table.itemSelectionChanged.connect(lambda: self._busy or self.selectionChanged.emit(None, None))
+
+    def selectedSegmentIDs(self) -> list[str]:
+        rows = sorted({index.row() for index in self._table.selectedIndexes()})
+        return [self._identity(row) for row in rows]
+
+    def setSelectedSegmentIDs(self, identities: list[str]) -> None:
+        self._table.clearSelection()
+        for row in range(self._table.rowCount):
+            if self._identity(row) in identities:
+                self._table.selectRow(row)
+
+    def clearSelection(self) -> None:
+        self._table.clearSelection()
+
+    def _identity(self, row: int) -> str:
+        return str(self._table.item(row, 0).data(Qt.ItemDataRole.UserRole))
+
+    def _show_segments(self) -> None:
+        self._busy = True
+        segments = self._segments()
+        display = self._segmentation_node.GetDisplayNode() if self._segmentation_node is not None else None
+        self._table.setRowCount(len(segments))
+        for row, (identity, segment) in enumerate(segments):
+            eye = QtWidgets.QTableWidgetItem()
+            eye.setData(Qt.ItemDataRole.UserRole, identity)
+            visible = display is None or display.GetSegmentVisibility(identity)
+            eye.setCheckState(Qt.CheckState.Checked if visible else Qt.CheckState.Unchecked)
+            color = QtWidgets.QTableWidgetItem()
+            color.setBackground(QtGui.QColor.fromRgbF(*segment.GetColor()))
+            for column, item in enumerate((eye, color, QtWidgets.QTableWidgetItem(segment.GetName()))):
+                self._table.setItem(row, column, item)
+        self._busy = False
+
+    def _item_changed(self, item: QtWidgets.QTableWidgetItem) -> None:
+        if self._busy:
+            return
+        identity = self._identity(item.row())
+        if item.column() == 2:
+            self._segmentation_node.GetSegmentation().GetSegment(identity).SetName(item.text())
+        elif item.column() == 0:
+            visible = item.checkState() == Qt.CheckState.Checked
+            self._segmentation_node.GetDisplayNode().SetSegmentVisibility(identity, visible)
+
+
+@add_setters
+class qMRMLSegmentSelectorWidget(SegmentationWidget):  # noqa: N801
+    """Chooses a segmentation and one of its segments."""
+
+    currentNodeChanged = Signal(object)
+    currentSegmentChanged = Signal(str)
+
+    noneEnabled = setting(bool, "noneEnabled", False)
+    segmentationNodeSelectorVisible = setting(bool, "segmentationNodeSelectorVisible", True)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._nodes, self._combo = qMRMLNodeComboBox(), QtWidgets.QComboBox()
+        self._nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
+        self._nodes.noneEnabled = True
+        self._shown = ""
+        _fill(self, self._nodes, self._combo)
+        self._nodes.currentNodeChanged.connect(self._node_changed)
+        self._combo.currentIndexChanged.connect(lambda _: self._announce())
+
+    def setMRMLScene(self, scene: Any) -> None:
+        self._nodes.setMRMLScene(scene)
+        super().setMRMLScene(scene)
+
+    def currentNode(self) -> Any:
+        return self._nodes.currentNode()
+
+    def setCurrentNode(self, node: Any) -> None:
+        self._nodes.setCurrentNode(node)
+
+    def currentSegmentID(self) -> str:
+        return str(self._combo.itemData(self._combo.currentIndex) or "")
+
+    def setCurrentSegmentID(self, identity: str) -> None:
+        self._combo.setCurrentIndex(self._combo.findData(identity))
+
+    def _node_changed(self, node: Any) -> None:
+        self.setSegmentationNode(node)
+        self.currentNodeChanged.emit(node)
+
+    def _show_segments(self) -> None:
+        self._combo.blockSignals(True)
+        self._combo.clear()
+        if self.noneEnabled:
+            self._combo.addItem("None", "")
+        for identity, segment in self._segments():
+            self._combo.addItem(segment.GetName(), identity)
+        self._combo.setCurrentIndex(max(self._combo.findData(self._shown), 0))
+        self._combo.blockSignals(False)
+        self._announce()
+
+    def _announce(self) -> None:
+        if self.currentSegmentID() != self._shown:
+            self._shown = self.currentSegmentID()
+            self.currentSegmentChanged.emit(self._shown)
+
+
+class qMRMLTableView(QtWidgets.QTableView):  # noqa: N801
+    """Shows a table node; read only."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+        self._observations = Observations()
+
+    def setMRMLScene(self, scene: Any) -> None:
+        """The node brings its scene."""
+
+    def mrmlTableNode(self) -> Any:
+        return self._node
+
+    def setMRMLTableNode(self, node: Any) -> None:
+        self._observations.clear()
+        self._node = node
+        if node is not None:
+            self._observations.add(node, "ModifiedEvent", self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        model = QtGui.QStandardItemModel(self)
+        node = self._node
+        if node is not None:
+            names = [node.GetColumnName(column) for column in range(node.GetNumberOfColumns())]
+            model.setHorizontalHeaderLabels([node.GetColumnTitle(name) or name for name in names])
+            for row in range(node.GetNumberOfRows()):
+                texts = [node.GetCellText(row, column) for column in range(len(names))]
+                model.appendRow([QtGui.QStandardItem(text) for text in texts])
+        self.setModel(model)
+
+
+CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        qMRMLNodeComboBox,
+        qMRMLSegmentSelectorWidget,
+        qMRMLSegmentsTableView,
+        qMRMLTableView,
+        qMRMLWidget,
+        qSlicerScriptedLoadableModuleWidget,
+        qSlicerWidget,
+    )
+}
+
+
+def _fill(widget: QtWidgets.QWidget, *children: QtWidgets.QWidget) -> None:
+    layout = QtWidgets.QVBoxLayout(widget)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for child in children:
+        layout.addWidget(child)
+
+
+__all__ = ["CLASSES", "Observations", "QtCore", "SceneWidget", "SegmentationWidget"]
