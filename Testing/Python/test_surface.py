@@ -232,8 +232,8 @@ def test_the_surface_is_what_erosion_takes_away(vectors):
     masks += [random.random((4, 5, 6)) < 0.8, np.ones((3, 4, 5), bool), np.ones((1, 1, 1), bool)]
     masks += [np.ones((1, 9, 9), bool), np.ones((9, 9, 1), bool)]
     for mask in masks:
-        expected = np.flatnonzero(surface_by_erosion(mask))
-        assert np.array_equal(SparseMask.of(mask).surface(), expected)
+        expected = np.nonzero(surface_by_erosion(mask))
+        assert np.array_equal(SparseMask.of(mask).surface_points(), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masks as sorted lists of voxels: lesions fill a few percent of a CT, so lists are shorter than grids."""
+"""Masks as the few words of memory that are not empty: lesions fill a few percent of a CT."""
 
 from __future__ import annotations
 
@@ -8,40 +8,68 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._checks import Mask
+from .overlap import ConfusionCounts
+
+# Eight voxels of a row are one word; the voxel that comes first in memory is its lowest byte.
+_WORD = np.dtype("<u8")
+_VOXELS = _WORD.itemsize
+_BYTE = np.uint64(8)
+_ALL_BUT_ONE = np.uint64(56)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseMask:
-    """A 3-D mask and the list of its voxels.
+    """A 3-D mask, with quick ways to its voxels.
 
     Attributes:
-        dense: bool (z, y, x), contiguous; the caller's own array where that is contiguous already.
-        voxels: flat indices into ``dense``, ascending.
+        dense: bool (z, y, x), contiguous, rows filled up with background to whole words; the caller's own array where
+            that is so already. Flat indices are those of this array.
+        grid: the words of ``dense``, flat.
+        index: the words that hold a voxel of the mask, ascending.
+        words: those words.
     """
 
     dense: Mask
-    voxels: NDArray[np.int64]
+    grid: NDArray[np.uint64]
+    index: NDArray[np.int64]
+    words: NDArray[np.uint64]
 
     @classmethod
     def of(cls, mask: Mask) -> SparseMask:
-        """List the voxels of a mask, bool (z, y, x)."""
-        dense = np.ascontiguousarray(mask)
-        return cls(dense, np.flatnonzero(dense))
+        """Find the words of a mask, bool (z, y, x), that are not empty."""
+        depth, height, width = mask.shape
+        if width % _VOXELS:
+            dense = np.zeros((depth, height, width + -width % _VOXELS), dtype=bool)
+            dense[:, :, :width] = mask
+        else:
+            dense = np.ascontiguousarray(mask)
+        grid = dense.reshape(-1).view(_WORD)
+        index = np.flatnonzero(grid != 0)
+        return cls(dense, grid, index, grid.take(index))
 
     def __len__(self) -> int:
-        return len(self.voxels)
+        return int(np.count_nonzero(self.words.view(bool)))
 
-    def count_in(self, other: SparseMask) -> int:
-        """How many voxels lie in another mask of the same shape."""
-        return int(np.count_nonzero(other.dense.ravel().take(self.voxels)))
+    def compared_with(self, reference: SparseMask, total: int) -> ConfusionCounts:
+        """How many voxels this mask shares and does not share with a reference of the same shape.
 
-    def box(self) -> tuple[slice, slice, slice]:
-        """Smallest (z, y, x) slices around the mask; it must not be empty."""
-        return tuple(slice(int(c.min()), int(c.max()) + 1) for c in self.coordinates(self.voxels))  # type: ignore[return-value]
+        Args:
+            reference: the other mask.
+            total: voxels of the image.
+        """
+        both = int(np.count_nonzero((self.words & reference.grid.take(self.index)).view(bool)))
+        return ConfusionCounts.from_sizes(len(self), len(reference), both, total)
+
+    def covered_by(self, other: SparseMask) -> NDArray[np.bool_]:
+        """For each voxel of this mask, in memory order, whether it lies in another mask of the same shape."""
+        return (self.words & other.grid.take(self.index)).view(bool)[self.words.view(bool)]
 
     def coordinates(self, flat: NDArray[np.int64]) -> NDArray[np.int64]:
         """Flat indices as (3, n) indices z, y, x."""
-        return coordinates(flat, self.dense.shape)
+        _, height, width = self.dense.shape
+        rows = flat // width
+        slices = rows // height
+        return np.stack([slices, rows - slices * height, flat - rows * width])
 
     def surface(self) -> NDArray[np.int64]:
         """Flat indices, ascending, of the voxels that a 6-connected erosion takes away.
@@ -49,31 +77,29 @@ class SparseMask:
         A surface voxel has a face neighbor outside the mask; what lies outside the array counts as outside the mask.
         """
         _, height, width = self.dense.shape
-        flat = self.dense.ravel()
-        voxels = self.voxels
-        inside = np.zeros(len(voxels), dtype=bool)
-        # neighbors along x are neighbors in the list
-        follows = np.diff(voxels) == 1
-        inside[1:-1] = follows[1:] & follows[:-1]
-        for step in (-width, width, -width * height, width * height):
-            inside &= flat.take(voxels + step, mode="clip")
-        # flat neighbors wrap around at the faces of the array
-        first, last = np.searchsorted(voxels, (height * width, flat.size - height * width))
-        inside[:first] = False
-        inside[last:] = False
-        if self.dense[:, (0, -1)].any() or self.dense[:, :, 0].any() or self.dense[:, :, -1].any():
-            _, y, x = self.coordinates(voxels)
-            inside &= (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
-        return voxels[~inside]
+        per_row = width // _VOXELS
+        per_slice = per_row * height
+        index = self.index
+        row = index // per_row
+        column = index - row * per_row
+        y = row - row // height * height
+
+        def neighbor(step: int, missing: NDArray[np.bool_]) -> NDArray[np.uint64]:
+            words = self.grid.take(index + step, mode="clip")
+            words[missing] = 0
+            return words
+
+        inside = (self.words << _BYTE) | (neighbor(-1, column == 0) >> _ALL_BUT_ONE)
+        inside &= (self.words >> _BYTE) | (neighbor(1, column == per_row - 1) << _ALL_BUT_ONE)
+        inside &= neighbor(-per_row, y == 0)
+        inside &= neighbor(per_row, y == height - 1)
+        inside &= neighbor(-per_slice, index < per_slice)
+        inside &= neighbor(per_slice, index >= len(self.grid) - per_slice)
+        border = self.words & ~inside
+        found = np.flatnonzero(border)
+        byte = np.flatnonzero(border[found].view(bool))
+        return index[found[byte // _VOXELS]] * _VOXELS + byte % _VOXELS
 
     def surface_points(self) -> NDArray[np.int64]:
         """The surface as (3, n) voxel indices z, y, x."""
         return self.coordinates(self.surface())
-
-
-def coordinates(flat: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Flat indices into an array (z, y, x) as (3, n) indices z, y, x."""
-    _, height, width = shape
-    rows = flat // width
-    slices = rows // height
-    return np.stack([slices, rows - slices * height, flat - rows * width])

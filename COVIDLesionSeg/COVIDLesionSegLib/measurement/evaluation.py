@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TypedDict
 
@@ -130,20 +131,16 @@ def evaluate(
     """
     settings = Settings.checked(spacing, tolerance, minimum_overlap)
     first, second = as_pair(prediction, reference, 3)
-    one, other = run_all([lambda: SparseMask.of(first), lambda: SparseMask.of(second)])
-    counts = ConfusionCounts.from_sizes(len(one), len(other), one.count_in(other), first.size)
+    masks = run_all([lambda: SparseMask.of(first), lambda: SparseMask.of(second)])
+    surfaces = run_all([masks[0].surface_points, masks[1].surface_points])
+    counts = masks[0].compared_with(masks[1], first.size)
 
     def distances() -> tuple[Distances, Distances] | None:
-        if counts.status != "ok":
-            return None
-        points = run_all([one.surface_points, other.surface_points])
-        return SurfacePair(points[0], points[1], settings.spacing).distances()
+        return SurfacePair(surfaces[0], surfaces[1], settings.spacing).distances() if counts.status == "ok" else None
 
     def lesions() -> LesionDetection:
-        labelled = run_all([lambda: LabelledMask.of(one.dense), lambda: LabelledMask.of(other.dense)])
-        return compare_lesions(
-            labelled[0], labelled[1], one.dense, other.dense, settings.voxel_ml, settings.minimum_overlap
-        )
+        one, other = run_all([partial(LabelledMask.of, *found) for found in zip(masks, surfaces, strict=True)])
+        return compare_lesions(one, other, settings.voxel_ml, settings.minimum_overlap)
 
     return settings.values(counts, *run_all([distances, lesions]))
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ._checks import Mask, as_pair, as_spacing
+from ._checks import as_pair, as_spacing
+from ._sparse import SparseMask
 from .components import Components, find_components
 
 
@@ -91,8 +92,8 @@ def detect_lesions(
     first, second = as_pair(prediction, reference, 3)
     voxel_ml = math.prod(as_spacing(spacing)) / 1000.0
     share = as_share(minimum_overlap)
-    one, other = LabelledMask.of(first), LabelledMask.of(second)
-    return compare_lesions(one, other, first, second, voxel_ml, share)
+    one, other = (LabelledMask.of(SparseMask.of(mask)) for mask in (first, second))
+    return compare_lesions(one, other, voxel_ml, share)
 
 
 def as_share(minimum_overlap: float) -> float:
@@ -104,45 +105,46 @@ def as_share(minimum_overlap: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class LabelledMask:
-    """The components of a mask and the box (z, y, x) of the grid they were found in."""
+    """A mask and its components."""
 
+    mask: SparseMask
     components: Components
-    box: tuple[slice, slice, slice]
-    inside: Mask
 
     @classmethod
-    def of(cls, mask: Mask, box: tuple[slice, slice, slice] | None = None) -> LabelledMask:
-        """Find the components of a mask; ``box`` holds all of it, None finds the smallest."""
-        where = bounding_box(mask) if box is None else box
-        inside = mask[where]
-        return cls(find_components(inside), where, inside)
+    def of(cls, mask: SparseMask, surface: NDArray[np.int64] | None = None) -> LabelledMask:
+        """Find the components of a mask; its surface, (3, n) voxel indices, is asked for if not given."""
+        points = mask.surface_points() if surface is None else surface
+        return cls(mask, find_components(mask.dense[box_around(points)]))
 
-    def overlap(self, other: Mask) -> NDArray[np.int64]:
+    def overlap(self, other: SparseMask) -> NDArray[np.int64]:
         """How many voxels of each component lie in another mask of the same grid."""
-        covered = other[self.box][self.inside]
-        return np.bincount(self.components.voxel_labels[covered], minlength=self.components.count)
+        components = self.components
+        if not components.count:
+            return np.zeros(0, dtype=np.int64)
+        # voxels and runs both go through the grid in memory order
+        covered = self.mask.covered_by(other)
+        first = np.cumsum(components.lengths) - components.lengths
+        by_run = np.add.reduceat(covered, first, dtype=np.int64)
+        return np.bincount(components.labels, by_run, components.count).astype(np.int64)
 
 
 def compare_lesions(
-    prediction: LabelledMask, reference: LabelledMask, first: Mask, second: Mask, voxel_ml: float, share: float
+    prediction: LabelledMask, reference: LabelledMask, voxel_ml: float, minimum_overlap: float
 ) -> LesionDetection:
-    """The comparison from components that are known already; ``first`` and ``second`` are the masks."""
+    """The comparison from components that are known already."""
     return LesionDetection(
         reference.components.sizes,
-        reference.overlap(first),
+        reference.overlap(prediction.mask),
         prediction.components.sizes,
-        prediction.overlap(second),
+        prediction.overlap(reference.mask),
         voxel_ml,
-        share,
+        minimum_overlap,
     )
 
 
-def bounding_box(mask: Mask) -> tuple[slice, slice, slice]:
-    """Smallest slices (z, y, x) around a mask; of no voxels where it is empty."""
-    slices = np.flatnonzero([bool(part.any()) for part in mask])
-    if not len(slices):
+def box_around(points: NDArray[np.int64]) -> tuple[slice, slice, slice]:
+    """Smallest slices (z, y, x) around (3, n) voxels; of nothing where there is none."""
+    if not points.size:
         return slice(0, 0), slice(0, 0), slice(0, 0)
-    z = slice(int(slices[0]), int(slices[-1]) + 1)
-    plane = np.any(mask[z], axis=0)
-    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+    z, y, x = (slice(int(axis.min()), int(axis.max()) + 1) for axis in points)
+    return z, y, x

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ._checks import Mask, as_mask, as_pair
-from ._nearest import Distances, SurfacePair, SurfaceTree
+from ._checks import as_mask, as_pair
+from ._nearest import Distances, SurfacePair, SurfaceTree, lengths
 from ._parallel import run_all
-from ._sparse import SparseMask, coordinates
+from ._sparse import SparseMask
 from .evaluation import Settings, Value
 from .lesions import LabelledMask, LesionDetection, compare_lesions
-from .overlap import ConfusionCounts
 from .surface import DEFAULT_TOLERANCE_MM
 
 Box = tuple[slice, slice, slice]
@@ -53,18 +53,14 @@ class LiveEvaluation:
         minimum_overlap: float = 0.0,
     ) -> None:
         self._settings = Settings.checked(spacing, tolerance, minimum_overlap)
-        mask = np.ascontiguousarray(as_mask(reference, "reference", 3))
-        self._reference = mask
-        self._lesions = LabelledMask.of(mask)
-        self._reference_sizes = _slice_sizes(mask)
-        self._reference_points = SparseMask.of(mask).surface_points()
+        self._given = as_mask(reference, "reference", 3)
+        self._reference = SparseMask.of(self._given)
+        self._reference_points = self._reference.surface_points()
+        self._lesions = LabelledMask.of(self._reference, self._reference_points)
         self._reference_tree: SurfaceTree | None = None
-        # of the prediction: voxels a slice, alone and in the reference; surface (flat, ascending); distances
-        self._sizes = np.zeros((2, len(mask)), dtype=np.int64)
-        self._surface = np.zeros(0, dtype=np.int64)
-        self._to_reference: Distances = np.zeros(0)
-        self._to_prediction: Distances = np.zeros(0)
-        self._known = False
+        # of the prediction: its surface (flat indices, ascending), and both directions' distances
+        self._surface: NDArray[np.int64] | None = None
+        self._distances: tuple[Distances, Distances] | None = None
 
     def update(self, prediction: ArrayLike, changed_box: Box | None = None) -> dict[str, Value]:
         """Compare a prediction with the reference.
@@ -81,93 +77,96 @@ class LiveEvaluation:
             GridMismatchError: another shape than the reference's.
             InputError: values other than 0 and 1, or a box that is no three slices.
         """
-        mask, _ = as_pair(prediction, self._reference, 3)
-        mask = np.ascontiguousarray(mask)
-        slices = self._changed_slices(changed_box)
-        self._count(mask, slices)
-        size, both = self._sizes.sum(axis=1).tolist()
-        counts = ConfusionCounts.from_sizes(size, int(self._reference_sizes.sum()), both, mask.size)
+        dense, _ = as_pair(prediction, self._given, 3)
+        slices = _slices(changed_box, len(dense))
+        mask = SparseMask.of(dense)
+        counts = mask.compared_with(self._reference, dense.size)
+        change = self._change(mask, slices)
+        surface = mask.surface() if change is None or self._surface is None else change.applied(self._surface)
+        points = mask.coordinates(surface)
 
         def distances() -> tuple[Distances, Distances] | None:
             if counts.status != "ok":
                 return None
-            if self._known:
-                self._move_surface(mask, slices)
-            else:
-                self._measure_surface(mask)
-            return self._to_reference, self._to_prediction
+            if change is None or self._distances is None:
+                return SurfacePair(points, self._reference_points, self._settings.spacing).distances()
+            return self._followed(change, points, *self._distances)
 
         def lesions() -> LesionDetection:
+            labelled = LabelledMask.of(mask, points)
             settings = self._settings
-            labelled = LabelledMask.of(mask)
-            return compare_lesions(
-                labelled, self._lesions, mask, self._reference, settings.voxel_ml, settings.minimum_overlap
-            )
+            return compare_lesions(labelled, self._lesions, settings.voxel_ml, settings.minimum_overlap)
 
-        found = run_all([distances, lesions])
-        self._known = found[0] is not None
-        return self._settings.values(counts, *found)
+        measured, detection = run_all([distances, lesions])
+        self._surface, self._distances = surface, measured
+        return self._settings.values(counts, measured, detection)
 
-    def _changed_slices(self, box: Box | None) -> slice:
-        depth = len(self._reference)
-        if box is None or not self._known:
-            return slice(0, depth)
-        if len(box) != 3 or not all(isinstance(side, slice) for side in box):
-            raise InputError(f"The changed box is {box}; three slices (z, y, x) are needed.")
-        start, stop, _ = box[0].indices(depth)
-        return slice(start, max(start, stop))
-
-    def _count(self, mask: Mask, slices: slice) -> None:
-        for z in range(slices.start, slices.stop):
-            size = np.count_nonzero(mask[z])
-            both = np.count_nonzero(mask[z] & self._reference[z]) if size and self._reference_sizes[z] else 0
-            self._sizes[:, z] = size, both
-
-    def _measure_surface(self, mask: Mask) -> None:
-        one = SparseMask.of(mask)
-        self._surface = one.surface()
-        pair = SurfacePair(one.coordinates(self._surface), self._reference_points, self._settings.spacing)
-        self._to_reference, self._to_prediction = pair.distances()
-
-    def _move_surface(self, mask: Mask, slices: slice) -> None:
-        depth, height, width = mask.shape
-        if 2 * (slices.stop - slices.start) > depth:
-            self._measure_surface(mask)
-            return
+    def _change(self, mask: SparseMask, slices: slice) -> _Change | None:
+        """What an edit of some slices did to the surface; None if it is best looked for everywhere."""
+        depth, height, width = mask.dense.shape
+        if self._surface is None or 2 * (slices.stop - slices.start) > depth:
+            return None
         # an edit moves the surface in its own slices and their neighbors, which one more slice on either side decides
         first, last = max(slices.start - 1, 0), min(slices.stop + 1, depth)
         outer = max(first - 1, 0)
-        part = SparseMask.of(mask[outer : min(last + 1, depth)])
-        found = part.surface() + outer * height * width
-        low, high = first * height * width, last * height * width
-        new = found[(found >= low) & (found < high)]
-        start, stop = np.searchsorted(self._surface, (low, high))
-        old = self._surface[start:stop]
+        found = SparseMask.of(mask.dense[outer : min(last + 1, depth)]).surface() + outer * height * width
+        bounds = first * height * width, last * height * width
+        low, high = np.searchsorted(found, bounds)
+        start, stop = np.searchsorted(self._surface, bounds)
+        return _Change(int(start), int(stop), self._surface[start:stop], found[low:high])
 
-        kept = np.isin(new, old, assume_unique=True)
-        distances = np.empty(len(new))
-        distances[kept] = self._to_reference[start:stop][np.isin(old, new, assume_unique=True)]
-        moved = coordinates(np.setxor1d(new, old, assume_unique=True), mask.shape)
-        added = coordinates(new[~kept], mask.shape)
+    def _followed(
+        self, change: _Change, points: NDArray[np.int64], to_reference: Distances, to_prediction: Distances
+    ) -> tuple[Distances, Distances]:
+        """Both directions' distances after a change of the surface, whose (3, n) points are now ``points``."""
+        spacing = np.asarray(self._settings.spacing)
+        stays = np.isin(change.new, change.old, assume_unique=True)
+        distances = np.empty(len(change.new))
+        distances[stays] = to_reference[change.start : change.stop][np.isin(change.old, change.new, assume_unique=True)]
+        added = points[:, change.start : change.start + len(change.new)][:, ~stays]
         if added.size:
             if self._reference_tree is None:
-                self._reference_tree = SurfaceTree(self._reference_points, np.asarray(self._settings.spacing))
-            distances[~kept] = self._reference_tree.distances(added)
-        self._surface = np.concatenate([self._surface[:start], new, self._surface[stop:]])
-        self._to_reference = np.concatenate([self._to_reference[:start], distances, self._to_reference[stop:]])
-        if moved.size:
-            self._measure_again(moved, mask.shape)
+                self._reference_tree = SurfaceTree(self._reference_points, spacing)
+            distances[~stays] = self._reference_tree.distances(added)
+        to_reference = np.concatenate([to_reference[: change.start], distances, to_reference[change.stop :]])
 
-    def _measure_again(self, moved: NDArray[np.int64], shape: tuple[int, ...]) -> None:
-        """Distances of those reference points whose nearest point of the prediction may have come or gone."""
-        low, high = moved.min(axis=1)[:, None], moved.max(axis=1)[:, None]
-        points, spacing = self._reference_points, np.asarray(self._settings.spacing)[:, None]
-        outside = np.maximum(np.maximum(low - points, points - high), 0) * spacing
-        affected = np.flatnonzero((outside**2).sum(axis=0) <= (self._to_prediction * (1 + 1e-9)) ** 2)
-        if len(affected):
-            tree = SurfaceTree(coordinates(self._surface, shape), spacing.ravel())
-            self._to_prediction[affected] = tree.distances(points[:, affected])
+        moved = np.setxor1d(change.new, change.old, assume_unique=True)
+        if len(moved):
+            # a reference point's nearest can only have come or gone if the edit is no further away than it was
+            away = _distance_to_box(self._reference_points, self._reference.coordinates(moved), spacing)
+            affected = np.flatnonzero(away <= to_prediction * (1 + 1e-9))
+            to_prediction = to_prediction.copy()
+            if len(affected):
+                tree = SurfaceTree(points, spacing)
+                to_prediction[affected] = tree.distances(self._reference_points[:, affected])
+        return to_reference, to_prediction
 
 
-def _slice_sizes(mask: Mask) -> NDArray[np.int64]:
-    return np.array([np.count_nonzero(part) for part in mask], dtype=np.int64)
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """A part of a surface that was replaced: ``surface[start:stop]``, which was ``old``, is now ``new``."""
+
+    start: int
+    stop: int
+    old: NDArray[np.int64]
+    new: NDArray[np.int64]
+
+    def applied(self, surface: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The surface after the change."""
+        return np.concatenate([surface[: self.start], self.new, surface[self.stop :]])
+
+
+def _slices(box: Box | None, depth: int) -> slice:
+    """The slices of a box, from 0 to depth."""
+    if box is None:
+        return slice(0, depth)
+    if len(box) != 3 or not all(isinstance(side, slice) for side in box):
+        raise InputError(f"The changed box is {box}; three slices (z, y, x) are needed.")
+    start, stop, _ = box[0].indices(depth)
+    return slice(start, max(start, stop))
+
+
+def _distance_to_box(points: NDArray[np.int64], corners: NDArray[np.int64], spacing: NDArray[np.float64]) -> Distances:
+    """Distance, mm, of (3, n) voxels to the smallest box around other voxels."""
+    low, high = corners.min(axis=1)[:, None], corners.max(axis=1)[:, None]
+    return lengths(np.maximum(np.maximum(low - points, points - high), 0), spacing)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ._checks import Mask, as_mask, as_spacing, require_same_shape
-from .lesions import bounding_box
+from .components import bounding_box
 from .overlap import confusion_counts
 from .surface import hausdorff_distance_95
 
