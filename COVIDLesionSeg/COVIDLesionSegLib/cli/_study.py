@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GridMismatchError, InputError, LungsNotFoundError
+from ..errors import InputError, LungsNotFoundError
 from ..imaging import Geometry, LabelVolume, Volume, read_labels, read_volume
-from ..imaging.geometry import SAME_GRID_TOLERANCE
 from ._arguments import Label
 
 _log = logging.getLogger(__name__)
@@ -64,15 +63,15 @@ def read_study(files: StudyFiles) -> Study:
     volume = read_volume(files.ct, files.series, files.rescale)
     notes = list(volume.warnings)
     lesion = read_mask(files.lesion, files.label, "lesion mask")
-    require_same_grid(lesion.geometry, volume.geometry, "lesion mask", "CT")
+    lesion.geometry.require_same(volume.geometry, "lesion mask", "CT")
     lobes = None
     if files.lobes is not None:
         lobes = read_labels(files.lobes)
-        require_same_grid(lobes.geometry, volume.geometry, "lobe map", "CT")
+        lobes.geometry.require_same(volume.geometry, "lobe map", "CT")
     lungs: LabelVolume | np.ndarray | None = None
     if files.lungs is not None:
         lungs = read_labels(files.lungs)
-        require_same_grid(lungs.geometry, volume.geometry, "lung mask", "CT")
+        lungs.geometry.require_same(volume.geometry, "lung mask", "CT")
     elif lobes is None:
         try:
             lungs = find_lungs(volume)
@@ -109,18 +108,6 @@ def read_mask(path: Path, label: Label | None, what: str) -> LabelVolume:
             "Choose one with --label.",
         )
     return labels
-
-
-def require_same_grid(one: Geometry, other: Geometry, what: str, against: str, hint: str = "") -> None:
-    """Raise GridMismatchError that names the difference, its size and the tolerance, unless both grids are the same."""
-    difference = one.difference(other)
-    if difference:
-        allowed = SAME_GRID_TOLERANCE * min(*one.spacing, *other.spacing)
-        raise GridMismatchError(
-            f"The {what} is not on the grid of the {against}: {difference} "
-            f"(allowed: {allowed:.3g} mm, {100 * SAME_GRID_TOLERANCE:g} % of the smallest voxel side).",
-            hint,
-        )
 
 
 def resampled(labels: LabelVolume, geometry: Geometry) -> LabelVolume:

@@ -128,7 +128,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     from ..measurement import evaluate
     from ..measurement.tables import plain
-    from ._study import read_mask, require_same_grid, resampled
+    from ._study import read_mask, resampled
 
     label = as_label(case["label"]) if case.get("label") else None
     reference = read_mask(Path(case["reference"]), label, "reference")
@@ -137,13 +137,8 @@ def _evaluate(
     moved = bool(resample and prediction.geometry.difference(reference.geometry))
     if moved:
         prediction = resampled(prediction, reference.geometry)
-    require_same_grid(
-        prediction.geometry,
-        reference.geometry,
-        "prediction",
-        "reference",
-        "Give --resample to bring it there (nearest neighbor).",
-    )
+    hint = "Give --resample to bring it there (nearest neighbor)."
+    prediction.geometry.require_same(reference.geometry, "prediction", "reference", hint)
     options = {} if tolerance is None else {"tolerance": tolerance}
     values = evaluate(prediction.mask(), reference.mask(), reference.geometry.spacing_zyx, **options)
     return {"case": case["id"], "label": label, "resampled": moved, "quantities": plain(values)}

@@ -157,7 +157,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     from ..imaging import require_other_file
     from ..measurement.longitudinal import TimePoint
     from ..measurement.report import Report
-    from ._study import StudyFiles, read_mask, read_study, require_same_grid
+    from ._study import StudyFiles, read_mask, read_study
 
     require_other_file(case["output"], [case[name] for name in _FILES if name in case])
     label = as_label(case["label"]) if case.get("label") else None
@@ -177,7 +177,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     reference = None
     if "reference" in paths:
         given = read_mask(paths["reference"], label, "reference")
-        require_same_grid(given.geometry, study.volume.geometry, "reference", "CT")
+        given.geometry.require_same(study.volume.geometry, "reference", "CT")
         reference = given.mask()
     earlier = None
     if "earlier_ct" in paths:

@@ -189,13 +189,12 @@ def _refuse_unknown_format(output: Path) -> None:
 
 
 def _refuse_to_overwrite_inputs(studies: Sequence[Study]) -> None:
-    inputs = {path.resolve() for study in studies for path in (study.ct, study.lungs) if path is not None}
+    from ..imaging import require_other_file
+
+    inputs = [path for study in studies for path in (study.ct, study.lungs) if path is not None]
     for study in studies:
-        for target in (study.mask, study.record):
-            if target.resolve() in inputs:
-                raise InputError(f"The output {target} is an input; choose another output.")
-        if study.mask.parent.resolve() in inputs:
-            raise InputError(f"The output folder {study.mask.parent} is the study's own folder; choose another one.")
+        for target in (study.mask, study.record, study.mask.parent):
+            require_other_file(target, inputs)
 
 
 def _segment(

@@ -171,11 +171,23 @@ class Geometry:
             parts.append(f"axes turned by up to {angle:.3g} degrees")
         return (", ".join(parts) or "position") + f"; corners lie up to {distance:.4g} mm apart"
 
-    def require_same(self, other: Geometry, what: str, against: str) -> None:
-        """Raise GridMismatchError naming the difference unless both grids are the same."""
+    def require_same(self, other: Geometry, what: str, against: str, hint: str = "") -> None:
+        """Raise GridMismatchError naming the difference, its size and the tolerance, unless both grids are the same.
+
+        Args:
+            other: the grid that counts.
+            what: what lies on this grid, e.g. "lesion mask".
+            against: what lies on the other one, e.g. "CT".
+            hint: what the user can do about it.
+        """
         difference = self.difference(other)
         if difference:
-            raise GridMismatchError(f"The {what} is not on the grid of the {against}: {difference}.")
+            allowed = SAME_GRID_TOLERANCE * min(*self.spacing, *other.spacing)
+            raise GridMismatchError(
+                f"The {what} is not on the grid of the {against}: {difference} "
+                f"(allowed: {allowed:.3g} mm, {100 * SAME_GRID_TOLERANCE:g} % of the smallest voxel side).",
+                hint,
+            )
 
     def axial_view(self) -> AxialView:
         """The axial LPS view nearest to this grid: axes permuted and flipped, nothing resampled."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GridMismatchError, InputError
+from ..errors import InputError
 from ..imaging import Geometry, LabelVolume
 
 Mask = NDArray[np.bool_]
@@ -58,12 +58,7 @@ def integer_labels(given: NDArray[Any] | LabelVolume, geometry: Geometry, what: 
 
 def _on_grid(given: NDArray[Any] | LabelVolume, geometry: Geometry, what: str) -> NDArray[Any]:
     if isinstance(given, LabelVolume):
-        geometry_of = given.geometry
-        difference = geometry.difference(geometry_of)
-        if difference:
-            raise GridMismatchError(
-                f"The {what} is not on the grid of the CT: {difference}.", "Resample it to the CT's grid first."
-            )
+        given.geometry.require_same(geometry, what, "CT", "Resample it to the CT's grid first.")
         return given.array
     array = np.asarray(given)
     geometry.require_shape(array, what)
