@@ -79,7 +79,7 @@ def test_a_probability_map_is_shown_from_0_to_1_and_survives(ct, probability, sl
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (0, 1)
     assert display.GetApplyThreshold() and display.GetLowerThreshold() == pytest.approx(0.05)
     colors = display.GetColorNode()
-    assert colors.GetName() == "Lesion probability"
+    assert colors.GetName().startswith("Lesion probability colors")
     brightness = [sum(colors.GetLookupTable().GetTableValue(i)[:3]) for i in range(0, 256, 15)]
     assert brightness == sorted(brightness)
 
@@ -129,7 +129,8 @@ def test_there_is_one_parameter_node(parameters, scene):
     from COVIDLesionSegLib.mrml.parameters import moduleParameters
 
     assert moduleParameters().node is parameters.node
-    assert scene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 1
+    nodes = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
+    assert len([node for node in nodes if node.GetAttribute("ModuleName") == "COVIDLesionSeg"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ test of the panel says which of them are allowed.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import types
 from typing import Any
@@ -62,6 +63,7 @@ def install() -> types.ModuleType:
     """
     if "qt" in sys.modules:
         return sys.modules["qt"]
+    _keep_none_alive()
     pythonqt.install()
     qt = sys.modules["qt"] = types.ModuleType("qt")
     for module in pythonqt.MODULES:
@@ -76,6 +78,12 @@ def install() -> types.ModuleType:
         module.__getattr__ = _inert_for(module, prefixes)
     _start_application()
     return qt
+
+
+def _keep_none_alive() -> None:
+    """PySide6 6.12 returns None without counting the reference, which before Python 3.12 ends in a crash at exit."""
+    if sys.version_info < (3, 12):
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 
 def _start_application() -> None:

@@ -110,7 +110,7 @@ def _color_node(kind: str) -> Any:
     if node is None:
         node = slicer.vtkMRMLColorTableNode()
         node.SetSingletonTag(tag)
-        node.SetName(kind)
+        node.SetName(f"{kind} colors")
         node.SetTypeToUser()
         node.SetNumberOfColors(_STEPS)
         stops = np.array(_COLORS[kind])
