@@ -107,6 +107,19 @@ def test_a_batch_goes_on_after_a_bad_study_and_resumes(a_tiny_model, tmp_path, c
     assert "1 done, 2 skipped" in capsys.readouterr().err
 
 
+def test_processes_of_one_launcher_share_the_studies(a_tiny_model, tmp_path, capsys, monkeypatch):
+    studies = [write_study(tmp_path, name) for name in ("one", "two", "three")]
+    manifest = tmp_path / "studies.csv"
+    manifest.write_text("ct,lungs\n" + "".join(f"{ct.name},{lungs.name}\n" for ct, lungs in studies))
+    words = ["--manifest", manifest, "-o", tmp_path / "out", "--model", a_tiny_model, "--quiet"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, count in (("0", 2), ("1", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert run("segment", *words) == 0
+        assert f"{count} done" in capsys.readouterr().err
+    assert len([name for name in files(tmp_path / "out") if name.endswith("_lesions.nii.gz")]) == 3
+
+
 def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model, tmp_path, capsys):
     ct, _ = a_study
     (tmp_path / "b").mkdir()

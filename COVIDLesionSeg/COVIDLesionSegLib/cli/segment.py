@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Segment; the exit status is 0, or 3 if some of several studies failed."""
     from ..inference import PostProcessing, Predictor
+    from ..learning.distributed import rank_share
 
     studies = _studies(arguments)
     _refuse_to_overwrite_inputs(studies)
@@ -96,6 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
         minimum_volume_ml=arguments.minimum_volume,
         keep_inside_lungs_mm=arguments.keep_inside_lungs,
     )
+    several = len(studies) > 1 or bool(arguments.manifest) or arguments.resume
+    state = studies[0].mask.parent / STATE_FILE
+    if "WORLD_SIZE" in os.environ:
+        # under torchrun every process takes its share, and remembers it in a file of its own
+        several, studies = True, rank_share(studies)
+        state = state.with_suffix(f".{os.environ.get('RANK', '0')}.jsonl")
     predictor = Predictor(arguments.model, device=arguments.device, precision=arguments.precision)
 
     def one(study: Study) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(_line(result), flush=True)
         return result
 
-    if len(studies) == 1 and not arguments.manifest and not arguments.resume:
+    if not several:
         results = [one(studies[0])]
         if arguments.json:
             print(json.dumps(results[0], indent=2))
@@ -123,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         studies,
         one,
         key=lambda study: study.id,
-        state_file=studies[0].mask.parent / STATE_FILE,
+        state_file=state,
         fingerprint=lambda study: file_fingerprint([study.ct, study.lungs], parameters | {"series": study.series}),
         complete=lambda study: study.mask.exists() and study.record.exists(),
         resume=arguments.resume,
