@@ -8,7 +8,7 @@ is raw logits: the code's sigmoid belongs to its loss and decision.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,10 @@ class CAResUNet(SliceNetwork):
             x = reduction(x)
         x = self.bottleneck(x)
         for enlargement, decoder in zip(self.enlargements, self.decoders, strict=True):
-            x = decoder(torch.cat([skips.pop(), enlargement(x)], dim=1))
+            # in two steps, so that the wide joined features are gone before the residual pair needs memory
+            unit = cast(ResidualUnit, decoder)
+            x = unit.enter(torch.cat([skips.pop(), enlargement(x)], dim=1))
+            x = unit.refine(x)
         return self.output(x)
 
 
@@ -124,7 +127,14 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) to (N, out, H / stride, W / stride)."""
-        x = self.entry(x).relu_()
+        return self.refine(self.enter(x))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The first convolution: (N, in, H, W) to (N, out, H / stride, W / stride)."""
+        return self.entry(x).relu_()
+
+    def refine(self, x: Tensor) -> Tensor:
+        """The residual pair: (N, out, H, W) to the same shape."""
         y = self.second(self.first(x).relu_())
         return (y.add_(x) if self.residual else y).relu_()
 
