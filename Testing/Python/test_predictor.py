@@ -21,9 +21,10 @@ from COVIDLesionSegLib.errors import (
     ModelError,
 )
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume, apply_window
-from COVIDLesionSegLib.inference import PostProcessing, Predictor, devices
+from COVIDLesionSegLib.inference import PostProcessing, Predictor, devices, optimize
 from COVIDLesionSegLib.inference import predictor as predictor_module
 from COVIDLesionSegLib.inference.execution import Execution, Plan, Sinks, Task
+from COVIDLesionSegLib.inference.slices import channels_last
 from COVIDLesionSegLib.models.card import ModelCard, Preprocessing
 from COVIDLesionSegLib.networks import CAResUNet, COPLENet
 
@@ -232,6 +233,30 @@ def test_every_network_runs_in_both_precisions(network):
         result = Predictor(a_model(network), "cpu", precision).segment(volume, lungs, probability=True)
         np.testing.assert_allclose(result.probability, expected, atol=tolerance)
         assert result.record.device["precision"] == precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_optimized_copy_computes_the_same(a_small_network, dtype):
+    copy = optimize.optimized_copy(a_small_network, CPU, dtype)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    x = torch.rand(2, 1, 48, 32)
+    with torch.inference_mode():
+        expected = a_small_network(x).softmax(1)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            result = copy(channels_last(x)).float().softmax(1)
+    assert (result - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.03)
+
+
+def test_a_faster_call_that_computes_something_else_is_not_used(a_small_network, monkeypatch):
+    def passes(network):
+        return sum(isinstance(module, optimize._OnePass) for module in network.modules())
+
+    monkeypatch.setattr(optimize, "_NEGATIVE_SLOPE", 0.2)
+    copy = optimize.optimized_copy(a_small_network, CPU, torch.float32)
+    assert passes(copy) == 0
+    x = torch.rand(1, 1, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(copy(x), a_small_network(x), rtol=1e-4, atol=1e-4)
 
 
 # --- what the card and the caller ask for -----------------------------------------------------------------------------

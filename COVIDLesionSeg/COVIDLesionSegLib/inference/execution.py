@@ -19,11 +19,13 @@ from ..models.card import Preprocessing
 from .augmentation import FLIPS, mean_over_flips
 from .devices import choose_precision, fastest_precision, precision_name
 from .memory import free_memory, is_out_of_memory, release_memory
-from .slices import SlicePreparation, channels_last, lesion_probability, optimized_copy
+from .optimize import optimized_copy
+from .slices import SlicePreparation, channels_last, lesion_probability
 
 _log = logging.getLogger(__name__)
-# On a processor a batch pays while its feature maps stay near the cache; one slice of 512 x 512 is already past it.
-_PROCESSOR_PIXELS = 2**18
+# On a processor a batch pays while a channel of its feature maps stays near the cache: one slice of about 360 x 360 in
+# float32, two in bfloat16.
+_PROCESSOR_BYTES = 2**19
 _GPU_SLICES = 32
 # Feature maps of the first level's width, float32, that are alive at once in either network, with room to spare.
 _MAPS = 12
@@ -156,11 +158,13 @@ class Execution:
         self._preprocessing = preprocessing
         self._copies: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
 
-    def batch_size(self, size: tuple[int, int], device: torch.device, is_gpu: bool) -> int:
+    def batch_size(
+        self, size: tuple[int, int], device: torch.device, is_gpu: bool, dtype: torch.dtype = torch.float32
+    ) -> int:
         """How many slices of a size are best computed at once with the memory at hand."""
         rows, columns = SlicePreparation(self._preprocessing, size, torch.device("cpu")).size
         pixels = rows * columns
-        wanted = _GPU_SLICES if is_gpu else max(1, round(_PROCESSOR_PIXELS / pixels))
+        wanted = _GPU_SLICES if is_gpu else max(1, round(_PROCESSOR_BYTES / (pixels * dtype.itemsize)))
         free = free_memory(device)
         if free is None:
             return wanted

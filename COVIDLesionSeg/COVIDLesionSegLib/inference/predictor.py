@@ -208,7 +208,7 @@ class Predictor:
     def _plan(self, task: Task) -> Plan:
         device = self.device.device
         is_gpu = device.type != "cpu"
-        batch_size = self._batch_size or self._execution.batch_size(task.size, device, is_gpu)
+        batch_size = self._batch_size or self._execution.batch_size(task.size, device, is_gpu, self._dtype)
         return Plan(device, self._dtype, batch_size, keep_results=is_gpu, is_gpu=is_gpu, precision=self._precision)
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from ..models.card import Preprocessing
-
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class SlicePreparation:
@@ -83,27 +78,3 @@ def lesion_probability(logits: Tensor, activation: str) -> Tensor:
     if activation == "sigmoid":
         return logits[:, -1:].sigmoid()
     return logits.softmax(dim=1)[:, 1:].sum(dim=1, keepdim=True)
-
-
-def optimized_copy(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network for computing only: the same function to rounding, faster.
-
-    Batch normalization that follows a convolution is folded into it, memory is laid out channels last, and the weights
-    of the convolutions have the type they compute in; everything else stays float32.
-
-    Args:
-        network: in evaluation mode or not; it is not changed.
-        device: where the copy lives.
-        dtype: float32, or the half type that ``torch.autocast`` will be given.
-    """
-    result = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(result.modules()):
-        # the blocks of both networks name them so and compute norm(conv(x))
-        conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
-            module.conv, module.norm = fuse_conv_bn_eval(conv, norm), nn.Identity()
-    result.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in result.modules():
-        if isinstance(module, _CONVOLUTIONS):
-            module.to(dtype)
-    return result
