@@ -332,6 +332,21 @@ def test_autocast_gives_nearly_the_same_and_learns(dtype):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gpu_gives_nearly_the_same_and_learns(dtype):
+    torch.manual_seed(0)
+    network = CAResUNet(base_channels=4)
+    image = torch.rand(2, 1, 64, 64)
+    expected = network(image)
+    network.cuda()
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        found = network(image.cuda())
+    assert largest_difference(found.float().cpu(), expected) < 0.1 * expected.abs().max()
+    found.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
 def test_compiles_without_a_graph_break():
     network = CAResUNet(base_channels=4).eval()
     image = torch.rand(1, 1, 32, 32)
