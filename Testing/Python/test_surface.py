@@ -192,6 +192,22 @@ def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, 
     assert alone == tuple(_nearest.percentile(found, percent) for found in everything)
 
 
+@pytest.mark.parametrize("blocks", [(8.0, 3.0), (4.0,), (2.0, 1.5), (1.5,)])
+def test_distances_of_any_rank_are_found_by_blocks(monkeypatch, blocks):
+    monkeypatch.setattr(_nearest, "_BLOCKS", blocks)
+    random = np.random.default_rng(1)
+    spacing = np.array([2.0, 0.7, 0.7])
+    # a plane of points at few, often equal distances: bounds are tight and ranks tied
+    points = np.stack([axis.ravel() for axis in np.mgrid[0:6, 0:9, 0:9]])
+    tree = _nearest.SurfaceTree(np.array([[-3, 0, 2], [-3, 4, 2], [-3, 4, 30]]).T, spacing)
+    scattered = random.integers(0, 60, (3, 300))
+    for asked in (points, scattered):
+        ordered = np.sort(tree.distances(asked))
+        for rank in range(0, len(ordered), 7):
+            ranks = rank, min(rank + 1, len(ordered) - 1)
+            assert _nearest._ranked(asked, tree, ranks) == tuple(ordered[list(ranks)])
+
+
 @pytest.mark.parametrize("shift", [1, 3, 10])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_shifted_box_lies_its_shift_away(shift, axis):
