@@ -290,6 +290,7 @@ def test_pytorch_file_that_is_something_else(tmp_path, content, said):
         load_checkpoint(tmp_path / "other.pt")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_program_is_refused(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
     with pytest.raises(ModelError, match="TorchScript"):
@@ -310,16 +311,20 @@ def damaged(kind: str, path: Path, data: bytes) -> None:
     path.write_bytes(changed[kind])
 
 
-@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
-@pytest.mark.parametrize("kind", ["empty", "half", "without its end", "other bytes", "text", "one bit"])
+DAMAGES = ["empty", "half", "without its end", "other bytes", "text", "one bit"]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    # the old format has no checksums, so that nothing can see one wrong bit in its weights
+    [(form, kind) for form in ("zip", "old", "safetensors") for kind in DAMAGES if (form, kind) != ("old", "one bit")],
+)
 def test_damaged_file(tmp_path, small_network, form, kind):
     path = tmp_path / ("m.safetensors" if form == "safetensors" else "m.pt")
     if form == "safetensors":
         save_model(small_network, CARD, path)
     else:
         torch.save(small_network.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
-    if (form, kind) == ("old", "one bit"):
-        pytest.skip("the old format has no checksums: nothing can see it")
     damaged(kind, path, path.read_bytes())
     with pytest.raises(ModelError, match=r"m\.(pt|safetensors) "):
         load_checkpoint(path)
