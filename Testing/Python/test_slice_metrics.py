@@ -112,6 +112,33 @@ def test_maps_are_stretched_to_zero_and_one(vectors):
     assert mean_absolute_error(narrow, mask) == pytest.approx(mean_absolute_error(probability, mask))
 
 
+def structure_split_at(probability, mask, y, x):
+    """The S-measure written out, with the four regions meeting after row y and column x."""
+    share = mask.mean()
+    objects = 0.0
+    for weight, values in ((share, probability[mask]), (1 - share, 1 - probability[~mask])):
+        objects += weight * 2 * values.mean() / (values.mean() ** 2 + 1 + values.std(ddof=1))
+    regions = 0.0
+    for part in (np.s_[:y, :x], np.s_[:y, x:], np.s_[y:, :x], np.s_[y:, x:]):
+        p, g = probability[part].ravel(), mask[part].ravel().astype(float)
+        spread = np.cov(p, g)
+        likeness = 4 * p.mean() * g.mean() * spread[0, 1]
+        likeness /= (p.mean() ** 2 + g.mean() ** 2) * (spread[0, 0] + spread[1, 1])
+        regions += p.size / probability.size * likeness
+    return 0.5 * objects + 0.5 * regions
+
+
+@pytest.mark.parametrize(("added", "split"), [([], (4, 5)), ([0, 1, 6, 7], (3, 5))])
+def test_regions_meet_at_the_rounded_centroid(added, split):
+    probability = np.random.default_rng(6).integers(0, 256, (8, 9)) / 255
+    probability[0, :2] = 0.0, 1.0
+    mask = np.zeros((8, 9), bool)
+    mask[1:5, 2:6] = True
+    # counted from 1, the centroid lies at row 3.5 (up to 4), or with four more pixels at 3.4 (down to 3), column 4.5
+    mask[2, added] = True
+    assert structure_measure(probability, mask) == pytest.approx(structure_split_at(probability, mask, *split))
+
+
 @pytest.mark.parametrize("place", [(0, 0), (0, 6), (5, 0), (5, 6), (3, 3)])
 def test_a_lesion_of_one_pixel_in_any_corner_has_all_measures(place):
     mask = np.zeros((6, 7), bool)
