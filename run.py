@@ -52,7 +52,11 @@ def main(argv: list[str]) -> int:
     install(EXTRAS[command])
     if command == "demo":
         return subprocess.run([PYTHON, "-m", "COVIDLesionSegLib", "demo", *rest]).returncode
-    return subprocess.run([PYTHON, "-m", "pytest", *rest], cwd=HERE).returncode
+    status = subprocess.run([PYTHON, "-m", "pytest", *rest], cwd=HERE).returncode
+    if status == 0 and "--long" in rest:
+        # the speed checks; what they print stands in docs/speed.md
+        status = subprocess.run([PYTHON, "Testing/benchmarks/run_all.py"], cwd=HERE).returncode
+    return status
 
 
 if __name__ == "__main__":
