@@ -32,7 +32,7 @@ CHECKS = {
     "lung_finder": ([], "mean Dice >= 0.95 against the experts, none below 0.90; faster than the network"),
     "metrics": (
         ["--repeat", "1"],
-        "Dice, RVE and HD95 at least 15 times faster than MONAI, same numbers; update below 0.3 s",
+        "Dice, RVE, HD95 at least 15 times faster than MONAI, same numbers; update below 0.3 s",
     ),
     "quantification": ([], "a whole CT with its lungs below 2 s"),
     "training_step": (
