@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError, LungsNotFoundError
-from ..imaging import LabelVolume, Volume, check_hounsfield, find_lungs, lung_box
+from ..errors import InputError, IntensityError, LungsNotFoundError
+from ..imaging import LabelVolume, Volume, find_lungs, lung_box
 from .augmentation import checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, precision_name
 from .execution import Execution, Plan, Sinks, Task
@@ -108,7 +108,7 @@ class Predictor:
         card, windowed, resized if the card says so, padded by reflection, and run through the network in batches.
 
         Args:
-            volume: the CT, Hounsfield units.
+            volume: the CT, Hounsfield units; whether they can be is checked where volumes are read.
             lungs: (z, y, x) on the CT's grid: bool, 1 right and 2 left, or anything that is not 0 in the lungs; None
                 finds them.
             progress: called as progress(phase, done, total) in the phases "lungs", "network" and "postprocess".
@@ -127,7 +127,7 @@ class Predictor:
         Raises:
             InputError: an argument that is not allowed.
             GridMismatchError: lungs on another grid.
-            IntensityError: voxels that are NaN or infinite, or that cannot be Hounsfield units.
+            IntensityError: voxels that are NaN or infinite.
             LungsNotFoundError: no lungs, or the given mask is empty.
             CancelledError: ``cancelled`` said so.
             DeviceError: memory does not suffice for one slice.
@@ -139,7 +139,7 @@ class Predictor:
         doubt = checked_uncertainty(uncertainty)
         seconds: dict[str, float] = {}
         card = self.model.card
-        given, volume = volume, check_hounsfield(volume)
+        _require_finite(volume)
 
         with _timed(seconds, "lungs"):
             found = find_lungs(volume, progress, cancelled) if lungs is None else _given_lungs(lungs, volume)
@@ -174,7 +174,7 @@ class Predictor:
                 progress("postprocess", 1, 1)
 
         with _timed(seconds, "record"):
-            facts = describe_input(given)
+            facts = describe_input(volume)
         record = RunRecord(
             input=facts,
             model=_describe_model(card),
@@ -199,9 +199,7 @@ class Predictor:
             },
             postprocessing={**settings.to_json(), "threshold": threshold},
             seconds=seconds,
-            warnings=tuple(
-                filter(None, [self._precision_warning, *volume.warnings[len(given.warnings) :], *plan.rungs, *warnings])
-            ),
+            warnings=tuple(filter(None, [self._precision_warning, *plan.rungs, *warnings])),
         )
         return Result(mask, maps["probability"], maps["uncertainty"], found, record)
 
@@ -242,6 +240,18 @@ def _given_lungs(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[n
     if labels.max() <= _LEFT and np.array_equal(labels, lungs):
         return labels
     return (lungs != 0).astype(np.uint8)
+
+
+def _require_finite(volume: Volume) -> None:
+    if volume.array.dtype.kind != "f":
+        return
+    # slice by slice: a mask of the whole volume would be a quarter of its size again
+    bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for part in volume.array)
+    if bad:
+        raise IntensityError(
+            f"{bad} voxels of the CT are NaN or infinite; Hounsfield units are needed.",
+            "Replace them by -1024 (air) if they lie outside of the scan.",
+        )
 
 
 def _describe_model(card: Any) -> Mapping[str, Any]:
