@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resample", action="store_true", help="bring the prediction to the reference's grid (nearest neighbor)"
     )
     parser.add_argument(
-        "--tolerance", type=float, metavar="MM", help="tolerance of the normalized surface Dice (default: 1 mm)"
+        "--tolerance", type=float, metavar="MM", help="tolerance of the normalized surface Dice (default: 3 mm)"
     )
     add_batch_arguments(parser)
 

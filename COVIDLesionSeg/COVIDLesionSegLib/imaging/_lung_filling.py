@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,15 @@ _BONE = 150.0
 
 # Vessels and fissures up to twice this wide are taken back into the lung, mm.
 _CLOSING = 6.0
+# Ground glass too dense for AIR is taken back up to this far from the rest, mm.
+_GROUND_GLASS_DEPTH = 16.0
 # A consolidation against the chest wall is at most this thick, mm.
 _CONSOLIDATION_DEPTH = 60.0
-# A piece that a consolidation cuts off lies within this of the rest, mm, and is no smaller than this, mm3.
+# A piece that a consolidation cuts off lies within this of the rest, mm, and is no smaller than this, mm3; single
+# voxels are noise.
 _PIECE_GAP = 12.0
 _SMALLEST_PIECE = 60.0
+_FEWEST_VOXELS = 6
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,20 @@ class Polar:
     behind: Mask
 
     @classmethod
-    def between(cls, sides: NDArray[np.uint8], spacing: Spacing, midline: float) -> Polar:
-        """About the middle between the centers of both lungs; of one lung, its height on the midline (mm along x)."""
+    def between(cls, sides: NDArray[np.uint8], spacing: Spacing, body: tuple[float, float]) -> Polar:
+        """About the middle between the centers of both lungs, or the midline where there is one lung.
+
+        Args:
+            sides: the lungs, uint8 (z, y, x).
+            spacing: (z, y, x) mm.
+            body: center of the body, mm along y and x. The axis never lies behind it: of the lungs' bases alone, the
+                center does.
+        """
         y, x = (np.arange(n) * s for n, s in zip(sides.shape[1:], spacing[1:], strict=True))
         centers = [np.argwhere(sides == side).mean(axis=0) * spacing for side in (1, 2) if (sides == side).any()]
-        center_x = float(np.mean([c[2] for c in centers])) if len(centers) == 2 else midline
-        dy, dx = (y - float(np.mean([c[1] for c in centers])))[:, None], (x - center_x)[None, :]
+        center_y = min(float(np.mean([c[1] for c in centers])), body[0])
+        center_x = float(np.mean([c[2] for c in centers])) if len(centers) == 2 else body[1]
+        dy, dx = (y - center_y)[:, None], (x - center_x)[None, :]
         turn = (np.arctan2(dy, dx) + np.pi) / (2 * np.pi)
         bins = (turn * cls.BINS).astype(np.int64) % cls.BINS
         return cls(np.hypot(dy, dx).astype(np.float32), bins, dy[:, 0] > 0)
@@ -147,7 +160,7 @@ def attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, p
     for _ in range(2):  # a piece can be cut off by another piece
         labels, count = label(free & (sides == 0))
         size = np.bincount(labels.ravel(), minlength=count + 1)
-        large = size * np.prod(spacing) > _SMALLEST_PIECE
+        large = (size * np.prod(spacing) > _SMALLEST_PIECE) & (size >= _FEWEST_VOXELS)
         large[0] = False
         if not large.any():
             break
@@ -163,13 +176,12 @@ def attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, p
         outwards = (polar.radius[voxels[1:]] > outermost) & ((outermost > 0) | polar.behind[voxels[1]])
         outer = (share(gap < _PIECE_GAP) > 0) & (share(outwards) > 0.6)
         adjacent = (share(gap < thin_layer) > 0) & (share(hu < -550.0) > 0.5)
-        ours = ((outer | adjacent) & (share(hu > GAS) > 0.6))[number]
+        ours = (outer | adjacent) & (share(hu > GAS) > 0.6)
         if not ours.any():
             break
-        chosen = tuple(axis[ours] for axis in voxels)
-        nearest = grow(sides, to_lungs <= _PIECE_GAP)
-        sides = sides.copy()
-        sides[chosen] = nearest[chosen]
+        nearest = grow(sides, to_lungs <= _PIECE_GAP)[voxels]
+        side = np.where(share(nearest == 1) >= share(nearest == 2), 1, 2)
+        sides = np.where(ours[labels], side[labels], sides).astype(np.uint8)
     return sides
 
 
@@ -191,8 +203,9 @@ def fill(
     filled = np.zeros_like(sides)
     for side in (1, 2):
         if (sides == side).any():
-            box = bounding_box(sides == side, volume.spacing, 16.0)
-            lung = _filled_side(volume.cropped(box), sides[box] == side, barred[box], polar.cropped(box), check)
+            box = bounding_box(sides == side, volume.spacing, _GROUND_GLASS_DEPTH + 4.0)
+            others = barred[box] | (sides[box] == 3 - side)
+            lung = _filled_side(volume.cropped(box), sides[box] == side, others, polar.cropped(box), check)
             part = filled[box]
             part[lung & (part == 0)] = side
     return filled
@@ -201,7 +214,7 @@ def fill(
 def _filled_side(volume: ReducedVolume, air: Mask, barred: Mask, polar: Polar, check: Callable[[], None]) -> Mask:
     spacing = volume.spacing
     lung = close(air, spacing, _CLOSING)
-    lung |= _ground_glass(volume, lung) & ~barred
+    lung |= _ground_glass(volume, lung, barred)
     lung |= _enclosed(lung)
     check()
     wall = _dents_in_chest_wall(lung, spacing, polar) & (volume.hu < _BONE) & ~barred
@@ -219,15 +232,20 @@ def _filled_side(volume: ReducedVolume, air: Mask, barred: Mask, polar: Polar, c
     return large[labels]
 
 
-def _ground_glass(volume: ReducedVolume, lung: Mask) -> Mask:
-    """Ground glass too dense for the threshold, beside the lung.
+def _ground_glass(volume: ReducedVolume, lung: Mask, barred: Mask) -> Mask:
+    """Ground glass too dense for AIR, connected with the lung.
 
     A voxel half lung and half tissue on the border has such values, too: what counts is a layer of several voxels.
     """
+    from scipy import ndimage
+
     spacing = volume.spacing
-    gap = distance(lung, spacing, 10.0)
-    layer = (volume.hu < GROUND_GLASS) & ~volume.padding & ~lung & (gap < 10.0)
-    return layer & dilate(layer & (gap > 1.6 * max(spacing)), spacing, 4.0)
+    gap = distance(lung, spacing, _GROUND_GLASS_DEPTH)
+    layer = (volume.hu >= AIR) & (volume.hu < GROUND_GLASS) & ~volume.padding & ~lung & ~barred
+    layer &= gap < _GROUND_GLASS_DEPTH
+    labels, count = label(layer)
+    layer = touched(labels, count, ndimage.binary_dilation(lung))[labels]
+    return layer & dilate(layer & (gap > 2.0 * max(spacing)), spacing, 4.0)
 
 
 def _enclosed(lung: Mask) -> Mask:
@@ -235,6 +253,8 @@ def _enclosed(lung: Mask) -> Mask:
 
     A dense mass on a stalk of vessels is; the dome of the liver, open below, is not.
     """
+    from scipy import ndimage
+
     holes = []
     for axis in range(3):
         labels, count = label(~lung, np.moveaxis(IN_PLANE, 0, axis))
@@ -243,7 +263,11 @@ def _enclosed(lung: Mask) -> Mask:
             if other != axis:
                 np.moveaxis(edge, other, 0)[[0, -1]] = True
         holes.append(~touched(labels, count, edge)[labels] & ~lung)
-    return holes[0] & (holes[1] | holes[2])
+    enclosed = holes[0] & (holes[1] | holes[2])
+    # a hilum is enclosed in single slices, a mass in a stack of them
+    stack = np.ones((3, 1, 1), dtype=bool)
+    core = ndimage.binary_erosion(lung | enclosed, stack, border_value=1)
+    return enclosed & ndimage.binary_dilation(core, stack)
 
 
 def _dents_in_chest_wall(lung: Mask, spacing: Spacing, polar: Polar) -> Mask:
@@ -257,14 +281,39 @@ def _dents_in_chest_wall(lung: Mask, spacing: Spacing, polar: Polar) -> Mask:
     if reach:
         wider = ndimage.grey_dilation(wall, (2 * reach + 1, 1), mode="constant", cval=0.0)
         wall = np.maximum(wall, ndimage.grey_erosion(wider, (2 * reach + 1, 1), mode="constant", cval=0.0))
-    # the hull is a chord; the chest wall between its ends bulges outwards
-    arc = int(20.0 / 360.0 * polar.BINS)
-    wider = ndimage.grey_dilation(outermost, (1, 2 * arc + 1), mode="wrap")
-    bulge = ndimage.grey_erosion(np.where(outermost > 0, wider, 0), (1, 2 * arc + 1), mode="wrap")
-    wall = np.where(wall - outermost > 4.0, np.maximum(wall, np.minimum(bulge, wall + 6.0)), wall)
+    wall = np.maximum(wall, np.minimum(_arched(outermost, wall), wall + 10.0))
     # deeper than any dent: the chest wall's side of the lung is somewhere else, the liver lies between
     dent = (wall - outermost <= _CONSOLIDATION_DEPTH) & (outermost > 0.4 * wall)
     wall = np.where(dent, wall, 0)
     # near the axis lies the mediastinum, not the chest wall
     inner = np.maximum(outermost, 0.3 * wall.max(axis=1, keepdims=True))
     return (polar.radius > polar.spread(inner)) & (polar.radius <= polar.spread(wall)) & ~lung
+
+
+def _arched(outermost: NDArray[np.float32], wall: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Radius by (z, bin) where dents are bridged by arches between their ends, within and across slices.
+
+    The convex hull of a slice is only the chord of that arch.
+    """
+    from scipy import ndimage
+
+    known = outermost > 0
+    dent = known & ndimage.binary_dilation(wall - outermost > 4.0, [[0, 0, 0], [1, 1, 1], [0, 0, 0]])
+    sound = known & ~dent
+    arched = np.zeros_like(outermost)
+
+    def bridge(line: NDArray[np.int64], where: tuple[Any, Any]) -> None:
+        ends = np.flatnonzero(sound[where])
+        if len(ends) > 1:
+            radii = np.interp(line, ends, outermost[where][ends], left=0.0, right=0.0)
+            arched[where] = np.maximum(arched[where], radii)
+
+    bins = np.arange(outermost.shape[1])
+    for z in np.flatnonzero(dent.any(axis=1)):
+        # read from the widest gap on, so that a lung across the seam of the bins stays in one piece
+        occupied = np.flatnonzero(known[z])
+        gaps = np.diff(np.append(occupied, occupied[0] + len(bins)))
+        bridge(bins, (z, np.roll(bins, -int(occupied[gaps.argmax()]) - 1)))
+    for number in np.flatnonzero(dent.any(axis=0)):
+        bridge(np.arange(len(outermost)), (slice(None), number))
+    return np.where(dent, arched, outermost)

@@ -36,10 +36,14 @@ from ._morphology import (
 # An adult's trachea has up to 4 cm2, the widened section at its bifurcation up to three times as much, mm2.
 _AIRWAY_AREA = (15.0, 1200.0)
 _AIRWAY_TO_MIDLINE = 60.0
+# Vertebrae are thick and brighter than this, HU; less than so much of it, mm3, says nothing.
+_BONE = 180.0
+_LEAST_BONE = 2000.0
 # Less than this in its widest slice is no lung that anything could be measured in, mm2.
 _SMALLEST_SECTION = 1500.0
 # How far the air is eroded to part two lungs that touch, mm.
-_PARTING = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)
+_FLOODING = (-800.0, -700.0, -600.0, -500.0)
+_PARTING = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 25.0)
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,26 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
         return None
     check()
     inside = (volume.hu < AIR) & ~volume.padding & ~outside
-    main = _lung_like(volume, inside, outside, body)
+    pairs = _opposite_sides(body)
+    main = _lung_like(volume, inside, pairs)
     if not main.any():
         return None
     check()
 
-    part = bounding_box(main, spacing, 25.0)
-    midline = _midline(body, main, spacing) - part[2].start * spacing[2]
+    part = bounding_box(main, spacing, 45.0)
+    height, midline = _center(volume, body, main)
+    height, midline = height - part[1].start * spacing[1], midline - part[2].start * spacing[2]
     volume, main, inside, outside = volume.cropped(part), main[part], inside[part], outside[part]
     airway = _airways(volume, inside, main, midline)
     airway_wall = dilate(airway, spacing, 3.0)
     free = inside & ~airway_wall
     check()
-    sides = _part_sides(spacing, free & dilate(main, spacing, 6.0), main & free, midline)
+    sides = _part_sides(volume, free & dilate(main, spacing, 6.0), main & free, midline)
     if not sides.any():
         return None
     check()
-    polar = Polar.between(sides, spacing, midline)
-    air_sides = attach_pieces(volume, sides, free, polar)
+    polar = Polar.between(sides, spacing, (height, midline))
+    air_sides = attach_pieces(volume, sides, free & (pairs[part] > 0), polar)
     check()
     sides = fill(volume, air_sides, outside | airway, polar, check)
     if _section(sides > 0, spacing) < _SMALLEST_SECTION:
@@ -153,12 +159,12 @@ def _body(volume: ReducedVolume) -> Mask | None:
     return dilate(labels == largest, volume.spacing, 4.0) & tissue
 
 
-def _lung_like(volume: ReducedVolume, inside: Mask, outside: Mask, body: Mask) -> Mask:
+def _lung_like(volume: ReducedVolume, inside: Mask, pairs: NDArray[np.uint8]) -> Mask:
     """Solid pockets of air that have the density of lung and lie inside the body.
 
     Bowel gas, an air hole in a phantom and the trachea are as dark as air all through; lung, even with emphysema, is
-    not. Inside the body means that tissue is met in most directions of the slice: the foam of a table or pillow has
-    the density of lung, but the body on one side only.
+    not. Inside the body means between two parts of it: the foam of a table or pillow has the density of lung, but the
+    body on one side only.
     """
     from scipy import ndimage
 
@@ -180,53 +186,53 @@ def _lung_like(volume: ReducedVolume, inside: Mask, outside: Mask, body: Mask) -
     share = bright / np.maximum(core_size, 1)
     volume_ml = size * np.prod(spacing) / 1000.0
 
-    surrounded = np.bincount(labels[_surrounded(body, outside)], minlength=count + 1)
-    lung = (surrounded > 0.6 * size) & (share > np.where(volume_ml > 200.0, 0.1, 0.6))
-    lung[0] = False
-    if not lung.any():
+    dense = share > np.where(volume_ml > 200.0, 0.1, 0.8)
+    dense[0] = False
+    between = np.where(dense, np.bincount(labels[pairs > 0], minlength=count + 1), 0)
+    inside_body = between > 0.4 * size
+    if not inside_body.any():
         return nothing
-    largest = np.where(lung, size, 0).argmax()
-    lung &= size >= 0.002 * size[largest]
-    # beside the largest, not above or below it like the foam under a hollow back
+    main = int(np.where(inside_body, size, 0).argmax())
+    lung = (between > 0.3 * size) & (size >= 0.002 * size[main])
+    # beside the main one, not above or below it like the foam under a hollow back
     z, y, x = np.nonzero(labels)
     rows = np.bincount(labels[z, y, x], weights=y, minlength=count + 1)
-    low, high = np.percentile(y[labels[z, y, x] == largest], [5, 95])
+    low, high = np.percentile(y[labels[z, y, x] == main], [5, 95])
     lung &= (rows >= low * size) & (rows <= high * size)
+    if _section(lung[labels], spacing) < 2 * _SMALLEST_SECTION:
+        # the apices at best: not the air in front of the neck, which has the body on two sides
+        lung &= np.bincount(labels[pairs == 2], minlength=count + 1) > 0.6 * size
     kept = lung[labels]
     if _section(kept, spacing) < 0.5 * _SMALLEST_SECTION:
         return nothing
     return dilate(kept, spacing, max(3.0, spacing[1])) & inside
 
 
-def _surrounded(body: Mask, outside: Mask) -> Mask:
-    """Voxels that have the body in two of the four directions of their slice at least.
-
-    Beyond the field of view nothing is known: with the body on the left or right, an open end counts as body, too.
-    """
-
-    def seen(mask: Mask, axis: int, *, backwards: bool) -> NDArray[np.uint8]:
-        if backwards:
-            mask = np.flip(mask, axis)
-        found = np.logical_or.accumulate(mask, axis=axis).view(np.uint8)
-        return np.flip(found, axis) if backwards else found
-
-    certain, possible, beside = (np.zeros(body.shape, dtype=np.uint8) for _ in range(3))
+def _opposite_sides(body: Mask) -> NDArray[np.uint8]:
+    """How many of left and right, front and back have the body on both sides of a voxel: 0, 1 or 2."""
+    pairs = np.zeros(body.shape, dtype=np.uint8)
     for axis in (1, 2):
-        for backwards in (False, True):
-            tissue = seen(body, axis, backwards=backwards)
-            certain += tissue
-            possible += tissue | (1 - seen(outside, axis, backwards=backwards))
-            if axis == 2:
-                beside |= tissue
-    return (certain >= 2) | ((beside > 0) & (possible >= 2))
+        forward = np.logical_or.accumulate(body, axis=axis)
+        backward = np.flip(np.logical_or.accumulate(np.flip(body, axis), axis=axis), axis)
+        pairs += forward & backward
+    return pairs
 
 
-def _midline(body: Mask, main: Mask, spacing: Spacing) -> float:
-    """Where left and right meet, mm along x: the body's center in the slices that hold lung."""
-    profile = body[main.any(axis=(1, 2))].sum(axis=(0, 1), dtype=float)
-    if not profile.any():
-        return 0.5 * (body.shape[2] - 1) * spacing[2]
-    return float(np.average(np.arange(body.shape[2]), weights=profile)) * spacing[2]
+def _center(volume: ReducedVolume, body: Mask, main: Mask) -> tuple[float, float]:
+    """The patient's center in the slices that hold lung, mm along y and x.
+
+    Along x it is the spine's where bones are seen: a field of view around one lung has more of the body beside it.
+    """
+    spacing = volume.spacing
+    slices = np.asarray(main.any(axis=(1, 2)))
+    bone = erode((volume.hu > _BONE) & slices[:, None, None], spacing, 4.0)
+    trunk = body[slices]
+    solid = bone if bone.sum() * np.prod(spacing) > _LEAST_BONE else trunk
+    rows, columns = trunk.sum(axis=(0, 2), dtype=float), solid.sum(axis=(0, 1), dtype=float)
+    return (
+        float(np.average(np.arange(len(rows)), weights=rows)) * spacing[1],
+        float(np.average(np.arange(len(columns)), weights=columns)) * spacing[2],
+    )
 
 
 def _airways(volume: ReducedVolume, inside: Mask, main: Mask, midline: float) -> Mask:
@@ -254,8 +260,9 @@ def _airways(volume: ReducedVolume, inside: Mask, main: Mask, midline: float) ->
     return long_enough[labels]
 
 
-def _part_sides(spacing: Spacing, free: Mask, main: Mask, midline: float) -> NDArray[np.uint8]:
+def _part_sides(volume: ReducedVolume, free: Mask, main: Mask, midline: float) -> NDArray[np.uint8]:
     """Label right (1) and left (2): the two large pieces that stay when the air is eroded far enough to part them."""
+    spacing = volume.spacing
     sides = np.zeros(free.shape, dtype=np.uint8)
     if not main.any():
         return sides
@@ -263,7 +270,7 @@ def _part_sides(spacing: Spacing, free: Mask, main: Mask, midline: float) -> NDA
     depth = distance(~free, spacing, 6.5)
     for radius in _PARTING:
         if radius == 8.0:
-            depth = distance(~free, spacing, 16.5)
+            depth = distance(~free, spacing, _PARTING[-1] + 0.5)
         labels, count = label(main & (depth > radius))
         if not count:
             break
@@ -285,7 +292,10 @@ def _part_sides(spacing: Spacing, free: Mask, main: Mask, midline: float) -> NDA
         side = np.where(size < 0.02 * size.max(), 0, np.where(centers < midline, 1, 2)).astype(np.uint8)
         side[0] = 0
         sides = side[labels]
-    return grow(sides, free)
+    # the darkest first: the pleura between two lungs that touch is brighter than the lung on either side
+    for threshold in (*_FLOODING, AIR):
+        sides = grow(sides, free & (volume.hu < threshold))
+    return sides
 
 
 def _sizes_and_centers(labels: Labels, count: int, spacing: Spacing) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

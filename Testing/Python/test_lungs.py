@@ -1,0 +1,512 @@
+"""The lung finder on chests made by code, on what is no chest, and against the experts' masks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from COVIDLesionSegLib.errors import CancelledError, IntensityError, LungsNotFoundError
+from COVIDLesionSegLib.imaging import Geometry, Volume, find_lungs
+
+SUPINE_TABLE, PRONE_TABLE = 128.0, -128.0
+
+
+def millimeters(shape, spacing):
+    """Open grids z, y, x in millimeters about the array's center."""
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
+    return np.meshgrid(*axes, indexing="ij", sparse=True)
+
+
+def ellipsoid(grid, center, radii):
+    """Center and radii as (x, y, z) mm."""
+    return sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid[::-1], center, radii, strict=True)) <= 1
+
+
+class Chest:
+    """A chest made by code: ``hu`` float32 and ``truth`` (1 right, 2 left) on an axial grid."""
+
+    def __init__(
+        self,
+        spacing=(4.0, 2.0, 2.0),
+        extent=(280.0, 260.0, 360.0),
+        shape=None,
+        lung=-850.0,
+        sides=(1, 2),
+        touching=False,
+        arms=False,
+        table=SUPINE_TABLE,
+        heart=45.0,
+    ):
+        self.spacing = spacing
+        shape = shape or tuple(max(1, round(e / s)) for e, s in zip(extent, spacing, strict=True))
+        self.grid = millimeters(shape, spacing)
+        _, y, x = self.grid
+        everywhere = np.ones(shape, dtype=bool)
+        self.hu = np.full(shape, -1000, dtype=np.float32)
+        self.hu[everywhere & ((x / 165) ** 2 + (y / 112) ** 2 <= 1)] = -100
+        self.hu[everywhere & ((x / 155) ** 2 + (y / 102) ** 2 <= 1)] = 45
+        if arms:
+            for side in (-1, 1):
+                self.hu[everywhere & (((x - side * 185) / 16) ** 2 + ((y - 10) / 22) ** 2 <= 1)] = 45
+        self.truth = np.zeros(shape, dtype=np.uint8)
+        distance = 59 if touching else 75
+        for side in sides:
+            center = -distance if side == 1 else distance
+            self.truth[ellipsoid(self.grid, (center, 0, 0), (60, 80, 112))] = side
+        if not touching:
+            inside = ellipsoid(self.grid, (15, -25, -45), (55, 45, 60))
+            self.hu[inside] = heart
+            self.truth[inside] = 0
+        self.hu[self.truth > 0] = lung
+        self.hu[everywhere & ((x / 18) ** 2 + ((y - 62) / 18) ** 2 <= 1)] = 300
+        if not touching:
+            self._add_airways()
+        if table is not None:
+            top = np.abs(y - table)
+            self.hu[everywhere & (top < 13) & (np.abs(x) < 170)] = -940
+            self.hu[everywhere & (np.abs(top - 13) < 1.5) & (np.abs(x) < 170)] = -50
+
+    def _add_airways(self):
+        z, y, x = self.grid
+        wall = (z > 18) & ((x / 11) ** 2 + ((y - 12) / 11) ** 2 <= 1)
+        self.hu[wall] = 45
+        self.truth[wall] = 0
+        self.airway = (z > 20) & ((x / 9) ** 2 + ((y - 12) / 9) ** 2 <= 1)
+        for side in (-1, 1):
+            along = np.clip(x * side * 0.6 + (20 - z) * 0.8, 0, 45)
+            off = (x - side * 0.6 * along) ** 2 + (y - 12) ** 2 + (z - 20 + 0.8 * along) ** 2
+            self.hu[off <= 64] = 45
+            self.airway |= off <= 36
+        _, _, x = self.grid
+        self.truth[self.airway & (np.abs(x) < 15)] = 0
+        self.hu[self.airway] = -1000
+
+    def consolidate(self, center, radius, hu=30.0):
+        """Fill a ball, as far as it lies in the lungs."""
+        ball = ellipsoid(self.grid, center, (radius,) * 3) & (self.truth > 0)
+        self.hu[ball] = hu
+        return ball
+
+    def volume(self, noise=0.0, dtype=np.int16):
+        hu = self.hu + np.random.default_rng(1).normal(0, noise, self.hu.shape) if noise else self.hu
+        return as_volume(hu, self.spacing, dtype)
+
+
+def as_volume(hu, spacing, dtype=np.int16):
+    array = np.clip(hu, -3024, 3000).astype(dtype)
+    return Volume(array, Geometry(array.shape[::-1], spacing[::-1]))
+
+
+def overlap(found, truth):
+    return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
+
+
+def assert_lungs(found, truth, least, least_side=None):
+    assert found.dtype == np.uint8
+    assert found.shape == truth.shape
+    assert overlap(found > 0, truth > 0) >= least
+    for side in np.unique(truth[truth > 0]):
+        assert overlap(found == side, truth == side) >= (least_side or least), f"side {side}"
+
+
+@pytest.mark.parametrize(
+    ("spacing", "extent"),
+    [
+        ((0.5, 1.0, 1.0), (60, 260, 360)),
+        ((1.0, 0.5, 0.5), (30, 260, 360)),
+        ((2.0, 0.7, 0.7), (100, 260, 360)),
+        ((3.0, 1.5, 1.5), (280, 260, 360)),
+        ((5.0, 1.0, 1.0), (280, 260, 360)),
+        ((10.0, 0.8, 0.8), (280, 260, 360)),
+        ((5.0, 9.0, 9.0), (280, 360, 360)),  # 40 x 40
+        ((10.0, 9.0, 9.0), (280, 360, 360)),
+    ],
+)
+def test_any_spacing(spacing, extent):
+    chest = Chest(spacing, extent)
+    assert_lungs(find_lungs(chest.volume()), chest.truth, 0.985)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "noise"),
+    [((4.0, 2.0, 2.0), 50), ((2.5, 1.0, 1.0), 100), ((5.0, 1.0, 1.0), 100), ((5.0, 9.0, 9.0), 100)],
+)
+def test_sharp_kernel_noise(spacing, noise):
+    chest = Chest(spacing)
+    assert_lungs(find_lungs(chest.volume(noise)), chest.truth, 0.98)
+
+
+@pytest.mark.parametrize("options", [{"lung": -600}, {"lung": -700}, {"lung": -930}, {"heart": 280}, {"arms": True}])
+def test_other_patients(options):
+    chest = Chest(extent=(280, 260, 420), **options)
+    assert_lungs(find_lungs(chest.volume(20)), chest.truth, 0.985)
+
+
+def test_prone_patient_keeps_right_and_left():
+    chest = Chest(table=PRONE_TABLE)
+    assert_lungs(find_lungs(chest.volume()), chest.truth, 0.99)
+
+
+def test_table_and_air_around_are_left_out():
+    chest = Chest(arms=True, extent=(280, 300, 420))
+    found = find_lungs(chest.volume(20))
+    _, y, x = chest.grid
+    outside_body = np.broadcast_to((x / 165) ** 2 + (y / 112) ** 2 > 1, found.shape)
+    assert not found[outside_body].any()
+
+
+def test_airways_are_left_out():
+    chest = Chest((2.0, 1.0, 1.0), (200, 260, 360))
+    found = find_lungs(chest.volume())
+    between_the_lungs = chest.airway & (np.abs(chest.grid[2]) < 14)
+    assert np.count_nonzero(found[between_the_lungs]) < 0.02 * np.count_nonzero(between_the_lungs)
+
+
+def test_lungs_that_touch_are_parted_where_they_touch():
+    chest = Chest((4.0, 1.5, 1.5), touching=True)
+    assert (chest.truth == 1)[:, :, 119:121].any() or (chest.truth == 2)[:, :, 119:121].any()
+    found = find_lungs(chest.volume(30))
+    assert_lungs(found, chest.truth, 0.99, 0.98)
+
+
+@pytest.mark.parametrize(
+    ("center", "radius"),
+    [
+        ((-125, 10, 0), 25),  # against the lateral chest wall
+        ((100, 55, -30), 28),  # against the posterior chest wall
+        ((-80, 0, 20), 20),  # inside
+        ((-105, -50, 30), 15),  # against the anterior chest wall
+    ],
+)
+def test_consolidation_stays_inside(center, radius):
+    chest = Chest((3.0, 1.5, 1.5))
+    ball = chest.consolidate(center, radius)
+    found = find_lungs(chest.volume(20))
+    assert np.count_nonzero(found[ball]) > 0.93 * np.count_nonzero(ball)
+    assert_lungs(found, chest.truth, 0.985)
+
+
+def test_dense_ground_glass_at_the_diaphragm_stays_inside():
+    chest = Chest((3.0, 1.5, 1.5))
+    ball = chest.consolidate((-60, 30, -95), 22, hu=-320)
+    found = find_lungs(chest.volume(40))
+    assert np.count_nonzero(found[ball]) > 0.95 * np.count_nonzero(ball)
+
+
+def test_lung_cut_off_by_a_consolidation_stays_inside():
+    chest = Chest((3.0, 1.5, 1.5))
+    lung = chest.truth == 1
+    _, y, _ = chest.grid
+    band = lung & (np.abs(y - 45) < 4)
+    behind = lung & (y >= 49)
+    chest.hu[band] = 20
+    found = find_lungs(chest.volume(20))
+    assert np.count_nonzero(found[behind]) > 0.97 * np.count_nonzero(behind)
+    assert np.count_nonzero(found[band]) > 0.95 * np.count_nonzero(band)
+
+
+def test_stomach_and_bowel_gas_beneath_the_lungs_is_left_out():
+    chest = Chest((3.0, 1.5, 1.5))
+    gas = np.zeros(chest.hu.shape, dtype=bool)
+    for center, radii in (
+        ((60, -30, -128), (45, 35, 12)),
+        ((-70, -45, -130), (20, 20, 9)),
+        ((0, -75, -60), (14, 9, 14)),
+    ):
+        gas |= ellipsoid(chest.grid, center, radii) & (chest.truth == 0)
+    chest.hu[gas] = -990
+    near = gas & (chest.hu == -990)
+    found = find_lungs(chest.volume(20))
+    assert np.count_nonzero(found[near]) < 0.02 * np.count_nonzero(near)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_one_lung_gets_its_own_label(side):
+    chest = Chest(sides=(side,))
+    found = find_lungs(chest.volume(20))
+    assert set(np.unique(found)) == {0, side}
+    assert_lungs(found, chest.truth, 0.985)
+
+
+@pytest.mark.parametrize(("side", "columns"), [(1, slice(0, 88)), (2, slice(92, 180))])
+def test_one_lung_in_the_field_of_view_gets_its_own_label(side, columns):
+    chest = Chest()
+    truth = np.where(chest.truth == side, side, 0)[:, :, columns]
+    found = find_lungs(as_volume(chest.hu[:, :, columns], chest.spacing))
+    assert_lungs(found, truth, 0.97)
+
+
+@pytest.mark.parametrize("z", [20, 35, 50])
+@pytest.mark.parametrize("thickness", [0.5, 5.0])
+def test_one_slice(z, thickness):
+    chest = Chest((4.0, 1.0, 1.0))
+    found = find_lungs(as_volume(chest.hu[z : z + 1], (thickness, 1.0, 1.0)))
+    assert_lungs(found, chest.truth[z : z + 1], 0.98)
+
+
+def test_lungs_cut_by_first_and_last_slice():
+    chest = Chest((2.0, 1.0, 1.0))
+    part = slice(60, 80)
+    assert_lungs(find_lungs(as_volume(chest.hu[part], chest.spacing)), chest.truth[part], 0.985)
+
+
+@pytest.mark.parametrize("padding", [-2000, -3024])
+@pytest.mark.parametrize("radius", [90, 120, 175])
+def test_padding_outside_the_field_of_view(padding, radius):
+    chest = Chest()
+    _, y, x = chest.grid
+    outside = np.broadcast_to(y**2 + x**2 > radius**2, chest.hu.shape)
+    chest.hu[outside] = padding
+    chest.truth[outside] = 0
+    assert_lungs(find_lungs(chest.volume(20)), chest.truth, 0.955)
+
+
+def test_padding_with_the_value_of_air_where_it_cuts_the_lungs():
+    chest = Chest()
+    _, y, x = chest.grid
+    outside = np.broadcast_to(y**2 + x**2 > 120**2, chest.hu.shape)
+    chest.hu[outside] = -1024
+    chest.truth[outside] = 0
+    assert_lungs(find_lungs(as_volume(np.maximum(chest.hu, -1024), chest.spacing)), chest.truth, 0.955)
+
+
+def test_field_of_view_within_the_chest():
+    chest = Chest()
+    window = (slice(None), slice(20, 110), slice(40, 140))
+    assert_lungs(find_lungs(as_volume(chest.hu[window], chest.spacing)), chest.truth[window], 0.98)
+
+
+def test_float_and_integer_voxels_give_the_same():
+    chest = Chest((5.0, 3.0, 3.0))
+    whole = np.rint(chest.hu)
+    assert np.array_equal(
+        find_lungs(as_volume(whole, chest.spacing)), find_lungs(as_volume(whole, chest.spacing, np.float32))
+    )
+
+
+def orientations():
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            yield order, signs
+
+
+@pytest.mark.parametrize(("order", "signs"), list(orientations()))
+def test_every_orientation_gives_the_same(order, signs, a_small_chest):
+    """Index axis a of the turned image runs along LPS axis order[a], forward or backward."""
+    chest, expected = a_small_chest
+    flips = tuple(2 - axis for axis, sign in zip(order, signs, strict=True) if sign < 0)
+    # array axes are z, y, x: axis 2 - a of the turned array is axis 2 - order[a] of the straight one
+    transpose = tuple(2 - order[2 - axis] for axis in range(3))
+    turned = np.flip(chest.hu, flips).transpose(transpose)
+    direction = np.zeros((3, 3))
+    for axis in range(3):
+        direction[order[axis], axis] = signs[axis]
+    spacing = tuple(chest.spacing[::-1][order[axis]] for axis in range(3))
+    geometry = Geometry(turned.shape[::-1], spacing, direction=tuple(direction.ravel()))
+    found = find_lungs(Volume(np.ascontiguousarray(turned.astype(np.int16)), geometry))
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, np.flip(expected, flips).transpose(transpose))
+
+
+@pytest.fixture(scope="module")
+def a_small_chest():
+    chest = Chest((7.0, 4.5, 4.0))
+    found = find_lungs(chest.volume())
+    assert_lungs(found, chest.truth, 0.98)
+    return chest, found
+
+
+def noise(low, high, shape=(60, 150, 150)):
+    return np.random.default_rng(2).uniform(low, high, shape)
+
+
+def gaussian_noise(mean, deviation, shape=(60, 150, 150)):
+    return np.clip(np.random.default_rng(3).normal(mean, deviation, shape), -1024, 3000)
+
+
+def water_phantom(hole):
+    grid = z, y, x = millimeters((40, 120, 120), (4.0, 2.0, 2.0))
+    hu = np.full((40, 120, 120), -1000.0)
+    hu[((x / 100) ** 2 + (y / 100) ** 2 <= 1) & (np.abs(z) < 1e3)] = 0
+    hu[ellipsoid(grid, (10, 0, 0), (hole,) * 3)] = -1000
+    return hu + np.random.default_rng(4).normal(0, 20, hu.shape)
+
+
+def head_phantom():
+    grid = millimeters((40, 120, 120), (4.0, 2.0, 2.0))
+    hu = np.full((40, 120, 120), -1000.0)
+    for radii, value in (((80, 95, 75), 40), ((74, 89, 70), 1000), ((68, 83, 64), 35)):
+        hu[ellipsoid(grid, (0, 0, 0), radii)] = value
+    for center, radii, value in (
+        ((-20, -60, -20), (14, 12, 15), -1000),
+        ((20, -60, -20), (14, 12, 15), -1000),
+        ((50, 20, -30), (12, 15, 12), -600),
+        ((-50, 20, -30), (12, 15, 12), -600),
+    ):
+        hu[ellipsoid(grid, center, radii)] = value
+    return hu
+
+
+def abdomen():
+    chest = Chest(sides=())
+    hu = np.where(chest.airway, 45, chest.hu)
+    random = np.random.default_rng(5)
+    for _ in range(14):
+        center, radii = random.uniform((-100, -60, -120), (100, 20, 120)), random.uniform(10, 28, 3)
+        hu[ellipsoid(chest.grid, center, radii)] = random.choice([-1000, -980, -950])
+    return hu
+
+
+@pytest.mark.parametrize(
+    ("hu", "spacing"),
+    [
+        (abdomen, (4.0, 2.0, 2.0)),
+        (head_phantom, (4.0, 2.0, 2.0)),
+        (lambda: water_phantom(15), (4.0, 2.0, 2.0)),
+        (lambda: water_phantom(40), (4.0, 2.0, 2.0)),
+        (lambda: water_phantom(80), (4.0, 2.0, 2.0)),
+        (lambda: Chest(sides=()).hu, (4.0, 2.0, 2.0)),
+        (lambda: noise(-1024, 1024), (2.0, 1.0, 1.0)),
+        (lambda: noise(-1024, 1024), (3.0, 2.0, 2.0)),
+        (lambda: noise(-1024, 1024, (40, 40, 40)), (5.0, 8.0, 8.0)),
+        (lambda: gaussian_noise(0, 500), (3.0, 2.0, 2.0)),
+        (lambda: gaussian_noise(-700, 300), (3.0, 2.0, 2.0)),
+        (lambda: gaussian_noise(-1000, 40), (3.0, 2.0, 2.0)),
+        *(
+            (lambda value=value: np.full((30, 100, 100), value), (3.0, 2.0, 2.0))
+            for value in (0, 40, -400, -850, -1024)
+        ),
+        (lambda: np.full((30, 100, 100), -3024), (3.0, 2.0, 2.0)),
+        (lambda: np.full((1, 1, 1), -850), (3.0, 2.0, 2.0)),
+    ],
+)
+def test_no_lungs(hu, spacing):
+    with pytest.raises(LungsNotFoundError, match=r"No lungs were found in .*chest CT.*lung mask"):
+        find_lungs(as_volume(hu(), spacing))
+
+
+def test_voxels_that_are_not_a_number():
+    chest = Chest((5.0, 3.0, 3.0))
+    chest.hu[20, 40, 50] = np.nan
+    with pytest.raises(IntensityError, match="not a number"):
+        find_lungs(Volume(chest.hu, Geometry(chest.hu.shape[::-1], chest.spacing[::-1])))
+
+
+def test_the_input_is_left_alone():
+    chest = Chest((5.0, 3.0, 3.0))
+    volume = chest.volume()
+    before = volume.array.copy()
+    find_lungs(volume)
+    assert np.array_equal(volume.array, before)
+
+
+def test_progress_runs_to_its_end():
+    steps = []
+    find_lungs(Chest((5.0, 3.0, 3.0)).volume(), progress=lambda *step: steps.append(step))
+    assert {phase for phase, _, _ in steps} == {"lungs"}
+    assert {total for _, _, total in steps} == {100}
+    done = [done for _, done, _ in steps]
+    assert done == sorted(done)
+    assert done[-1] == 100
+    assert done[0] < 20
+
+
+@pytest.mark.parametrize("after", [0, 30, 60, 65, 70, 80])
+def test_stops_when_asked(after):
+    asked = []
+
+    def cancelled():
+        asked.append(None)
+        return len(asked) > after
+
+    with pytest.raises(CancelledError):
+        find_lungs(Chest((5.0, 3.0, 3.0)).volume(), cancelled=cancelled)
+    assert len(asked) == after + 1
+
+
+# Real data. Three of the cases touch the filling outside of their crop, which is not part of a CT: body instead.
+CASES = ["001", "002", "004", "005", "006", "007", "008", "009"]
+CROPPED_WITHIN_THE_LUNGS = {"002", "004", "005"}
+
+
+@pytest.fixture(scope="module")
+def read(shared):
+    sitk = pytest.importorskip("SimpleITK")
+
+    def read(name):
+        image = sitk.ReadImage(str(shared(f"data/{name}")))
+        return sitk.GetArrayFromImage(image), Geometry.from_sitk(image)
+
+    return read
+
+
+def filled_outside(array, hu=0):
+    """The array with the filling that is connected to its slices' borders replaced."""
+    from scipy import ndimage
+
+    in_plane = np.zeros((3, 3, 3), dtype=bool)
+    in_plane[1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = ndimage.label(array == -1024, in_plane)
+    outside = np.zeros(count + 1, dtype=bool)
+    for border in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
+        outside[border] = True
+    outside[0] = False
+    return np.where(outside[labels], hu, array)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_expert_lungs(case, read):
+    array, geometry = read(f"covid19-ct-seg/coronacases_{case}_ct.nii.gz")
+    expert = read(f"covid19-ct-seg/coronacases_{case}_lungs.nii.gz")[0] > 0
+    lesion = read(f"covid19-ct-seg/coronacases_{case}_lesion.nii.gz")[0] > 0
+    if case in CROPPED_WITHIN_THE_LUNGS:
+        array = filled_outside(array)
+    found = find_lungs(Volume(array.astype(np.int16), geometry))
+    assert overlap(found > 0, expert) >= 0.97
+    assert np.count_nonzero(lesion & (found == 0)) <= 0.12 * np.count_nonzero(lesion)
+    right, left = np.count_nonzero(found == 1), np.count_nonzero(found == 2)
+    assert 0.55 < left / right < 1.1
+    # side by side: hardly a voxel of the right lung lies left of the left lung's center
+    columns = np.arange(array.shape[2])
+    center = [np.average(columns, weights=(found == side).sum(axis=(0, 1))) for side in (1, 2)]
+    assert center[0] < center[1]
+
+
+def read_series(folder):
+    sitk = pytest.importorskip("SimpleITK")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    return sitk.GetArrayFromImage(image), Geometry.from_sitk(image)
+
+
+def volumes_ml(found, geometry):
+    return [np.count_nonzero(found == side) * geometry.voxel_ml for side in (1, 2)]
+
+
+def test_a_whole_dicom_study(shared):
+    array, geometry = read_series(shared("data/covid-ct-md/dicom/covid_P001"))
+    found = find_lungs(Volume(array.astype(np.int16), geometry))
+    right, left = volumes_ml(found, geometry)
+    assert 3000 < right < 3250
+    assert 2900 < left < 3150
+    # seen in the pictures: the trachea, foam and air under the back, gas in stomach and bowel, apex and sinus
+    assert not found[120, 215:230, 225:240].any()
+    assert not found[:, 405:].any()
+    assert not found[:30, :150].any()
+    occupied = np.flatnonzero(found.any(axis=(1, 2)))
+    assert occupied[0] <= 1
+    assert 136 <= occupied[-1] <= 142
+
+
+def test_a_whole_normal_chest(read):
+    array, geometry = read("covid-ct-md/normal001_ct.nii.gz")
+    found = find_lungs(Volume(array.astype(np.int16), geometry))
+    right, left = volumes_ml(found, geometry)
+    assert 1800 < right < 1970
+    assert 1550 < left < 1700
+    occupied = np.flatnonzero(found.any(axis=(1, 2)))
+    assert occupied[0] <= 6
+    assert 134 <= occupied[-1] <= 140
