@@ -2,7 +2,8 @@
 
     python Testing/benchmarks/lung_finder.py
 
-In the cases 002, 004 and 005 the lungs touch the -1024 HU outside the crop, which no scanner makes; it is filled with 0 HU.
+In the cases 002, 004 and 005 the lungs touch the -1024 HU outside the crop, which no scanner makes; it is filled with
+0 HU.
 """
 
 from __future__ import annotations
