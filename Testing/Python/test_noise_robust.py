@@ -170,6 +170,18 @@ def test_draws_depend_on_seed_purpose_step_and_index_alone():
     assert np.abs(gaussian_noise(1, Purpose.STUDENT_NOISE, 5, [0], (1, 64, 64), 0.1, 0.2)).max() <= np.float32(0.2)
 
 
+def test_varying_noise_also_shows_clean_images():
+    draws = [
+        gaussian_noise(1, Purpose.STUDENT_NOISE, step, range(8), (1, 32, 32), 0.1, None, True) for step in range(40)
+    ]
+    spread = np.concatenate(draws).std(axis=(1, 2, 3))
+    assert spread.min() < 0.005
+    assert 0.09 < spread.max() < 0.105
+    assert spread.mean() == pytest.approx(0.05, abs=0.006)
+    part = gaussian_noise(1, Purpose.STUDENT_NOISE, 0, [5], (1, 32, 32), 0.1, None, True)
+    assert np.array_equal(draws[0][5:6], part)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

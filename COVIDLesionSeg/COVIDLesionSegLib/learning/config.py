@@ -209,6 +209,8 @@ class EnsemblingSettings:
         per_sample: decide lambda for each image instead of the mini-batch (choice: off).
         noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
         noise_clip: largest absolute noise; 0 does not clip (choice).
+        noise_varies: draw each image's standard deviation from [0, noise_sd) (choice). Off: always noise_sd; the
+            network then never sees an image as clean as those that it will judge, and misses the lesions in them.
     """
 
     enabled: bool = True
@@ -226,6 +228,7 @@ class EnsemblingSettings:
     per_sample: bool = False
     noise_sd: float = 0.1
     noise_clip: float = 0.2
+    noise_varies: bool = True
 
     def __post_init__(self) -> None:
         for name in ("alpha_early", "alpha_late"):

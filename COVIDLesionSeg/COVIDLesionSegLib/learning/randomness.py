@@ -48,6 +48,7 @@ def gaussian_noise(
     shape: tuple[int, ...],
     sd: float,
     clip: float | None,
+    varies: bool = False,
 ) -> NDArray[np.float32]:
     """Gaussian noise for the samples of a batch.
 
@@ -59,12 +60,14 @@ def gaussian_noise(
         shape: of one image, (C, H, W).
         sd: standard deviation.
         clip: largest absolute value, or None.
+        varies: draw each image's standard deviation from [0, sd).
 
     Returns:
         float32 (len(samples), *shape).
     """
     noise = np.empty((len(samples), *shape), dtype=np.float32)
     for row, sample in zip(noise, samples, strict=True):
-        draw(seed, purpose, step, sample).standard_normal(dtype=np.float32, out=row)
-    noise *= np.float32(sd)
+        generator = draw(seed, purpose, step, sample)
+        generator.standard_normal(dtype=np.float32, out=row)
+        row *= np.float32(sd * generator.random() if varies else sd)
     return noise if clip is None else np.clip(noise, -clip, clip, out=noise)

@@ -396,7 +396,9 @@ class _Job:
         # places in the global batch; pseudo-labeled images count behind all labeled ones
         places = [*self.places, *(run.batch_size + place for place in self.pseudo_places)]
         shape, clip = tuple(images.shape[1:]), settings.noise_clip or None
-        noise = gaussian_noise(run.seed, purpose, self.step, places, shape, settings.noise_sd, clip)
+        noise = gaussian_noise(
+            run.seed, purpose, self.step, places, shape, settings.noise_sd, clip, settings.noise_varies
+        )
         return torch.from_numpy(noise).to(images)
 
     def _kept(self, logits: Tensor, label: Tensor, entry: dict[str, float]) -> Tensor:
