@@ -1,0 +1,38 @@
+"""The worker: child processes that segment and measure, so that the caller's process needs no PyTorch and never waits.
+
+:class:`Client` sends requests to a warm child; its process and timer are given to it. :func:`blocking_client` makes one
+for scripts. :mod:`.jobs` holds detached jobs that outlive their parent.
+"""
+
+from .blocking import BlockingLoop, SubprocessProcess, blocking_client
+from .client import Client, Request, WorkerFailedError, wait
+from .values import (
+    ACTIONS,
+    ERROR_KINDS,
+    Process,
+    ProcessListener,
+    Progress,
+    Reply,
+    Timer,
+    WorkerError,
+    WorkerSettings,
+)
+
+__all__ = [
+    "ACTIONS",
+    "ERROR_KINDS",
+    "BlockingLoop",
+    "Client",
+    "Process",
+    "ProcessListener",
+    "Progress",
+    "Reply",
+    "Request",
+    "SubprocessProcess",
+    "Timer",
+    "WorkerError",
+    "WorkerFailedError",
+    "WorkerSettings",
+    "blocking_client",
+    "wait",
+]

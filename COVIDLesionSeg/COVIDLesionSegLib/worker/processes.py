@@ -1,0 +1,188 @@
+"""Process trees: who belongs to a process, killing all of them, and telling a process from a later one of its number.
+
+Standard library only. Linux is read from /proc, other POSIX systems through ``ps``, Windows through its own tools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_WINDOWS = sys.platform == "win32"
+_PROC = Path("/proc")
+
+
+class _Entry(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+    session: int
+    state: str
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process, its descendants, and whoever else is in a process group or session that one of them leads.
+
+    Returns at once; a process that is gone already is no error. The process itself comes first, so that it can't start
+    more.
+    """
+    if _WINDOWS:
+        _taskkill(pid)
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # it must not start new ones while we look
+        os.kill(pid, signal.SIGSTOP)
+    victims = tree(pid) | {pid}
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(victim, signal.SIGKILL)
+    # who was started between looking and killing
+    for victim in tree(pid, victims) - victims:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(victim, signal.SIGKILL)
+
+
+def tree(pid: int, known: set[int] | None = None) -> set[int]:
+    """Ids of a process's descendants and of all in the groups and sessions that they lead, without this process.
+
+    Args:
+        pid: the process at the top.
+        known: further processes whose descendants count.
+    """
+    if _WINDOWS:
+        return set()
+    found = {pid} | (known or set())
+    entries = [entry for entry in _processes() if entry.pid != os.getpid() and entry.state != "Z"]
+    while True:
+        new = {e.pid for e in entries if {e.parent, e.group, e.session} & found} - found
+        if not new:
+            return found - {pid, os.getpid()}
+        found |= new
+
+
+def kill_descendants() -> None:
+    """Kill everything that this process started, not the process itself."""
+    if _WINDOWS:
+        # a process that ends with its job or console takes its children with it only if asked: children first
+        for child in _windows_children(os.getpid()):
+            _taskkill(child)
+        return
+    for victim in tree(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(victim, signal.SIGKILL)
+
+
+def lead_own_group() -> None:
+    """Make this process the leader of a session and process group of its own, so that its tree can be found."""
+    if not _WINDOWS:
+        # a leader already: nothing to do
+        with contextlib.suppress(PermissionError):
+            os.setsid()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    if _WINDOWS:
+        return _windows_start(pid) is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return next((e.state != "Z" for e in _processes(pid) if e.pid == pid), False)
+
+
+def start_time(pid: int) -> str | None:
+    """When a process started, as text that only this process has under this id; None if there is none.
+
+    On Linux the boot's id and clock ticks since then: a process after a restart of the machine is another one.
+    """
+    if _WINDOWS:
+        return _windows_start(pid)
+    if _PROC.is_dir():
+        try:
+            ticks = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
+        except (OSError, IndexError):
+            return None
+        return f"{_boot()} {ticks}"
+    done = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def usable_processors() -> int:
+    """Processors that this process may use: its affinity, and the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    return max(1, count)
+
+
+def _processes(only: int | None = None) -> Iterator[_Entry]:
+    if _PROC.is_dir():
+        for folder in [str(only)] if only is not None else [path.name for path in _PROC.iterdir()]:
+            if folder.isdigit():
+                # a process may end while we look
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    rest = (_PROC / folder / "stat").read_text().rpartition(")")[2].split()
+                    yield _Entry(int(folder), int(rest[1]), int(rest[2]), int(rest[3]), rest[0])
+        return
+    listed = subprocess.run(
+        ["/bin/ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=False
+    )
+    for line in listed.stdout.splitlines():
+        pid, parent, group, state = line.split()
+        yield _Entry(int(pid), int(parent), int(group), 0, state[0])
+
+
+def _boot() -> str:
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _taskkill(pid: int) -> None:
+    flags: Any = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    subprocess.run(
+        ["taskkill", "/PID", str(pid), "/T", "/F"],
+        capture_output=True,
+        check=False,
+        creationflags=flags,  # noqa: S607
+    )
+
+
+def _windows_start(pid: int) -> str | None:
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009
+    handle = kernel.OpenProcess(0x1000, False, pid)
+    if not handle:
+        return None
+    try:
+        code = ctypes.c_ulong()
+        kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+        times = [ctypes.c_ulonglong() for _ in range(4)]
+        kernel.GetProcessTimes(handle, *[ctypes.byref(time) for time in times])
+        still_active = 259
+        return str(times[0].value) if code.value == still_active else None
+    finally:
+        kernel.CloseHandle(handle)
+
+
+def _windows_children(pid: int) -> list[int]:
+    query = f"(Get-CimInstance Win32_Process -Filter 'ParentProcessId={pid}').ProcessId"
+    done = subprocess.run(
+        ["powershell", "-NoProfile", "-Command", query],
+        capture_output=True,
+        text=True,
+        check=False,  # noqa: S607
+    )
+    return [int(line) for line in done.stdout.split() if line.isdigit() and int(line) != os.getpid()]
