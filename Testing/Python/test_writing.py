@@ -349,17 +349,18 @@ def in_slicer(*arguments: str | Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("order", "signs", "degrees"),
+    ("order", "signs", "degrees", "crop"),
     [
-        ((0, 1, 2), (1.0, 1.0, 1.0), (0, 0, 0)),
-        ((0, 1, 2), (1.0, 1.0, -1.0), (20, -11, 7)),  # left-handed
-        ((2, 0, 1), (-1.0, 1.0, 1.0), (5, 33, -12)),
+        ((0, 1, 2), (1.0, 1.0, 1.0), (0, 0, 0), False),
+        ((0, 1, 2), (1.0, 1.0, -1.0), (20, -11, 7), False),  # left-handed
+        ((2, 0, 1), (-1.0, 1.0, 1.0), (5, 33, -12), False),
+        ((2, 0, 1), (-1.0, 1.0, 1.0), (5, 33, -12), True),
     ],
 )
-def test_slicer_shows_names_colors_codes_and_voxels(tmp_path, order, signs, degrees):
+def test_slicer_shows_names_colors_codes_and_voxels(tmp_path, order, signs, degrees, crop):
     labels = lesion_labels(grid(order, signs, degrees))
     labels = LabelVolume(labels.array, labels.geometry, {**labels.names, 3: "left lung"})
-    write_labels(labels, tmp_path / "m.seg.nrrd")
+    write_labels(labels, tmp_path / "m.seg.nrrd", crop)
     segments = in_slicer("read", tmp_path / "m.seg.nrrd")
     assert list(segments) == ["lesion", "consolidation", "left_lung"]
     for value, name in labels.names.items():
@@ -432,3 +433,21 @@ def test_a_damaged_description_of_segments_is_told(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"Segment0_LabelValue:=1", b"Segment0_LabelValue:=x"))
     with pytest.raises(ReadError, match="Segment0_LabelValue is 'x'"):
         read_labels(path)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["lesion", "no lesion"])
+def test_a_cropped_segmentation_is_small_and_comes_back_on_the_whole_grid(tmp_path, empty):
+    labels = lesion_labels(grid((2, 0, 1), (-1.0, 1.0, 1.0), (5, 33, -12)))
+    if empty:
+        labels = LabelVolume(np.zeros_like(labels.array), labels.geometry, labels.names)
+    write_labels(labels, tmp_path / "m.seg.nrrd", crop=True)
+    assert np.prod(sitk.ReadImage(str(tmp_path / "m.seg.nrrd")).GetSize()) < labels.array.size
+    again = read_labels(tmp_path / "m.seg.nrrd")
+    assert again.geometry.difference(labels.geometry) == ""
+    assert np.array_equal(again.array, labels.array)
+    assert again.names == labels.names
+
+
+def test_only_a_segmentation_is_cropped(tmp_path):
+    with pytest.raises(InputError, match="can hold a part of the grid"):
+        write_labels(lesion_labels(grid()), tmp_path / "m.nii.gz", crop=True)

@@ -27,8 +27,15 @@ class Segment:
     layer: int
 
 
-def segment_fields(labels: LabelVolume) -> dict[str, str]:
+def segment_fields(
+    labels: LabelVolume, whole: Geometry | None = None, offset: tuple[int, int, int] = (0, 0, 0)
+) -> dict[str, str]:
     """Header fields of a single-layer segmentation, as Slicer 5 reads them.
+
+    Args:
+        labels: what is written.
+        whole: grid of the image that was segmented, where only a box of it is written.
+        offset: first voxel (i, j, k) of the box in it.
 
     Raises:
         InputError: more segments than a segmentation can sensibly hold.
@@ -41,15 +48,16 @@ def segment_fields(labels: LabelVolume) -> dict[str, str]:
             f"The label map would become {len(names)} segments; at most {_MOST_SEGMENTS} are written.",
             "Write it as .nii.gz or .nrrd instead.",
         )
-    grid = labels.geometry
-    extent = " ".join(f"0 {n - 1}" for n in grid.size)
+    grid = whole or labels.geometry
+    extent = " ".join(f"0 {n - 1}" for n in labels.geometry.size)
     # with it Slicer keeps the whole grid when the user saves an edited segmentation, else it crops to the segments
-    reference = ";".join(map(repr, map(float, grid.ijk_to_ras.ravel()))) + ";" + extent.replace(" ", ";") + ";"
+    numbers = [*map(repr, map(float, grid.ijk_to_ras.ravel())), *(f"0;{n - 1}" for n in grid.size)]
+    reference = ";".join(numbers) + ";"
     fields = {
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_ConversionParameters": f"{_REFERENCE}|{reference}|Geometry of the segmented image.&",
         "Segmentation_MasterRepresentation": "Binary labelmap",
-        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+        "Segmentation_ReferenceImageExtentOffset": " ".join(map(str, offset)),
     }
     for index, (value, name) in enumerate(sorted(names.items())):
         style = segment_style(name, value)

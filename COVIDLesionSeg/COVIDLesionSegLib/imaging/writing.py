@@ -51,7 +51,7 @@ def write_volume(volume: Volume | NDArray[Any], path: Path | str, geometry: Geom
     _write(array, grid, Path(path), {})
 
 
-def write_labels(labels: LabelVolume, path: Path | str) -> None:
+def write_labels(labels: LabelVolume, path: Path | str, crop: bool = False) -> None:
     """Write a label map; as ``.seg.nrrd`` with the names, colors and codes that Slicer shows.
 
     Every name in ``labels.names`` becomes a segment, also one without a voxel; so does every value without a name.
@@ -59,19 +59,27 @@ def write_labels(labels: LabelVolume, path: Path | str) -> None:
     Args:
         labels: written as uint8, or uint16 where a value is above 255.
         path: file to make or replace; its ending says the format, see :data:`WRITTEN_SUFFIXES`.
+        crop: write only the box around the labels, as Slicer does; for ``.seg.nrrd``, whose header holds the whole
+            grid, so that ``read_labels`` and Slicer put the box back in its place.
 
     Raises:
         OutputError: the file can't be written; nothing half-written stays.
         InputError: an ending that is not known, or values that are no labels.
     """
     path = Path(path)
+    is_segmentation = image_suffix(path) == ".seg.nrrd"
+    if crop and not is_segmentation:
+        raise InputError(f"Only a .seg.nrrd can hold a part of the grid; {path.name} is another format.")
+    whole, offset = labels.geometry, (0, 0, 0)
+    if crop:
+        labels, offset = _cropped(labels)
     array = labels.array
     if array.dtype == bool:
         array = array.view(np.uint8)
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 65535:
         raise InputError(f"Labels are whole numbers from 0 to 65535; these are {array.dtype}.")
     array = array.astype(np.uint8 if array.max() <= 255 else np.uint16, copy=False)
-    fields = segment_fields(labels) if image_suffix(path) == ".seg.nrrd" else {}
+    fields = segment_fields(labels, whole, offset) if is_segmentation else {}
     _write(array, labels.geometry, path, fields)
 
 
@@ -86,6 +94,24 @@ def require_other_file(output: Path | str, inputs: Iterable[Path | str]) -> None
         same = output.resolve() == given.resolve()
         if same or (output.exists() and given.exists() and output.samefile(given)):
             raise InputError(f"The output {output} is an input; choose another output.")
+
+
+def _cropped(labels: LabelVolume) -> tuple[LabelVolume, tuple[int, int, int]]:
+    """The box around the labels, one voxel of background where there are none, and its first voxel (i, j, k)."""
+    # rows of a mask are mostly empty: what is in them at all is found first, and only there is looked further
+    planes = np.flatnonzero([plane.any() for plane in labels.array])
+    if not len(planes):
+        box = (slice(0, 1),) * 3
+    else:
+        part = labels.array[planes[0] : planes[-1] + 1]
+        rows, columns = (np.flatnonzero(part.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+        box = (
+            slice(int(planes[0]), int(planes[-1]) + 1),
+            slice(int(rows[0]), int(rows[-1]) + 1),
+            slice(int(columns[0]), int(columns[-1]) + 1),
+        )
+    cropped = LabelVolume(labels.array[box], labels.geometry.cropped(box), labels.names, labels.name)
+    return cropped, (box[2].start, box[1].start, box[0].start)
 
 
 def _write(array: NDArray[Any], geometry: Geometry, path: Path, fields: dict[str, str]) -> None:
