@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, LungsNotFoundError
-from ..imaging import Geometry, LabelVolume, Volume, read_labels, read_volume
+from ..imaging import Geometry, LabelVolume, Volume, common_grid, is_dicom_seg, read_labels, read_volume
 from ._arguments import Label
 
 _log = logging.getLogger(__name__)
@@ -62,15 +62,15 @@ def read_study(files: StudyFiles) -> Study:
 
     volume = read_volume(files.ct, files.series, files.rescale)
     notes = list(volume.warnings)
-    lesion = read_mask(files.lesion, files.label, "lesion mask")
+    lesion = read_mask(files.lesion, files.label, "lesion mask", volume.geometry)
     lesion.geometry.require_same(volume.geometry, "lesion mask", "CT")
     lobes = None
     if files.lobes is not None:
-        lobes = read_labels(files.lobes)
+        lobes = read_labels(files.lobes, geometry=volume.geometry)
         lobes.geometry.require_same(volume.geometry, "lobe map", "CT")
     lungs: LabelVolume | np.ndarray | None = None
     if files.lungs is not None:
-        lungs = read_labels(files.lungs)
+        lungs = read_labels(files.lungs, geometry=volume.geometry)
         lungs.geometry.require_same(volume.geometry, "lung mask", "CT")
     elif lobes is None:
         try:
@@ -81,19 +81,20 @@ def read_study(files: StudyFiles) -> Study:
     return Study(volume, lesion.array != 0, lungs, lobes, notes)
 
 
-def read_mask(path: Path, label: Label | None, what: str) -> LabelVolume:
+def read_mask(path: Path, label: Label | None, what: str, geometry: Geometry | None = None) -> LabelVolume:
     """Read one label of a label map.
 
     Args:
         path: the file.
         label: value or name; None needs a map with one label at most.
         what: its name in messages.
+        geometry: the grid to put a DICOM SEG on.
 
     Raises:
         ReadError: not a readable label map.
         InputError: several labels and no choice among them, or a name that no segment has.
     """
-    labels = read_labels(path, label)
+    labels = read_labels(path, label, geometry)
     if label is not None:
         if not labels.array.any():
             _log.warning("%s: label %s does not occur in %s, so the mask is empty.", what, label, path.name)
@@ -108,6 +109,32 @@ def read_mask(path: Path, label: Label | None, what: str) -> LabelVolume:
             "Choose one with --label.",
         )
     return labels
+
+
+def read_pair(
+    prediction: Path, reference: Path, prediction_label: Label | None, reference_label: Label | None
+) -> tuple[LabelVolume, LabelVolume]:
+    """Read a segmentation and its reference.
+
+    A DICOM SEG, which holds only the slices with something in them, is put on the other's grid; two of them are put on
+    the grid that both are parts of.
+
+    Raises:
+        ReadError, InputError: as :func:`read_mask`.
+        GridMismatchError: a DICOM SEG that doesn't lie on the other's grid.
+    """
+    files = ((prediction, prediction_label, "prediction"), (reference, reference_label, "reference"))
+    found = [read_mask(*file) for file in files]
+    partial = [is_dicom_seg(path) for path, _, _ in files]
+    if any(partial) and found[0].geometry.difference(found[1].geometry):
+        if all(partial):
+            grid = common_grid(found[0].geometry, found[1].geometry)
+        else:
+            grid = found[partial.index(False)].geometry
+        if grid is not None:
+            for index, file in enumerate(files):
+                found[index] = read_mask(*file, grid) if partial[index] else found[index]
+    return found[0], found[1]
 
 
 def resampled(labels: LabelVolume, geometry: Geometry) -> LabelVolume:

@@ -128,12 +128,11 @@ def _evaluate(
 ) -> dict[str, Any]:
     from ..measurement import evaluate
     from ..measurement.tables import plain
-    from ._study import read_mask, resampled
+    from ._study import read_pair, resampled
 
     label = as_label(case["label"]) if case.get("label") else None
-    reference = read_mask(Path(case["reference"]), label, "reference")
     own = label if prediction_label is None else prediction_label
-    prediction = read_mask(Path(case["prediction"]), own, "prediction")
+    prediction, reference = read_pair(Path(case["prediction"]), Path(case["reference"]), own, label)
     moved = bool(resample and prediction.geometry.difference(reference.geometry))
     if moved:
         prediction = resampled(prediction, reference.geometry)

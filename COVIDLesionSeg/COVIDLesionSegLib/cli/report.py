@@ -176,7 +176,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     notes = list(study.notes)
     reference = None
     if "reference" in paths:
-        given = read_mask(paths["reference"], label, "reference")
+        given = read_mask(paths["reference"], label, "reference", study.volume.geometry)
         given.geometry.require_same(study.volume.geometry, "reference", "CT")
         reference = given.mask()
     earlier = None

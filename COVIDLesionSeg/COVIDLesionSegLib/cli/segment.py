@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import atomic_path, write_json
+from ..imaging import PATIENT_NOTICE
 from ..manifest import case_id, read_manifest
 from ._batch import file_fingerprint, run_batch
 from ._progress import ProgressBar
 
 if TYPE_CHECKING:
-    from ..inference import Predictor
+    from ..imaging import SegSource, Volume
+    from ..inference import Predictor, Result
 
 HELP = "find lesions in a CT file, a DICOM folder, many of them, or a manifest"
-FORMATS = ("nii.gz", "seg.nrrd")
+# format -> ending of the mask's name
+FORMATS = {"nii.gz": ".nii.gz", "seg.nrrd": ".seg.nrrd", "dicom-seg": ".dcm"}
 STATE_FILE = "segment_state.jsonl"
 
 
@@ -36,6 +39,11 @@ class Study:
     mask: Path
     lungs: Path | None = None
     series: str | None = None
+
+    @property
+    def is_dicom_seg(self) -> bool:
+        """Whether the mask is to be a DICOM SEG."""
+        return _format_of(self.mask.name) == "dicom-seg"
 
     @property
     def record(self) -> Path:
@@ -57,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help="folder, made if absent, or a file ending in .nii.gz or .seg.nrrd",
+        help="folder, made if absent, or a file ending in .nii.gz, .seg.nrrd or .dcm (DICOM SEG)",
     )
     parser.add_argument("--manifest", type=Path, help="CSV with a column ct and, if wanted, id, lungs, series")
     parser.add_argument("--model", help="model id (see `models list`) or file; the default model if absent")
@@ -80,7 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rescale", nargs=2, type=float, metavar=("SLOPE", "INTERCEPT"), help="HU = SLOPE x stored value + INTERCEPT"
     )
-    parser.add_argument("--format", choices=FORMATS, help="format of masks in an output folder (default: nii.gz)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="format of masks in an output folder (default: nii.gz); dicom-seg carries the patient's data from the CT",
+    )
     parser.add_argument("--resume", action="store_true", help="skip studies that an earlier run has done")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -93,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     studies = _studies(arguments)
     _refuse_to_overwrite_inputs(studies)
+    if any(study.is_dicom_seg for study in studies):
+        print(f"note: {PATIENT_NOTICE}", file=sys.stderr)
     postprocessing = PostProcessing(
         threshold=arguments.threshold,
         minimum_volume_ml=arguments.minimum_volume,
@@ -166,9 +180,9 @@ def _studies(arguments: argparse.Namespace) -> list[Study]:
         raise InputError(f"The output {output} is one file, but there are {len(rows)} studies; give a folder.")
     elif arguments.format and arguments.format != named:
         raise InputError(
-            f"The output {output.name} does not end in .{arguments.format}; leave --format out or rename it."
+            f"The output {output.name} does not end in {FORMATS[arguments.format]}; leave --format out or rename it."
         )
-    ending = f"_lesions.{arguments.format or FORMATS[0]}"
+    ending = f"_lesions{FORMATS[arguments.format or 'nii.gz']}"
 
     studies = []
     for row in rows:
@@ -190,7 +204,7 @@ def _refuse_unknown_format(output: Path) -> None:
         output.suffix.lower() in {".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".gz", ".png", ".json", ".csv"}
         and not output.is_dir()
     ):
-        endings = " or ".join(f".{name}" for name in FORMATS)
+        endings = " or ".join(FORMATS.values())
         raise InputError(f"The output {output.name} has an unknown format; end it in {endings}, or name a folder.")
     if output.is_file():
         raise InputError(f"The output {output} is a file; name a folder, or a file ending in a known format.")
@@ -208,15 +222,16 @@ def _refuse_to_overwrite_inputs(studies: Sequence[Study]) -> None:
 def _segment(
     study: Study, predictor: Predictor, postprocessing: Any, arguments: argparse.Namespace, progress: ProgressBar
 ) -> dict[str, Any]:
-    from ..imaging import LabelVolume, lungs_from_mask, read_labels, read_volume, write_labels, write_volume
+    from ..imaging import lungs_from_mask, read_labels, read_volume, write_volume
     from ..measurement import quantify
 
     start = time.perf_counter()
     progress("reading", 0, 1)
     volume = read_volume(study.ct, series=study.series, rescale=tuple(arguments.rescale) if arguments.rescale else None)
+    seg_source = _seg_source(study, volume) if study.is_dicom_seg else None
     lungs = None
     if study.lungs is not None:
-        given = read_labels(study.lungs)
+        given = read_labels(study.lungs, geometry=volume.geometry)
         given.geometry.require_same(volume.geometry, "lung mask", "CT")
         lungs = lungs_from_mask(given, volume)
     read = time.perf_counter()
@@ -233,10 +248,11 @@ def _segment(
     progress("writing", 0, 1)
     written = time.perf_counter()
     quantities = quantify(volume, result.mask, result.lungs)
+    notes = list(volume.warnings)
     # everything is written under temporary names first and renamed together: a full disk leaves nothing behind
     with contextlib.ExitStack() as stack:
         mask = stack.enter_context(atomic_path(study.mask))
-        write_labels(LabelVolume(result.mask.view("uint8"), volume.geometry, {1: "lesion"}), mask)
+        notes += _write_mask(result, volume, mask, seg_source)
         maps = {"probability": result.probability, "uncertainty": result.uncertainty}
         for name, array in maps.items():
             if array is not None:
@@ -253,8 +269,31 @@ def _segment(
         "lesion_percent_of_lung": quantities["involvement"]["value"],
         "seconds": round(sum(seconds.values()), 3),
         "device": record["device"],
-        "warnings": [*volume.warnings, *record["warnings"]],
+        "warnings": list(dict.fromkeys([*notes, *record["warnings"]])),
     }
+
+
+def _seg_source(study: Study, volume: Volume) -> SegSource:
+    """What the DICOM SEG will refer to; better to hear of what is missing before the work than after it."""
+    from ..imaging import read_seg_source
+
+    if volume.source["format"] != "DICOM":
+        raise InputError(
+            f"A DICOM SEG can be written for a CT in DICOM only; {study.ct.name} is {volume.source['format']}.",
+            "Choose --format seg.nrrd or nii.gz.",
+        )
+    return read_seg_source(study.ct, study.series)
+
+
+def _write_mask(result: Result, volume: Volume, path: Path, source: SegSource | None) -> Sequence[str]:
+    """Write the mask in the format that its name asks for; returns sentences about what is odd."""
+    from ..imaging import DicomSegment, LabelVolume, SegmentAlgorithm, write_dicom_seg, write_labels
+
+    if source is None:
+        write_labels(LabelVolume(result.mask.view("uint8"), volume.geometry, {1: "lesion"}), path)
+        return ()
+    segment = DicomSegment("lesion", result.mask, SegmentAlgorithm.from_record(result.record.to_json()))
+    return write_dicom_seg(path, [segment], volume.geometry, source)
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -267,9 +306,9 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def _format_of(name: str) -> str | None:
-    return next((ending for ending in FORMATS if name.lower().endswith("." + ending)), None)
+    return next((known for known, ending in FORMATS.items() if name.lower().endswith(ending)), None)
 
 
 def _without_format(name: str) -> str:
-    ending = _format_of(name)
-    return name[: -len(ending) - 1] if ending else name
+    known = _format_of(name)
+    return name[: -len(FORMATS[known])] if known else name

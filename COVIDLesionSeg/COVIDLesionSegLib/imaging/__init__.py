@@ -2,6 +2,8 @@
 
 from ._image_file import image_stem, image_suffix
 from .dicom import dicom_files
+from .dicom_seg import PATIENT_NOTICE, DicomSegment, SegmentAlgorithm, SegSource, read_seg_source, write_dicom_seg
+from .dicom_seg_reading import common_grid, is_dicom_seg, read_dicom_seg
 from .geometry import AxialView, Geometry
 from .lung_masks import divide_lungs, lung_box, lungs_from_mask
 from .lungs import find_lungs
@@ -13,26 +15,35 @@ from .window import apply_window
 from .writing import require_other_file, write_labels, write_volume
 
 __all__ = [
+    "PATIENT_NOTICE",
     "AxialView",
     "Code",
+    "DicomSegment",
     "Geometry",
     "LabelVolume",
+    "SegSource",
+    "SegmentAlgorithm",
     "SegmentStyle",
     "Volume",
     "apply_window",
     "check_hounsfield",
+    "common_grid",
     "dicom_files",
     "divide_lungs",
     "find_lungs",
     "image_stem",
     "image_suffix",
+    "is_dicom_seg",
     "lung_box",
     "lungs_from_mask",
+    "read_dicom_seg",
     "read_labels",
+    "read_seg_source",
     "read_volume",
     "require_other_file",
     "segment_style",
     "segment_styles",
+    "write_dicom_seg",
     "write_labels",
     "write_volume",
 ]

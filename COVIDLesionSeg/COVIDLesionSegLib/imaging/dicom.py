@@ -45,6 +45,21 @@ class DicomVolume:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class DicomStack:
+    """The slices of a CT series in order, before their voxels are read.
+
+    Attributes:
+        files: one a slice, in the order of the array's axis z.
+        geometry: the grid.
+        warnings: sentences about what was odd but usable.
+    """
+
+    files: tuple[Path, ...]
+    geometry: Geometry
+    warnings: tuple[str, ...]
+
+
 def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
     """Read the CT series of a DICOM folder (subfolders included), or the one that a DICOM file belongs to.
 
@@ -65,10 +80,25 @@ def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
     return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd))
 
 
+def dicom_stack(source: Path | str | Sequence[Path | str], series: str | None = None) -> DicomStack:
+    """The files and the grid of the series that :func:`read_dicom` would read.
+
+    Args:
+        source: a folder, one DICOM file of the series, or all of its files (as Slicer's DICOM database lists them).
+        series: SeriesInstanceUID; needed where there are several CT series.
+
+    Raises:
+        ReadError, SeriesChoiceError, GeometryError: as :func:`read_dicom`.
+    """
+    given = Path(source) if isinstance(source, str | Path) else [Path(file) for file in source]
+    images, notes = _choose(given, series)
+    images, geometry, odd = stack_slices(images)
+    return DicomStack(tuple(image.path for image in images), geometry, (*notes, *odd))
+
+
 def dicom_files(path: Path | str, series: str | None = None) -> list[Path]:
     """The files of the series that :func:`read_dicom` would read, one a slice, in the order of its array's axis z."""
-    images, _, _ = stack_slices(_choose(Path(path), series)[0])
-    return [image.path for image in images]
+    return list(dicom_stack(path, series).files)
 
 
 def is_dicom(path: Path) -> bool:
@@ -82,8 +112,12 @@ def is_dicom(path: Path) -> bool:
 # Finding the series
 
 
-def _choose(path: Path, series: str | None) -> tuple[list[DicomSlice], list[str]]:
-    if path.is_dir():
+def _choose(path: Path | Sequence[Path], series: str | None) -> tuple[list[DicomSlice], list[str]]:
+    if not isinstance(path, Path):
+        images, others = _scan(path)
+        if not images:
+            raise ReadError(f"None of the {len(path)} files given is a DICOM image; a DICOM CT series is needed.")
+    elif path.is_dir():
         images, others = _scan(_files_below(path))
     else:
         found = _read_tags(path)
@@ -93,7 +127,7 @@ def _choose(path: Path, series: str | None) -> tuple[list[DicomSlice], list[str]
             raise ReadError(f"{path.name} is a DICOM file without an image.", "Give the folder of the CT series.")
         series = series or found.series
         images, others = _scan(_readable(path.parent.iterdir()))
-    if not images:
+    if not images and isinstance(path, Path):
         raise _no_images(path, others)
 
     by_series: dict[str, list[DicomSlice]] = {}
@@ -111,7 +145,7 @@ def _choose(path: Path, series: str | None) -> tuple[list[DicomSlice], list[str]
     uid = series or next(iter(ct))
 
     notes = []
-    if not path.is_dir() and len(ct[uid]) > 1:
+    if isinstance(path, Path) and not path.is_dir() and len(ct[uid]) > 1:
         notes.append(f"The file is one of {len(ct[uid])} slices; the whole series was read.")
     if left_out := [image for image in images if image.role != "CT"]:
         notes.append(f"Left out beside the CT: {_roles(left_out)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from ..files import sha256_file
 from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
 from .dicom import is_dicom, read_dicom
+from .dicom_seg_reading import read_dicom_seg
+from .geometry import Geometry
 from .plausibility import check_hounsfield, is_integral, rescaled
+from .segments import chosen_value
 from .volume import LabelVolume, Volume
 
 _SUPPORTED = "a DICOM folder, or a file ending in " + ", ".join(FORMATS)
@@ -85,13 +88,15 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
     return check_hounsfield(Volume(array, geometry, image_stem(path), source, warnings))
 
 
-def read_labels(path: Path | str, label: int | str | None = None) -> LabelVolume:
-    """Read a label map or mask from a NIfTI, NRRD (also Slicer's ``.seg.nrrd``) or MetaImage file.
+def read_labels(path: Path | str, label: int | str | None = None, geometry: Geometry | None = None) -> LabelVolume:
+    """Read a label map or mask from a NIfTI, NRRD (also Slicer's ``.seg.nrrd``), MetaImage or DICOM SEG file.
 
     Args:
         path: the file.
         label: keep this label only, by value or (``.seg.nrrd``) by name; all others become background. A value that
             does not occur gives an empty mask, since a lesion may well be absent.
+        geometry: grid of the CT, for a DICOM SEG, which holds only the slices with something in them; other files have
+            a grid of their own.
 
     Returns:
         The labels, uint8 or uint16, on their own grid, with the names that the file knows. The segments of a
@@ -106,10 +111,12 @@ def read_labels(path: Path | str, label: int | str | None = None) -> LabelVolume
     """
     path = _existing(path)
     if path.is_dir() or not image_suffix(path):
+        if path.is_file() and is_dicom(path):
+            return read_dicom_seg(path, label, geometry)
         what = "a folder" if path.is_dir() else "of a format that is not known"
         raise ReadError(
-            f"{path.name} is {what}; a label map needs a file ending in {', '.join(FORMATS)} or .seg.nrrd.",
-            "Load a DICOM segmentation in Slicer and save it as .seg.nrrd.",
+            f"{path.name} is {what}; a label map needs a DICOM SEG, or a file ending in {', '.join(FORMATS)} or "
+            ".seg.nrrd."
         )
     file = read_image_file(path, components=True)
     segments = read_segments(file.metadata)
@@ -125,7 +132,7 @@ def read_labels(path: Path | str, label: int | str | None = None) -> LabelVolume
     # the value of each segment in the result; layers count anew, because their values may repeat
     layered = array.ndim == 4
     names = {(index if layered else s.value): s.name for index, s in enumerate(segments, start=1)}
-    kept = _value_of(label, names, path)
+    kept = chosen_value(label, names, path)
     if layered:
         chosen = [(s, value) for s, value in zip(segments, names, strict=True) if kept in (None, value)]
         array = merge_layers(array, [s for s, _ in chosen], [value for _, value in chosen], path.name)
@@ -206,13 +213,3 @@ def _as_labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
             "Is it the CT? Give the label map." if low < 0 else "",
         )
     return array.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
-
-
-def _value_of(label: int | str | None, names: Mapping[int, str], path: Path) -> int | None:
-    if not isinstance(label, str):
-        return label
-    for value, name in names.items():
-        if name == label:
-            return value
-    known = ", ".join(names.values()) or "none"
-    raise InputError(f"{path.name} has no segment named {label}; its names are: {known}.")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..resources import load_json
 
 
@@ -88,6 +91,21 @@ def segment_style(name: str, value: int = 1) -> SegmentStyle:
             return style
     # hues a golden ratio apart stay distinct however many there are
     return SegmentStyle("", name, colorsys.hsv_to_rgb((0.08 + 0.618034 * value) % 1.0, 0.65, 0.95))
+
+
+def chosen_value(label: int | str | None, names: Mapping[int, str], path: Path) -> int | None:
+    """The value of the label that was asked for by value or name; None where none was.
+
+    Raises:
+        InputError: a name that no segment has.
+    """
+    if not isinstance(label, str):
+        return label
+    for value, name in names.items():
+        if name == label:
+            return value
+    known = ", ".join(names.values()) or "none"
+    raise InputError(f"{path.name} has no segment named {label}; its names are: {known}.")
 
 
 def _code(entry: dict[str, Any], name: str) -> Code | None:
