@@ -41,6 +41,23 @@ def install(extras: str) -> None:
     stamp.write_text(wanted)
 
 
+def processes() -> int:
+    """How many processes run tests side by side; each may need 3 GB."""
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def parallel(arguments: list[str]) -> list[str]:
+    """The arguments for pytest, sharing the tests among processes unless they say how many themselves."""
+    chosen = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
+    return arguments if chosen else ["-n", str(processes()), "--dist", "worksteal", *arguments]
+
+
+def one_share_each() -> dict[str, str]:
+    """The environment in which each process computes with its share of the processor cores."""
+    share = max(1, (os.cpu_count() or 1) // processes())
+    return {"OMP_NUM_THREADS": str(share), **os.environ}
+
+
 def main(argv: list[str]) -> int:
     if sys.version_info < (3, 11):
         print(f"error: this is Python {sys.version.split()[0]}; 3.11 or newer is needed.", file=sys.stderr)
@@ -52,7 +69,7 @@ def main(argv: list[str]) -> int:
     install(EXTRAS[command])
     if command == "demo":
         return subprocess.run([PYTHON, "-m", "COVIDLesionSegLib", "demo", *rest]).returncode
-    status = subprocess.run([PYTHON, "-m", "pytest", *rest], cwd=HERE).returncode
+    status = subprocess.run([PYTHON, "-m", "pytest", *parallel(rest)], cwd=HERE, env=one_share_each()).returncode
     if status == 0 and "--long" in rest:
         # the speed checks; what they print stands in docs/speed.md
         status = subprocess.run([PYTHON, "Testing/benchmarks/run_all.py"], cwd=HERE).returncode
