@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train",
     "fine-tune": "fine_tune",
     "pseudo-label": "pseudo_label",
+    "worker": "worker",
 }
 
 EXIT_SOME_FAILED = 3

@@ -26,8 +26,8 @@ Entries = dict[str, dict[str, Any]]
 def quantify(
     volume: Volume,
     lesion: NDArray[Any] | LabelVolume,
-    lungs: NDArray[Any] | LabelVolume | None = None,
-    lobes: NDArray[Any] | LabelVolume | None = None,
+    lungs: NDArray[Any] | LabelVolume | zones.Lungs | None = None,
+    lobes: NDArray[Any] | LabelVolume | zones.Lobes | None = None,
     *,
     lobe_map: str | Mapping[int, str] | None = None,
     consolidation_from: float | None = None,
@@ -38,7 +38,8 @@ def quantify(
         volume: the CT, HU.
         lesion: (z, y, x) on the CT's grid; any label is lesion.
         lungs: on the same grid, 1 right lung and 2 left lung with the lesions in them; a mask with one label is divided
-            into right and left where they can be told apart. None takes the lobes, if given.
+            into right and left where they can be told apart. None takes the lobes, if given. What
+            :meth:`.zones.Lungs.read` made of them saves the time where the same lungs are measured again and again.
         lobes: lobe labels on the same grid, e.g. lungmask's or TotalSegmentator's.
         lobe_map: which label value is which lobe, see :func:`.zones.lobe_values`; None finds out.
         consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.

@@ -43,9 +43,15 @@ class Lobes:
 
     @classmethod
     def read(
-        cls, given: NDArray[Any] | LabelVolume, geometry: Geometry, choice: str | Mapping[int, str] | None = None
+        cls,
+        given: NDArray[Any] | LabelVolume | Lobes,
+        geometry: Geometry,
+        choice: str | Mapping[int, str] | None = None,
     ) -> Lobes:
-        """Take what the user gave; ``choice`` as in :func:`lobe_values`."""
+        """Take what the user gave, or what was read before; ``choice`` as in :func:`lobe_values`."""
+        if isinstance(given, Lobes):
+            geometry.require_shape(given.array, "lobe map")
+            return given
         array = integer_labels(given, geometry, "lobe map")
         counts = np.zeros(int(array.max()) + 1, np.int64)
         for part in array:
@@ -93,12 +99,14 @@ class Lungs:
     status: str = "ok"
 
     @classmethod
-    def read(cls, given: NDArray[Any] | LabelVolume | None, lobes: Lobes | None, geometry: Geometry) -> Lungs:
-        """Take what the user gave, else the lobes, else nothing.
+    def read(cls, given: NDArray[Any] | LabelVolume | Lungs | None, lobes: Lobes | None, geometry: Geometry) -> Lungs:
+        """Take what the user gave, or what was read before, else the lobes, else nothing.
 
         Raises:
             InputError: labels other than 1 and 2.
         """
+        if isinstance(given, Lungs):
+            return given
         if given is not None:
             array = integer_labels(given, geometry, "lung mask")
         elif lobes is not None:

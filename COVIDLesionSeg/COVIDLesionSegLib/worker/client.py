@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,7 @@ class Client:
         lines = [
             f"COVIDLesionSeg {__version__}, worker of kind {self.kind}, protocol {p.VERSION}",
             f"parent: Python {platform.python_version()}, {platform.platform()}",
-            f"command: {' '.join(self._command())}",
+            f"command: {' '.join(PurePath(word).name for word in self._command())}",
             f"transport: {'pipe' if self.settings.uses_pipe else 'file'}; {state}; children so far: {self.generation}",
             *([] if connection is None or connection.hello is None else [f"child: {_described(connection.hello)}"]),
             "",

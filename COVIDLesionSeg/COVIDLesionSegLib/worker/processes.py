@@ -152,13 +152,9 @@ def _boot() -> str:
 
 
 def _taskkill(pid: int) -> None:
+    command = ["taskkill", "/PID", str(pid), "/T", "/F"]
     flags: Any = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-    subprocess.run(
-        ["taskkill", "/PID", str(pid), "/T", "/F"],
-        capture_output=True,
-        check=False,
-        creationflags=flags,  # noqa: S607
-    )
+    subprocess.run(command, capture_output=True, check=False, creationflags=flags)
 
 
 def _windows_start(pid: int) -> str | None:
@@ -179,10 +175,6 @@ def _windows_start(pid: int) -> str | None:
 
 def _windows_children(pid: int) -> list[int]:
     query = f"(Get-CimInstance Win32_Process -Filter 'ParentProcessId={pid}').ProcessId"
-    done = subprocess.run(
-        ["powershell", "-NoProfile", "-Command", query],
-        capture_output=True,
-        text=True,
-        check=False,  # noqa: S607
-    )
+    command = ["powershell", "-NoProfile", "-Command", query]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(line) for line in done.stdout.split() if line.isdigit() and int(line) != os.getpid()]

@@ -354,13 +354,18 @@ class Decoder:
                 return complete
             complete.append(frame)
 
+    @property
+    def in_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return self._frame is not None or bool(self._buffer)
+
     def finish(self) -> None:
         """The stream has ended.
 
         Raises:
             ProtocolError: in the middle of a frame.
         """
-        if self._frame is not None or self._buffer:
+        if self.in_frame:
             raise ProtocolError("The stream ended in the middle of a message.")
 
     def _next(self) -> Frame | None:

@@ -10,7 +10,7 @@ from typing import Any
 # settings whose texts are the program's own words; a model may also be a file, which is taken out like all paths
 _PUBLIC = frozenset({"device", "precision", "model", "uncertainty", "variant", "registration", "format", "unit"})
 _QUOTED = re.compile(r"(['\"])(?P<path>(?:[A-Za-z]:|~)?[^'\"\n]{0,200}?[/\\][^'\"\n]*)\1")
-_PLAIN = re.compile(r"(?<![\w.~])(?P<path>(?:[A-Za-z]:|~)?[/\\][^\s'\",;:()<>\[\]{}]+)")
+_PLAIN = re.compile(r"(?<![\w.~>])(?P<path>(?:[A-Za-z]:|~)?[/\\][^\s'\",;:()<>\[\]{}]+)")
 
 
 def secrets(parameters: Any, public: bool = False) -> set[str]:
@@ -36,6 +36,4 @@ def scrubbed(text: str, hidden: Iterable[str]) -> str:
 
 def _shortened(path: str) -> str:
     parts = re.split(r"[/\\]+", path.rstrip("/\\"))
-    if path.startswith("<path>"):
-        return path
     return f"<path>/{'/'.join(parts[-2:])}" if parts[-1].endswith(".py") else "<path>"

@@ -1,0 +1,379 @@
+"""The tasks of a worker of kind "measurement", which needs no PyTorch and holds the studies that it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GridMismatchError, InputError
+from ..imaging import Volume, find_lungs
+from ..measurement import LiveEvaluation, compare_timepoints, error_map, evaluate, quantify, zones
+from ..measurement._parallel import run_all
+from ..measurement.longitudinal import TimePoint
+from ..measurement.surface import DEFAULT_TOLERANCE_MM
+from .faults import NotOpenError
+from .protocol import geometry_from_json
+from .tasks import Answer, Work, find_lungs_in
+
+Mask = NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+_MASKS = ("lesion", "reference")
+
+
+class Measurements:
+    """Tasks of kind "measurement". All arrays are (z, y, x) on the CT's grid; masks are lesion where not 0.
+
+    ``open``: holds a study under a name until ``close`` or the end of the process: parameters ``study`` (the name),
+    ``geometry`` and, if given, ``name``, ``rescale``, ``tolerance`` (mm, of the normalized surface Dice),
+    ``minimum_overlap``, ``consolidation_from`` (HU), ``lobe_map``, ``find_lungs`` (true: where no lungs come along);
+    arrays ``volume`` and, if there are any, ``lungs``, ``lobes``, ``lesion``, ``reference``. Answers the figures, see
+    ``update``, and the array ``lungs`` if they were found.
+
+    ``update``: a mask has changed. Parameters ``study`` and, for each array that comes along, in ``boxes`` its place
+    ``{"lesion": [[z0, z1], [y0, y1], [x0, x1]]}`` (stop excluded; without a box the array is the whole mask); ``drop``:
+    ["reference"] takes a mask away. Answers the values ``quantities`` (of :func:`.quantify`; null without a lesion),
+    ``evaluation`` (of :func:`.evaluate`; null without a reference) and ``notes``.
+
+    ``close``: forgets ``study``.
+
+    ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``.
+    ``evaluate``: ``study``, or ``geometry`` with the arrays ``prediction`` and ``reference``: ``evaluation``.
+    ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
+    ``compare``: ``earlier`` and ``later`` (names of studies), ``registration`` ("rigid", "affine"): what
+    :func:`.compare_timepoints` returns as ``comparison``, and the array ``map`` on the later CT's grid.
+    ``report``: ``study``, ``case`` (what it is called) and files to write: ``html``, ``csv``, ``json``,
+    ``lesions_csv``; if given ``earlier``, ``registration``, ``notes``, ``record``. Answers ``measured`` and ``files``.
+    ``dicom_seg``: ``output``, ``source`` (folder, file or list of files of the CT), ``geometry`` or ``study``,
+    ``segments`` (list of ``name``, ``array`` and, if given, ``edited``), ``record`` (of the run that made them) and
+    the named arrays. Answers ``file`` and ``notes``. It carries the patient's name and identity: say so first.
+    ``lungs``: as the worker of kind "lesions" does.
+    """
+
+    def __init__(self) -> None:
+        self.device = ""
+        self._studies: dict[str, _Study] = {}
+        self.tasks: Mapping[str, Callable[[Work], Answer]] = {
+            "open": self.open,
+            "update": self.update,
+            "close": self.close,
+            "quantify": self.quantify,
+            "evaluate": self.evaluate,
+            "error_map": self.error_map,
+            "compare": self.compare,
+            "report": self.report,
+            "dicom_seg": self.dicom_seg,
+            "lungs": find_lungs_in,
+        }
+
+    def open(self, work: Work) -> Answer:
+        """Hold a study."""
+        name = work.need("study", str)
+        study, found = _open(work)
+        work.finish()
+        self._studies[name] = study
+        return Answer(study.figures(work), found)
+
+    def update(self, work: Work) -> Answer:
+        """Change a study's masks and measure it."""
+        study = self._study(work)
+        boxes = work.take("boxes", dict, {})
+        arrays = {name: array for name in _MASKS if (array := work.array(name)) is not None}
+        dropped = work.take("drop", list, [])
+        work.finish()
+        for name in [*boxes, *dropped]:
+            if name not in _MASKS or (name in boxes and name not in arrays):
+                raise InputError(f"There is no mask {name!r} to change; masks are {' and '.join(_MASKS)}.")
+        for name, array in arrays.items():
+            study.change(name, array, boxes.get(name))
+        for name in dropped:
+            study.drop(name)
+        return Answer(study.figures(work))
+
+    def close(self, work: Work) -> Answer:
+        """Forget a study; nothing happens if it is not there."""
+        name = work.need("study", str)
+        work.finish()
+        self._studies.pop(name, None)
+        return Answer()
+
+    def quantify(self, work: Work) -> Answer:
+        """Measure lesions."""
+        study = self._given(work)
+        if study.lesion is None:
+            raise InputError("There is no lesion mask to measure.")
+        return Answer({"quantities": study.quantities(), "notes": list(study.volume.warnings)})
+
+    def evaluate(self, work: Work) -> Answer:
+        """Compare with a reference."""
+        prediction = work.array("prediction")
+        if prediction is None:
+            study = self._study(work)
+            work.finish()
+            lesion, reference = study.pair()
+            return Answer({"evaluation": evaluate(lesion, reference, study.volume.geometry.spacing_zyx)})
+        reference_array = work.array("reference")
+        geometry = geometry_from_json(work.need("geometry", dict))
+        work.finish()
+        if reference_array is None:
+            raise InputError("There is no reference to compare with.")
+        for name, array in (("prediction", prediction), ("reference", reference_array)):
+            geometry.require_shape(array, name)
+        return Answer({"evaluation": evaluate(prediction != 0, reference_array != 0, geometry.spacing_zyx)})
+
+    def error_map(self, work: Work) -> Answer:
+        """Where prediction and reference differ."""
+        study = self._study(work)
+        work.finish()
+        return Answer({}, {"map": error_map(*study.pair())})
+
+    def compare(self, work: Work) -> Answer:
+        """Compare two time points."""
+        earlier, later = self._study(work, "earlier"), self._study(work, "later")
+        registration = work.take("registration", str, "rigid")
+        work.finish()
+        work.progress("comparing", 0, 1)
+        found = compare_timepoints(earlier.time_point(), later.time_point(), registration)
+        change = found.pop("map")
+        work.progress("comparing", 1, 1)
+        return Answer({"comparison": found}, {"map": change})
+
+    def report(self, work: Work) -> Answer:
+        """Write a report and tables."""
+        from ..files import write_json, write_text
+        from ..measurement.report import Report
+        from ..measurement.tables import lesion_rows, region_rows, write_csv
+
+        study = self._study(work)
+        case = work.need("case", str)
+        earlier = self._study(work, "earlier") if "earlier" in work else None
+        registration = work.take("registration", str, "rigid")
+        notes, record = work.take("notes", list, []), work.take("record", dict)
+        files = {name: work.take(name, str) for name in ("html", "csv", "json", "lesions_csv")}
+        work.finish()
+        files = {name: file for name, file in files.items() if file is not None}
+        if not files:
+            raise InputError("No file was named for the report; name html, csv, json or lesions_csv.")
+        work.progress("measuring", 0, 2)
+        report = Report(
+            case,
+            study.time_point(),
+            study.reference,
+            None if earlier is None else earlier.time_point(),
+            registration,
+            study.lobe_map,
+            study.consolidation_from,
+            [*study.volume.warnings, *notes],
+            record,
+        )
+        measured = report.to_json()
+        work.check()
+        work.progress("measuring", 1, 2)
+        quantities = measured["quantities"]
+        if "html" in files:
+            write_text(files["html"], report.to_html())
+        if "csv" in files:
+            write_csv(files["csv"], region_rows(case, quantities))
+        if "lesions_csv" in files:
+            write_csv(files["lesions_csv"], lesion_rows(case, quantities["lesions"]["value"]))
+        if "json" in files:
+            write_json(files["json"], measured)
+        work.progress("measuring", 2, 2)
+        return Answer({"measured": measured, "files": files})
+
+    def dicom_seg(self, work: Work) -> Answer:
+        """Write a DICOM SEG."""
+        from ..imaging.dicom_seg import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
+
+        study = self._study(work) if "study" in work else None
+        geometry = study.volume.geometry if study else geometry_from_json(work.need("geometry", dict))
+        output, source = work.need("output", str), work.need("source", (str, list))
+        series, record = work.take("series", str), work.take("record", dict)
+        wanted = work.need("segments", list)
+        segments = []
+        for item in wanted:
+            name = str(item.get("array", "lesion"))
+            mask = work.array(name)
+            if mask is None and study is not None and name in _MASKS:
+                mask = study.mask(name)
+            if mask is None:
+                raise InputError(f"There is no array {name!r} for the segment {item.get('name')!r}.")
+            edited = bool(item.get("edited"))
+            kind: Any = "SEMIAUTOMATIC" if edited else "AUTOMATIC"
+            algorithm = (
+                SegmentAlgorithm.from_record(record, edited)
+                if record is not None
+                else SegmentAlgorithm("COVIDLesionSeg", type=kind)
+            )
+            segments.append(DicomSegment(str(item.get("name", name)), mask, algorithm))
+        work.finish()
+        work.progress("writing", 0, 1)
+        notes = write_dicom_seg(output, segments, geometry, read_seg_source(source, series))
+        work.progress("writing", 1, 1)
+        return Answer({"file": str(Path(output)), "notes": list(notes)})
+
+    def _study(self, work: Work, parameter: str = "study") -> _Study:
+        name = work.need(parameter, str)
+        if name not in self._studies:
+            raise NotOpenError("The study is not open for measuring (any more).", "Open it again.")
+        return self._studies[name]
+
+    def _given(self, work: Work) -> _Study:
+        study = self._study(work) if "study" in work else _open(work)[0]
+        work.finish()
+        return study
+
+
+@dataclass(eq=False)
+class _Study:
+    """A CT with its masks, and what was found out about them."""
+
+    volume: Volume
+    lungs: zones.Lungs | None
+    lobes: zones.Lobes | None
+    tolerance: float
+    minimum_overlap: float
+    consolidation_from: float | None
+    lobe_map: Any
+    lesion: Mask | None = None
+    reference: Mask | None = None
+    _live: LiveEvaluation | None = None
+    # what changed since the last evaluation; None: anything may have
+    _changed: Box | None = None
+    _is_evaluated: bool = False
+
+    def mask(self, name: str) -> Mask | None:
+        """Lesion or reference."""
+        return self.lesion if name == "lesion" else self.reference
+
+    def change(self, name: str, array: NDArray[Any], box: Any) -> None:
+        """Put a mask, or a box of it, in place."""
+        old = self.mask(name)
+        place = _box(box, self.volume.geometry.shape)
+        if place is None:
+            self.volume.geometry.require_shape(array, name)
+            new = np.array(array, dtype=bool)
+        elif old is None:
+            raise InputError(f"There is no {name} yet, so a part of it can't change; send the whole.")
+        else:
+            part = old[place]
+            if part.shape != array.shape:
+                raise GridMismatchError(f"The box has the shape {part.shape}, but {array.shape} was sent (z, y, x).")
+            part[:] = array
+            new = old
+        if name == "reference":
+            self.reference, self._live = new, None
+        else:
+            self.lesion = new
+            self._changed = place if self._is_evaluated else None
+            self._is_evaluated = False
+
+    def drop(self, name: str) -> None:
+        """Take a mask away."""
+        if name == "reference":
+            self.reference, self._live = None, None
+        else:
+            self.lesion, self._changed, self._is_evaluated = None, None, False
+
+    def figures(self, work: Work) -> dict[str, Any]:
+        """The whole table."""
+        work.check()
+        if self.lesion is None:
+            return {"quantities": None, "evaluation": None, "notes": list(self.volume.warnings)}
+        jobs: list[Callable[[], Any]] = [self.quantities]
+        if self.reference is not None:
+            jobs.append(self._evaluation)
+        found = run_all(jobs)
+        return {
+            "quantities": found[0],
+            "evaluation": found[1] if len(found) > 1 else None,
+            "notes": list(self.volume.warnings),
+        }
+
+    def quantities(self) -> dict[str, Any]:
+        """Everything that needs no reference."""
+        assert self.lesion is not None  # noqa: S101  # whoever calls has looked
+        return quantify(self.volume, self.lesion, self.lungs, self.lobes, consolidation_from=self.consolidation_from)
+
+    def pair(self) -> tuple[Mask, Mask]:
+        """Lesion and reference.
+
+        Raises:
+            InputError: one is not there.
+        """
+        if self.lesion is None or self.reference is None:
+            missing = "lesion mask" if self.lesion is None else "reference"
+            raise InputError(f"There is no {missing} to compare.")
+        return self.lesion, self.reference
+
+    def time_point(self) -> TimePoint:
+        """The study for comparison and report.
+
+        Raises:
+            InputError: there is no lesion mask.
+        """
+        if self.lesion is None:
+            raise InputError("There is no lesion mask to measure.")
+        lungs = self.lungs.array if self.lungs is not None and self.lungs.status == "ok" else None
+        return TimePoint(self.volume, self.lesion, lungs, None if self.lobes is None else self.lobes.array)
+
+    def _evaluation(self) -> dict[str, Any]:
+        lesion, reference = self.pair()
+        if self._live is None:
+            spacing = self.volume.geometry.spacing_zyx
+            self._live = LiveEvaluation(
+                reference, spacing, tolerance=self.tolerance, minimum_overlap=self.minimum_overlap
+            )
+            self._changed = None
+        found = dict(self._live.update(lesion, self._changed))
+        self._is_evaluated = True
+        return found
+
+
+def _open(work: Work) -> tuple[_Study, dict[str, NDArray[Any]]]:
+    """The study that a request describes, and the lungs if they were found here."""
+    volume = work.volume()
+    grid = volume.geometry
+    arrays = {name: work.array(name) for name in ("lungs", "lobes", *_MASKS)}
+    for name, array in arrays.items():
+        if array is not None:
+            grid.require_shape(array, name)
+    lobe_map = work.take("lobe_map", (str, dict))
+    if isinstance(lobe_map, dict):
+        lobe_map = {int(value): lobe for value, lobe in lobe_map.items()}
+    settings = (
+        work.take("tolerance", (int, float), DEFAULT_TOLERANCE_MM),
+        work.take("minimum_overlap", (int, float), 0.0),
+        work.take("consolidation_from", (int, float)),
+    )
+    found: dict[str, NDArray[Any]] = {}
+    if work.take("find_lungs", bool, False) and arrays["lungs"] is None:
+        arrays["lungs"] = found["lungs"] = find_lungs(volume, work.progress, work.is_cancelled)
+    lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], grid, lobe_map)
+    lungs = None
+    if arrays["lungs"] is not None or lobes is not None:
+        lungs = zones.Lungs.read(arrays["lungs"], lobes, grid)
+    study = _Study(volume, lungs, lobes, *settings, lobe_map)
+    for name in _MASKS:
+        mask = arrays[name]
+        if mask is not None:
+            study.change(name, mask, None)
+    return study, found
+
+
+def _box(value: Any, shape: tuple[int, ...]) -> Box | None:
+    if value is None:
+        return None
+    try:
+        sides = [(int(start), int(stop)) for start, stop in value]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The box {value!r} is no list of three starts and stops (z, y, x).") from error
+    if len(sides) != 3 or any(not 0 <= a <= b <= n for (a, b), n in zip(sides, shape, strict=False)):
+        raise InputError(f"The box {sides} does not lie in the volume of {shape} voxels (z, y, x).")
+    z, y, x = (slice(start, stop) for start, stop in sides)
+    return z, y, x
