@@ -39,6 +39,9 @@ class Lesions:
 
     ``verify_model``: ``model``: hash and content of its file. Answers the ``card``.
 
+    ``download_model``: ``model`` (id) and, if given, ``mirror``: fetches its file. ``import_model``: ``file`` and, if
+    given, ``model`` (its id): takes a file in. Both answer ``card`` (id, weights_sha256).
+
     ``doctor``: ``device``, ``model``: what ``covid-lesion-seg doctor --json`` prints. It needs no PyTorch: it says so
     where PyTorch is missing.
     """
@@ -51,6 +54,8 @@ class Lesions:
             "lungs": self.lungs,
             "warm_up": self.warm_up,
             "verify_model": self.verify_model,
+            "download_model": self.download_model,
+            "import_model": self.import_model,
             "doctor": self.doctor,
         }
 
@@ -129,6 +134,25 @@ class Lesions:
             registry.verify(model)
         card = load_checkpoint(registry.path(model)).card
         return Answer({"card": asdict(card)})
+
+    def download_model(self, work: Work) -> Answer:
+        """Fetch a published model; the one task that uses the network."""
+        from ..models import ModelRegistry
+
+        model, mirror = work.need("model", str), work.take("mirror", str)
+        work.finish()
+        entry = ModelRegistry().download(model, mirror, work.progress, work.is_cancelled)
+        return Answer({"card": {"id": entry.id, "weights_sha256": entry.sha256 or ""}})
+
+    def import_model(self, work: Work) -> Answer:
+        """Take a model file into the user's folder."""
+        from ..models import ModelRegistry
+
+        file, model = work.need("file", str), work.take("model", str)
+        work.finish()
+        self._require_torch(work)
+        entry = ModelRegistry().import_file(file, model)
+        return Answer({"card": {"id": entry.id, "weights_sha256": entry.sha256 or ""}})
 
     def doctor(self, work: Work) -> Answer:
         """Say what is installed and whether it works."""

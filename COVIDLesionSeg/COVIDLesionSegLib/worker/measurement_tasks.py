@@ -35,23 +35,26 @@ class Measurements:
     arrays ``volume`` and, if there are any, ``lungs``, ``lobes``, ``lesion``, ``reference``. Answers the figures, see
     ``update``, and the array ``lungs`` if they were found.
 
-    ``update``: a mask has changed. Parameters ``study`` and, for each array that comes along, in ``boxes`` its place
-    ``{"lesion": [[z0, z1], [y0, y1], [x0, x1]]}`` (stop excluded; without a box the array is the whole mask); ``drop``:
-    ["reference"] takes a mask away. Answers the values ``quantities`` (of :func:`.quantify`; null without a lesion),
-    ``evaluation`` (of :func:`.evaluate`; null without a reference) and ``notes``.
+    ``update``: a mask has changed. Parameters ``study``; arrays ``lesion`` or ``reference`` or both; ``box`` is the
+    place of the array lesion, ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), ``reference_box`` that of the
+    reference; without a box the array is the whole mask. ``drop``: ["reference"] takes a mask away. Answers the values
+    ``quantities`` (of :func:`.quantify`; null without a lesion), ``evaluation`` (of :func:`.evaluate`; null without a
+    reference) and ``notes``.
 
     ``close``: forgets ``study``.
 
     ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``.
     ``evaluate``: ``study``, or ``geometry`` with the arrays ``prediction`` and ``reference``: ``evaluation``.
     ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
-    ``compare``: ``earlier`` and ``later`` (names of studies), ``registration`` ("rigid", "affine"): what
-    :func:`.compare_timepoints` returns as ``comparison``, and the array ``map`` on the later CT's grid.
-    ``report``: ``study``, ``case`` (what it is called) and files to write: ``html``, ``csv``, ``json``,
-    ``lesions_csv``; if given ``earlier``, ``registration``, ``notes``, ``record``. Answers ``measured`` and ``files``.
-    ``dicom_seg``: ``output``, ``source`` (folder, file or list of files of the CT), ``geometry`` or ``study``,
-    ``segments`` (list of ``name``, ``array`` and, if given, ``edited``), ``record`` (of the run that made them) and
-    the named arrays. Answers ``file`` and ``notes``. It carries the patient's name and identity: say so first.
+    ``compare``: with an earlier CT: ``study`` (the later one), ``registration`` ("rigid", "affine"), and either
+    ``earlier`` (name of a study) or the earlier study as ``open`` takes it; its lungs are found where they do not come
+    along. Answers ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
+    ``report``: ``study``, ``case`` (what it is called, also in file names), ``folder``, ``kinds`` (a list of "html",
+    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``notes``, ``record`` (of the run).
+    Answers ``measured`` and ``files``, the list of what was written.
+    ``dicom_seg``: ``study``, ``case``, ``folder``, ``source`` (folder, file or list of files of the CT); if given
+    ``series``, ``record``, and ``segments``, a list of ``name``, ``array`` and ``edited`` whose arrays come along; by
+    default the study's lesion. Answers ``files`` and ``notes``. It carries the patient's identity: say so first.
     ``lungs``: as the worker of kind "lesions" does.
     """
 
@@ -82,15 +85,15 @@ class Measurements:
     def update(self, work: Work) -> Answer:
         """Change a study's masks and measure it."""
         study = self._study(work)
-        boxes = work.take("boxes", dict, {})
+        boxes = {"lesion": work.take("box", list), "reference": work.take("reference_box", list)}
         arrays = {name: array for name in _MASKS if (array := work.array(name)) is not None}
         dropped = work.take("drop", list, [])
         work.finish()
-        for name in [*boxes, *dropped]:
-            if name not in _MASKS or (name in boxes and name not in arrays):
-                raise InputError(f"There is no mask {name!r} to change; masks are {' and '.join(_MASKS)}.")
+        for name in dropped:
+            if name not in _MASKS:
+                raise InputError(f"There is no mask {name!r}; masks are {' and '.join(_MASKS)}.")
         for name, array in arrays.items():
-            study.change(name, array, boxes.get(name))
+            study.change(name, array, boxes[name])
         for name in dropped:
             study.drop(name)
         return Answer(study.figures(work))
@@ -134,8 +137,9 @@ class Measurements:
 
     def compare(self, work: Work) -> Answer:
         """Compare two time points."""
-        earlier, later = self._study(work, "earlier"), self._study(work, "later")
+        later = self._study(work)
         registration = work.take("registration", str, "rigid")
+        earlier = self._study(work, "earlier") if "earlier" in work else _open(work, needs_lungs=True)[0]
         work.finish()
         work.progress("comparing", 0, 1)
         found = compare_timepoints(earlier.time_point(), later.time_point(), registration)
@@ -154,11 +158,11 @@ class Measurements:
         earlier = self._study(work, "earlier") if "earlier" in work else None
         registration = work.take("registration", str, "rigid")
         notes, record = work.take("notes", list, []), work.take("record", dict)
-        files = {name: work.take(name, str) for name in ("html", "csv", "json", "lesions_csv")}
+        folder, kinds = Path(work.need("folder", str)), work.need("kinds", list)
         work.finish()
-        files = {name: file for name, file in files.items() if file is not None}
-        if not files:
-            raise InputError("No file was named for the report; name html, csv, json or lesions_csv.")
+        unknown = [str(kind) for kind in kinds if kind not in ("html", "csv", "json")]
+        if unknown or not kinds:
+            raise InputError(f"The report's kinds are {kinds}; choose among html, csv and json.")
         work.progress("measuring", 0, 2)
         report = Report(
             case,
@@ -175,14 +179,19 @@ class Measurements:
         work.check()
         work.progress("measuring", 1, 2)
         quantities = measured["quantities"]
-        if "html" in files:
-            write_text(files["html"], report.to_html())
-        if "csv" in files:
-            write_csv(files["csv"], region_rows(case, quantities))
-        if "lesions_csv" in files:
-            write_csv(files["lesions_csv"], lesion_rows(case, quantities["lesions"]["value"]))
-        if "json" in files:
-            write_json(files["json"], measured)
+        files = []
+
+        def target(ending: str) -> Path:
+            files.append(str(folder / f"{case}_{ending}"))
+            return Path(files[-1])
+
+        if "html" in kinds:
+            write_text(target("report.html"), report.to_html())
+        if "csv" in kinds:
+            write_csv(target("measurements.csv"), region_rows(case, quantities))
+            write_csv(target("lesions.csv"), lesion_rows(case, quantities["lesions"]["value"]))
+        if "json" in kinds:
+            write_json(target("report.json"), measured)
         work.progress("measuring", 2, 2)
         return Answer({"measured": measured, "files": files})
 
@@ -190,16 +199,15 @@ class Measurements:
         """Write a DICOM SEG."""
         from ..imaging.dicom_seg import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
 
-        study = self._study(work) if "study" in work else None
-        geometry = study.volume.geometry if study else geometry_from_json(work.need("geometry", dict))
-        output, source = work.need("output", str), work.need("source", (str, list))
+        study = self._study(work)
+        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_lesions.dcm"
+        source = work.need("source", (str, list))
         series, record = work.take("series", str), work.take("record", dict)
-        wanted = work.need("segments", list)
         segments = []
-        for item in wanted:
+        for item in work.take("segments", list, [{"name": "lesion", "array": "lesion", "edited": True}]):
             name = str(item.get("array", "lesion"))
             mask = work.array(name)
-            if mask is None and study is not None and name in _MASKS:
+            if mask is None and name in _MASKS:
                 mask = study.mask(name)
             if mask is None:
                 raise InputError(f"There is no array {name!r} for the segment {item.get('name')!r}.")
@@ -213,9 +221,9 @@ class Measurements:
             segments.append(DicomSegment(str(item.get("name", name)), mask, algorithm))
         work.finish()
         work.progress("writing", 0, 1)
-        notes = write_dicom_seg(output, segments, geometry, read_seg_source(source, series))
+        notes = write_dicom_seg(output, segments, study.volume.geometry, read_seg_source(source, series))
         work.progress("writing", 1, 1)
-        return Answer({"file": str(Path(output)), "notes": list(notes)})
+        return Answer({"files": [str(output)], "notes": list(notes)})
 
     def _study(self, work: Work, parameter: str = "study") -> _Study:
         name = work.need(parameter, str)
@@ -335,7 +343,7 @@ class _Study:
         return found
 
 
-def _open(work: Work) -> tuple[_Study, dict[str, NDArray[Any]]]:
+def _open(work: Work, needs_lungs: bool = False) -> tuple[_Study, dict[str, NDArray[Any]]]:
     """The study that a request describes, and the lungs if they were found here."""
     volume = work.volume()
     grid = volume.geometry
@@ -352,7 +360,7 @@ def _open(work: Work) -> tuple[_Study, dict[str, NDArray[Any]]]:
         work.take("consolidation_from", (int, float)),
     )
     found: dict[str, NDArray[Any]] = {}
-    if work.take("find_lungs", bool, False) and arrays["lungs"] is None:
+    if work.take("find_lungs", bool, needs_lungs) and arrays["lungs"] is None and arrays["lobes"] is None:
         arrays["lungs"] = found["lungs"] = find_lungs(volume, work.progress, work.is_cancelled)
     lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], grid, lobe_map)
     lungs = None

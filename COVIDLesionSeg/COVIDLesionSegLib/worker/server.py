@@ -39,15 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until the parent has no more use for this process."""
     parser = argparse.ArgumentParser(prog="python -m COVIDLesionSegLib.worker", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    serve(arguments.kind, arguments.idle)
-    return 0
+    return run(parser.parse_args(argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the child's arguments."""
     parser.add_argument("--kind", choices=("lesions", "measurement"), default="lesions", help="which tasks to offer")
     parser.add_argument("--idle", type=float, default=900.0, metavar="SECONDS", help="end after so long without work")
+    parser.add_argument("--job", type=Path, metavar="FOLDER", help="run the detached job in this folder instead")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the parent has no more use for this process, or run a job."""
+    if arguments.job is not None:
+        from .job_runner import run_job
+
+        return run_job(arguments.job)
+    serve(arguments.kind, arguments.idle)
+    return 0
 
 
 def serve(kind: Kind, idle: float) -> None:
