@@ -39,11 +39,6 @@ _OF_APPLICATION = {
 class QUiLoader(QtUiTools.QUiLoader):
     """Loads .ui files with the stand-ins for promoted classes."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        for cls in _WIDGETS.values():
-            self.registerCustomWidget(cls)
-
     def createWidget(self, class_name: str, parent: Any = None, name: str = "") -> Any:
         if class_name in _WIDGETS:
             widget = _WIDGETS[class_name](parent)

@@ -4,8 +4,11 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
+from .answers import answerMask, hasAnswer, isEdited, keepAnswer, removeLostAnswers, restoreAnswer
 from .contents import LESION_VIEWS, LesionView
+from .dicom_files import dicomFilesOf
 from .hierarchy import placeUnderStudy, studyOf
+from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import removeNode, requireNode
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
@@ -15,17 +18,20 @@ from .segmentations import (
     UndoStates,
     createSegmentation,
     lesionMask,
+    resultsOn,
     segmentMask,
     segmentsWithRole,
     showIn3D,
     showLesions,
     showLungs,
+    volumeOf,
     writeSegment,
 )
-from .tables import showComparison, showLesionList, showRegions
+from .tables import showChanges, showComparison, showLesionList, showRegions
 from .terminology import loadTerminology
 from .undo import UndoHistory
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, volumeFromNode, volumeProblem
+from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
+from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "LESION_VIEWS",
@@ -36,34 +42,53 @@ __all__ = [
     "ParameterSet",
     "UndoHistory",
     "UndoStates",
+    "answerMask",
     "attachRecord",
     "createSegmentation",
+    "dicomFilesOf",
     "gridOfNode",
+    "hasAnswer",
+    "insideROI",
+    "isEdited",
+    "jumpTo",
+    "keepAnswer",
     "labelsFromNode",
     "lesionMask",
     "loadTerminology",
+    "lungsFromSegmentation",
     "moduleParameters",
     "nodeFromVolume",
     "placeUnderStudy",
     "recordOf",
+    "removeLostAnswers",
     "removeNode",
     "requireNode",
+    "restoreAnswer",
+    "resultsOn",
     "segmentMask",
     "segmentsWithRole",
+    "showChanges",
+    "showChart",
     "showComparison",
     "showErrors",
+    "showFoundLungs",
     "showHistogram",
     "showIn3D",
+    "showInViews",
     "showLesionList",
     "showLesions",
     "showLossCurves",
     "showLungs",
+    "showMapInViews",
     "showProbability",
     "showRegions",
     "showUncertainty",
     "showZones",
+    "shownSlice",
     "studyOf",
+    "valuesInside",
     "volumeFromNode",
+    "volumeOf",
     "volumeProblem",
     "writeSegment",
 ]

@@ -152,6 +152,8 @@ class ModuleParameters(ParameterSet):
     measurementTable = NodeReference("vtkMRMLTableNode")
     lesionTable = NodeReference("vtkMRMLTableNode")
     comparisonTable = NodeReference("vtkMRMLTableNode")
+    changeTable = NodeReference("vtkMRMLTableNode")
+    errorSegmentation = NodeReference("vtkMRMLSegmentationNode")
     histogramChart = NodeReference("vtkMRMLPlotChartNode")
     zoneChart = NodeReference("vtkMRMLPlotChartNode")
 
@@ -164,6 +166,9 @@ class ModuleParameters(ParameterSet):
     lesionView = Parameter(str(LESION_VIEWS[0]), choices=LESION_VIEWS)
     consolidationFrom = Parameter(-300.0, limits=(-1024.0, 3071.0))
     showSurfaces = Parameter(True)
+    keepInsideLungs = Parameter(False)
+    lungMargin = Parameter(3.0, limits=(0.0, 50.0))
+    minimumVolume = Parameter(0.0, limits=(0.0, 100.0))
     lesionSegmentId = Parameter("")
     referenceSegmentId = Parameter("")
 
@@ -176,6 +181,8 @@ def moduleParameters() -> ModuleParameters:
         node = slicer.vtkMRMLScriptedModuleNode()
         node.SetSingletonTag(MODULE_NAME)
         node.SetName(MODULE_NAME)
-        node.SetAttribute("ModuleName", MODULE_NAME)
         node = scene.AddNode(node)
+    # closing a scene keeps the node, without its attributes
+    if node.GetAttribute("ModuleName") != MODULE_NAME:
+        node.SetAttribute("ModuleName", MODULE_NAME)
     return ModuleParameters(node)

@@ -21,7 +21,7 @@ from ..imaging import Geometry, Volume
 from . import contents
 from .contents import LesionView, SegmentContent
 from .hierarchy import placeUnderStudy
-from .nodes import addNode, array_of_matrix, matrix_of_array, requireNode, world_from_parent
+from .nodes import addNode, array_of_matrix, matrix_of_array, nodesOfClass, requireNode, world_from_parent
 from .volumes import gridOfNode, local_grid, volumeFromNode
 
 ROLE_TAG = "COVIDLesionSeg.Role"
@@ -156,6 +156,20 @@ def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
         segmentation.GetNthSegmentID(index)
         for index in range(segmentation.GetNumberOfSegments())
         if _role_of(segmentation.GetNthSegment(index)) == role
+    ]
+
+
+def volumeOf(segmentationNode: Any) -> Any:
+    """The CT that a segmentation was made on; None where it was deleted or is not known."""
+    return segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
+
+
+def resultsOn(volumeNode: Any, role: str = "lesion") -> list[Any]:
+    """The segmentations of a CT that have segments of this extension in a role, oldest first."""
+    return [
+        node
+        for node in nodesOfClass(SEGMENTATION)
+        if not node.GetHideFromEditors() and volumeOf(node) is volumeNode and segmentsWithRole(node, role)
     ]
 
 

@@ -119,6 +119,32 @@ def showComparison(values: Entries, tableNode: Any = None) -> Any:
     return _show(columns, tableNode, "Prediction against reference")
 
 
+def showChanges(changes: Entries, tableNode: Any = None) -> Any:
+    """A table of what changed since an earlier study, one row a quantity; later minus earlier.
+
+    Args:
+        changes: the value of ``compare_timepoints(...)["changes"]``.
+        tableNode: an earlier table to fill again; None makes a new node.
+
+    Returns:
+        The vtkMRMLTableNode; what was not measured is NaN, and its status says why.
+
+    Raises:
+        InputError: a node that is no table, or deleted.
+    """
+    rows = [entry for entry in changes.values() if not isinstance(entry["value"], list)]
+    regions = catalog()["regions"]
+    columns = [
+        Column("quantity", "Quantity", [entry["title"] for entry in rows]),
+        Column("region", "Region", [regions[entry["region"]]["title"] for entry in rows]),
+        Column("value", "Change", [_double(entry["value"]) for entry in rows], definition="Later minus earlier."),
+        Column("unit", "Unit", [display_unit(entry["unit"]) for entry in rows]),
+        Column("status", "Status", [catalog()["statuses"].get(entry["status"], entry["status"]) for entry in rows]),
+        Column("definition", "Definition", [entry["definition"] for entry in rows]),
+    ]
+    return _show(columns, tableNode, "Change since the earlier study")
+
+
 def fill_table(node: Any, columns: Sequence[Column]) -> None:
     """Replace a table node's columns; observers get one event."""
     modified = node.StartModify()
@@ -162,6 +188,10 @@ def _array_for(values: Sequence[Any]) -> Any:
     if values and all(isinstance(value, int) for value in values):
         return vtk.vtkIntArray()
     return vtk.vtkDoubleArray()
+
+
+def _double(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _text(value: str) -> str:

@@ -80,6 +80,26 @@ def nodeFromVolume(volume: Volume, name: str = "CT") -> Any:
     return node
 
 
+def valuesInside(node: Any, mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """The CT's voxels where a mask is true, one after the other.
+
+    Args:
+        node: the CT.
+        mask: bool (z, y, x) on the CT's grid.
+
+    Raises:
+        InputError: no volume, deleted, empty.
+        GridMismatchError: the mask is not on the CT's grid.
+    """
+    gridOfNode(node).require_shape(mask, "mask")
+    slices = np.flatnonzero([part.any() for part in mask])
+    if not len(slices):
+        return np.zeros(0, _voxels(node).dtype)
+    within = slice(int(slices[0]), int(slices[-1]) + 1)
+    values: NDArray[Any] = _voxels(node)[within][mask[within]]
+    return values
+
+
 def labelsFromNode(node: Any, what: str = "label map") -> LabelVolume:
     """A copy of a label map in the scene, e.g. a reference or a lung mask.
 

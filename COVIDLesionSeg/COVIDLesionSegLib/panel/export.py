@@ -1,0 +1,154 @@
+"""Files of what was measured, written by the worker's measurement child; the segmentation as DICOM SEG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import mrml
+from ..errors import InputError
+from ..imaging import segment_style
+from ..mrml import ModuleParameters
+from ..worker import Reply, Request, WorkerError
+from .live import STUDY
+from .notices import Notice, noticeOf
+from .steps import Steps
+from .text import _
+
+# what is written for each kind, and how the names end
+_GROUPS = {"csv": ("csv", "lesions_csv"), "json": ("json",), "html": ("html",)}
+_FILES = {"csv": "_measurements.csv", "lesions_csv": "_lesions.csv", "json": "_report.json", "html": "_report.html"}
+# more segments than this are written as one
+_MOST_SEGMENTS = 3
+_CASE = re.compile(r"[\w][\w .-]{0,79}(?<![ .])")
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Export:
+    """Writes the chosen kinds of files, one request after the other.
+
+    Args:
+        session: shared by all panels.
+        note: shows a :class:`.notices.Notice`.
+        changed: called when it begins and ends.
+    """
+
+    def __init__(self, session: Session, note: Callable[[Notice], None], changed: Callable[[], None]) -> None:
+        self._session, self._note, self._changed = session, note, changed
+        self._request: Request | None = None
+        self._requests: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._steps = Steps(session.timer)
+        self._written: list[str] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether files are being written."""
+        return self._request is not None or self._steps.busy
+
+    @property
+    def text(self) -> str:
+        """What goes on, or ""."""
+        return _("Writing files...") if self.busy else ""
+
+    def start(
+        self,
+        parameters: ModuleParameters,
+        folder: Path,
+        case: str,
+        kinds: Sequence[str],
+        dicomFolder: Path | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            parameters: the scene's.
+            folder: where to; made if absent.
+            case: what the files are called.
+            kinds: "csv", "json", "html", "dicom".
+            dicomFolder: the CT's DICOM files; None takes those that Slicer's database knows.
+
+        Raises:
+            InputError: no folder, no kind, a case that can't name files, no measurement, or already busy.
+        """
+        if self.busy:
+            raise InputError(_("Files are being written already."), _("Wait until that has finished."))
+        if str(folder) in ("", "."):
+            raise InputError(_("No folder is chosen."), _("Choose where the files are to go."))
+        if not kinds:
+            raise InputError(_("No kind of file is chosen."), _("Choose at least one."))
+        self._session.live.require()
+        case = _checkedCase(case)
+        folder = folder.absolute()
+        self._requests, self._written = [], []
+        steps: list[Callable[[], Any]] = []
+        if set(kinds) & set(_FILES):
+            files = {name: str(folder / f"{case}{_FILES[name]}") for kind in kinds for name in _GROUPS.get(kind, ())}
+            record = self._record(parameters)
+            self._requests.append(("report", {"study": STUDY, "case": case, "record": record, **files}, {}))
+        if "dicom" in kinds:
+            source: Any = str(dicomFolder.absolute()) if dicomFolder else mrml.dicomFilesOf(parameters.inputVolume)
+            output = str(folder / f"{case}_lesions.dcm")
+            steps.append(lambda: self._addDicom(parameters, {"output": output, "source": source}))
+        self._steps.start([*steps, self._next], self._onError)
+
+    def _record(self, parameters: ModuleParameters) -> dict[str, Any] | None:
+        record = mrml.recordOf(parameters.lesionSegmentation)
+        return None if record is None else record.to_json()
+
+    def _addDicom(self, parameters: ModuleParameters, values: dict[str, Any]) -> None:
+        """All lesions as one segment; the few of a view by attenuation each by itself."""
+        node, volumeNode = parameters.lesionSegmentation, parameters.inputVolume
+        edited = mrml.hasAnswer(node) and mrml.isEdited(node, volumeNode)
+        ids = mrml.segmentsWithRole(node)
+        arrays: dict[str, Any] = {}
+        segments = [{"name": segment_style("lesion").name, "array": "lesion", "edited": edited}]
+        if not parameters.lesionSegmentId and 1 < len(ids) <= _MOST_SEGMENTS:
+            arrays = {identity: mrml.segmentMask(node, identity, volumeNode).view(np.uint8) for identity in ids}
+            segments = [{"name": segment_style(i).name, "array": i, "edited": edited} for i in ids]
+        values |= {"study": STUDY, "segments": segments, "record": self._record(parameters)}
+        self._requests.append(("dicom_seg", values, arrays))
+
+    def _next(self) -> None:
+        if self._requests:
+            task, values, arrays = self._requests.pop(0)
+            self._request = self._session.client("measurement").request(
+                task, values, arrays, finished=self._onWritten, failed=self._onFailed
+            )
+        else:
+            self._request = None
+            self._note(Notice(_("Written: {files}.").format(files=", ".join(self._written))))
+        self._changed()
+
+    def _onError(self, error: Exception) -> None:
+        self._note(noticeOf(error))
+        self._changed()
+
+    def _onWritten(self, reply: Reply) -> None:
+        values = reply.values
+        files = values["files"].values() if "files" in values else [values["file"]]
+        self._written += [Path(file).name for file in files]
+        for text in values.get("notes", ()):
+            self._note(Notice(text))
+        self._next()
+
+    def _onFailed(self, error: WorkerError) -> None:
+        self._request = None
+        self._requests = []
+        self._note(noticeOf(error))
+        self._changed()
+
+
+def _checkedCase(case: str) -> str:
+    case = case.strip()
+    if not _CASE.fullmatch(case):
+        raise InputError(
+            _("{case!r} can't be a part of file names.").format(case=case),
+            _("Use letters, digits, spaces, dots, dashes and underscores, beginning with a letter or digit."),
+        )
+    return case

@@ -1,0 +1,68 @@
+"""Forms from ``Resources/UI``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+import slicer
+
+from ..errors import InputError
+from ..resources import resource
+
+
+def loadForm(name: str, scene: Any = None) -> tuple[Any, Any]:
+    """Load a form and hand the scene to its widgets.
+
+    Args:
+        name: of the file in ``Resources/UI``, without ending.
+        scene: the MRML scene; None leaves the widgets without one.
+
+    Returns:
+        The form's widget, and an object that has its named widgets as attributes.
+
+    Raises:
+        InputError: the file is missing: the installation is not complete.
+    """
+    path = resource(f"UI/{name}.ui")
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing.", "Install the extension again.")
+    form = slicer.util.loadUI(str(path))
+    widgets = slicer.util.childWidgetVariables(form)
+    if scene is not None:
+        setScene(form, scene)
+    return form, widgets
+
+
+def setScene(form: Any, scene: Any) -> None:
+    """Give the scene to all widgets of a form that want one."""
+    for widget in slicer.util.findChildren(form):
+        if hasattr(widget, "setMRMLScene") and widget is not form:
+            widget.setMRMLScene(scene)
+
+
+def addShortcut(keys: str, parent: Any, action: Any) -> Any:
+    """A shortcut that works while the parent is visible; keep what is returned."""
+    shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
+    shortcut.connect("activated()", action)
+    return shortcut
+
+
+def chooseData(combo: Any, value: Any) -> None:
+    """Choose the entry of a combo box that carries this value; signals are not sent."""
+    index = combo.findData(value)
+    if index != combo.currentIndex:
+        blocked = combo.blockSignals(True)
+        combo.setCurrentIndex(index)
+        combo.blockSignals(blocked)
+
+
+def chosenData(combo: Any) -> Any:
+    """The value of the chosen entry of a combo box."""
+    return combo.itemData(combo.currentIndex)
+
+
+def showText(label: Any, text: str) -> None:
+    """Show a text, or hide the label where there is none."""
+    label.setText(text)
+    label.setVisible(bool(text))

@@ -1,0 +1,347 @@
+"""Measurement that follows every edit: the worker's second child holds the study, only what changed travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+from numpy.typing import NDArray
+from slicer.util import VTKObservationMixin
+
+from .. import mrml
+from ..errors import InputError
+from ..mrml import ModuleParameters
+from ..worker import Reply, Request, Timer, WorkerError
+from ..worker.protocol import geometry_to_json
+from .events import Signal
+from .notices import Notice, noticeOf
+from .steps import Steps
+from .text import _
+
+if TYPE_CHECKING:
+    from .session import Session
+
+STUDY = "study"
+# Edits come in bursts, a brush stroke is one; the table is 0.5 s behind at most.
+_PAUSE_MS = 80
+_EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
+Box = tuple[slice, slice, slice]
+
+
+class LiveMeasurement(VTKObservationMixin):
+    """Figures of what the scene's parameters name, while somebody looks.
+
+    Attributes:
+        changed: signal: other figures or another state.
+        noted: signal: a :class:`.notices.Notice`.
+        quantities: what ``measurement.quantify`` gives; empty before.
+        evaluation: what ``measurement.evaluate`` gives against the reference; empty without one.
+        measured: signal: new figures are in the tables.
+        forgotten: signal: the figures are gone; something else is measured from now on.
+    """
+
+    def __init__(self, session: Session) -> None:
+        VTKObservationMixin.__init__(self)
+        self._session = session
+        self.changed, self.noted, self.measured, self.forgotten = Signal(), Signal(), Signal(), Signal()
+        self.quantities: Mapping[str, Any] = {}
+        self.evaluation: Mapping[str, Any] = {}
+        self._followers: list[Any] = []
+        self._steps, self._tables = Steps(session.timer), Steps(session.timer)
+        self._pause: Timer | None = None
+        self._request: Request | None = None
+        self._opened: tuple[Any, ...] = ()
+        self._generation = -1
+        self._parameters: ModuleParameters | None = None
+        self._mask: NDArray[np.bool_] | None = None
+        self._dirty = False
+        self._problem = ""
+
+    # ---- who looks ----------------------------------------------------------------------------------------------
+
+    def follow(self, user: Any) -> None:
+        """Somebody looks from now on."""
+        if user not in self._followers:
+            self._followers.append(user)
+            self.refresh()
+
+    def unfollow(self, user: Any) -> None:
+        """Somebody looks no more; after the last one nothing is measured."""
+        if user in self._followers:
+            self._followers.remove(user)
+        if not self._followers:
+            self._rest()
+
+    def close(self) -> None:
+        """Stop, and forget what was measured."""
+        self._rest()
+        if self._request is not None:
+            self._request.cancel()
+        self._forget()
+
+    @property
+    def lesions(self) -> list[Mapping[str, Any]]:
+        """The lesions, largest first, as ``quantify`` lists them."""
+        entry = self.quantities.get("lesions")
+        return [] if entry is None else list(entry["value"])
+
+    @property
+    def busy(self) -> bool:
+        """Whether figures are on their way."""
+        return self._steps.busy or self._request is not None or self._pause is not None
+
+    def stateText(self) -> str:
+        """What goes on, or why nothing is measured."""
+        if self._problem:
+            return self._problem
+        return _("Measuring...") if self.busy else ""
+
+    # ---- the study ----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Look what is to be measured now, and measure it if it is something else."""
+        if not self._followers or slicer.mrmlScene.IsClosing():
+            return
+        self._parameters = parameters = mrml.moduleParameters()
+        nodes = self._nodes(parameters)
+        wanted = (*(None if node is None else node.GetID() for node in nodes), *self._segments(parameters))
+        if wanted == self._opened and (self._request is not None or self._holds()):
+            self._observe(nodes)
+            self._edited()
+            return
+        self._forget()
+        if parameters.inputVolume is None or parameters.lesionSegmentation is None:
+            self._problem = _("Nothing to measure: choose a CT, and segment it or choose its segmentation.")
+            self.changed.emit()
+            return
+        self._opened = wanted
+        self._observe(nodes)
+        self._open()
+
+    def _nodes(self, parameters: ModuleParameters) -> tuple[Any, ...]:
+        return (
+            parameters.inputVolume,
+            parameters.lesionSegmentation,
+            parameters.lungSegmentation,
+            parameters.referenceSegmentation,
+        )
+
+    def _segments(self, parameters: ModuleParameters) -> tuple[Any, ...]:
+        return parameters.lesionSegmentId, parameters.referenceSegmentId, parameters.consolidationFrom
+
+    def _holds(self) -> bool:
+        """Whether the child that was given the study is the one that runs now."""
+        client = self._session.client("measurement")
+        return client.running and client.generation == self._generation and self._mask is not None
+
+    def _observe(self, nodes: tuple[Any, ...]) -> None:
+        self.removeObservers()
+        volumeNode, lesions, lungs, reference = nodes
+        if lesions is not None:
+            for event in _EDITED:
+                self.addObserver(lesions.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onEdited)
+        for node in {id(node): node for node in (lungs, reference) if node not in (None, lesions)}.values():
+            for event in _EDITED:
+                self.addObserver(node.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onOtherEdited)
+        if volumeNode is not None:
+            self.addObserver(volumeNode, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onOtherEdited)
+            self.addObserver(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._onOtherEdited)
+
+    def _open(self) -> None:
+        """Give the whole study to the child."""
+        parameters = self._parameters
+        assert parameters is not None  # noqa: S101  # refresh has set it
+        volumeNode, _lesions, lungNode, referenceNode = self._nodes(parameters)
+        arrays: dict[str, NDArray[Any]] = {}
+        geometry: dict[str, Any] = {}
+
+        def readVolume() -> None:
+            volume = mrml.volumeFromNode(volumeNode, check=False)
+            arrays["volume"] = volume.array
+            geometry.update(geometry_to_json(volume.geometry))
+
+        def readLesions() -> None:
+            self._mask = self._read()
+            arrays["lesion"] = self._mask.view(np.uint8)
+
+        def readLungs() -> None:
+            arrays["lungs"] = mrml.lungsFromSegmentation(lungNode, volumeNode)
+
+        def readReference() -> None:
+            mask = segmentOrLesions(referenceNode, parameters.referenceSegmentId, volumeNode)
+            arrays["reference"] = mask.view(np.uint8)
+
+        def send() -> None:
+            # what was edited meanwhile is in the mask or brings an update of its own
+            self._dirty = False
+            self._ask(
+                "open",
+                {"study": STUDY, "geometry": geometry, "consolidation_from": parameters.consolidationFrom},
+                arrays,
+            )
+
+        steps = [readVolume, readLesions]
+        if lungNode is not None:
+            steps.append(readLungs)
+        if referenceNode is not None:
+            steps.append(readReference)
+        self._problem = ""
+        self._steps.start([*steps, send], self._onError)
+        self.changed.emit()
+
+    def _read(self) -> NDArray[np.bool_]:
+        parameters = self._parameters
+        assert parameters is not None  # noqa: S101  # refresh has set it
+        return segmentOrLesions(parameters.lesionSegmentation, parameters.lesionSegmentId, parameters.inputVolume)
+
+    # ---- edits --------------------------------------------------------------------------------------------------
+
+    def _onEdited(self, *_ignored: Any) -> None:
+        self._edited()
+
+    def _onOtherEdited(self, *_ignored: Any) -> None:
+        """The CT, the lungs or the reference is another one: everything is measured anew."""
+        self._opened = ()
+        self._restartPause(self.refresh)
+
+    def _edited(self) -> None:
+        if self._steps.busy or self._request is not None:
+            self._dirty = True
+        else:
+            self._restartPause(self._update)
+
+    def _restartPause(self, action: Callable[[], None]) -> None:
+        if self._pause is not None:
+            self._pause.stop()
+
+        def go() -> None:
+            self._pause = None
+            action()
+
+        self._pause = self._session.timer(_PAUSE_MS, go)
+
+    def _update(self) -> None:
+        if self._mask is None or not self._holds():
+            self._opened = ()
+            self.refresh()
+            return
+        before = self._mask
+
+        def send() -> None:
+            self._dirty = False
+            now = self._read()
+            box = changedBox(before, now)
+            self._mask = now
+            if box is None:
+                self.changed.emit()
+                return
+            where = [[side.start, side.stop] for side in box]
+            patch = np.ascontiguousarray(now[box]).view(np.uint8)
+            self._ask("update", {"study": STUDY, "boxes": {"lesion": where}}, {"lesion": patch})
+
+        self._steps.start([send], self._onError)
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    def _ask(self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        client = self._session.client("measurement")
+        self._request = client.request(task, parameters, arrays, finished=self._onFigures, failed=self._onFailed)
+        self.changed.emit()
+
+    def _onFigures(self, reply: Reply) -> None:
+        self._request = None
+        self._generation = self._session.client("measurement").generation
+        if not self._opened or self._parameters is None:
+            return
+        self.quantities = reply.values["quantities"] or {}
+        self.evaluation = reply.values.get("evaluation") or {}
+        self._problem = ""
+        self._tables.start([self._showTables, self.measured.emit], self._onTableError)
+        self.changed.emit()
+        if self._dirty:
+            self._restartPause(self._update)
+
+    def _onFailed(self, error: WorkerError) -> None:
+        self._request = None
+        if error.kind == "not_open" and self._opened:
+            self._opened = ()
+            self.refresh()
+        elif error.kind != "cancelled":
+            self._fail(noticeOf(error))
+
+    def _onError(self, error: Exception) -> None:
+        self._fail(noticeOf(error))
+
+    def _fail(self, notice: Notice) -> None:
+        self._forget()
+        self._problem = notice.text
+        if notice.action:
+            self.noted.emit(notice)
+        self.changed.emit()
+
+    def _showTables(self) -> None:
+        parameters = self._parameters
+        if parameters is None:
+            return
+        parameters.update(
+            measurementTable=mrml.showRegions(self.quantities, parameters.measurementTable),
+            lesionTable=mrml.showLesionList(self.lesions, parameters.lesionTable),
+        )
+        if self.evaluation:
+            parameters.comparisonTable = mrml.showComparison(self.evaluation, parameters.comparisonTable)
+
+    def _onTableError(self, error: Exception) -> None:
+        self.noted.emit(noticeOf(error))
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def require(self) -> tuple[ModuleParameters, NDArray[np.bool_]]:
+        """The parameters and the lesions that were measured, bool (z, y, x).
+
+        Raises:
+            InputError: nothing is measured.
+        """
+        if self._parameters is None or self._mask is None or not self.quantities:
+            raise InputError(_("Nothing is measured yet."), _("Wait for the figures first."))
+        return self._parameters, self._mask
+
+    def _rest(self) -> None:
+        """Nobody looks: no observers, no timers; the figures stay."""
+        self.removeObservers()
+        self._steps.stop()
+        if self._pause is not None:
+            self._pause.stop()
+            self._pause = None
+
+    def _forget(self) -> None:
+        self._steps.stop()
+        self._tables.stop()
+        self._opened, self._mask, self._dirty, self._problem = (), None, False, ""
+        self.quantities, self.evaluation = {}, {}
+        self.forgotten.emit()
+
+
+def changedBox(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Box | None:
+    """The smallest box around what differs between two masks (z, y, x) of one shape; None if nothing does."""
+    planes = [index for index in range(len(now)) if not np.array_equal(before[index], now[index])]
+    if not planes:
+        return None
+    z = slice(planes[0], planes[-1] + 1)
+    plane = np.zeros(now.shape[1:], bool)
+    for index in planes:
+        plane |= before[index] != now[index]
+    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
+def segmentOrLesions(segmentationNode: Any, identity: str, volumeNode: Any) -> NDArray[np.bool_]:
+    """One segment, or all lesion segments; the only segment where none is marked as ours."""
+    mrml.requireNode(segmentationNode, "vtkMRMLSegmentationNode", "segmentation")
+    if identity:
+        return mrml.segmentMask(segmentationNode, identity, volumeNode)
+    segments = list(segmentationNode.GetSegmentation().GetSegmentIDs())
+    if len(segments) == 1 and not mrml.segmentsWithRole(segmentationNode):
+        return mrml.segmentMask(segmentationNode, segments[0], volumeNode)
+    return mrml.lesionMask(segmentationNode, volumeNode)

@@ -1,0 +1,185 @@
+"""The tab that measures: figures that follow every edit, comparisons, charts, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import mrml
+from ..errors import COVIDLesionSegError
+from ..mrml import ModuleParameters
+from .export import Export
+from .figure_list import FigureList
+from .forms import chooseData, chosenData, loadForm, showText
+from .notices import Notice, noticeOf
+from .session import Session
+from .steps import Steps
+from .text import _
+
+_TABLES = ("measurementTable", "lesionTable", "comparisonTable", "changeTable")
+
+
+class MeasureTab:
+    """Shows what :class:`.live.LiveMeasurement` measures.
+
+    Args:
+        session: shared by all panels.
+        scene: the MRML scene.
+        note: shows a :class:`.notices.Notice`.
+    """
+
+    def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
+        self._session, self._note = session, note
+        self._parameters: ModuleParameters | None = None
+        self._steps = Steps(session.timer)
+        self._export = Export(session, note, self.showState)
+        self.form, self.ui = loadForm("Measure", scene)
+        ui = self.ui
+        self.figures = FigureList(ui.figureTable)
+        texts = (_("By region"), _("Lesion list"), _("Against the reference"), _("Change since the earlier study"))
+        for name, text in zip(_TABLES, texts, strict=True):
+            ui.tableCombo.addItem(text, name)
+        ui.lesionCombo.connect("currentIndexChanged(int)", self._onLesions)
+        ui.referenceSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onReference)
+        ui.referenceSelector.connect("currentSegmentChanged(QString)", self._onReference)
+        ui.tableCombo.connect("currentIndexChanged(int)", lambda *_ignored: self._showTable())
+        ui.histogramButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showHistogram())
+        ui.zonesButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showZones())
+        ui.errorsButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showErrors())
+        ui.mapButton.connect("toggled(bool)", self._onMap)
+        for selector, name in (
+            (ui.earlierSelector, "earlierVolume"),
+            (ui.earlierSegmentationSelector, "earlierSegmentation"),
+        ):
+            selector.connect("currentNodeChanged(vtkMRMLNode*)", self._setter(name))
+        ui.compareButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.compare())
+        ui.saveButton.connect("clicked(bool)", self.onExport)
+        ui.dicomCheck.connect("toggled(bool)", lambda *_ignored: self._showDicomNote())
+        session.live.changed.connect(self.showState)
+        self._showDicomNote()
+        self.showState()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._steps.stop()
+        self._session.live.changed.disconnect(self.showState)
+        self.ui.tableView.setMRMLTableNode(None)
+        self._parameters = None
+
+    # ---- what was chosen ----------------------------------------------------------------------------------------
+
+    def showParameters(self, parameters: ModuleParameters) -> None:
+        """Show the scene's choices."""
+        self._parameters = None
+        ui = self.ui
+        self._listSegments(parameters.lesionSegmentation)
+        chooseData(ui.lesionCombo, parameters.lesionSegmentId)
+        ui.referenceSelector.setCurrentNode(parameters.referenceSegmentation)
+        if parameters.referenceSegmentation is not None and parameters.referenceSegmentId:
+            ui.referenceSelector.setCurrentSegmentID(parameters.referenceSegmentId)
+        ui.earlierSelector.setCurrentNode(parameters.earlierVolume)
+        ui.earlierSegmentationSelector.setCurrentNode(parameters.earlierSegmentation)
+        self._parameters = parameters
+        self._showTable()
+        self.showState()
+
+    def _listSegments(self, segmentationNode: Any) -> None:
+        combo = self.ui.lesionCombo
+        entries = [("", _("All lesion segments"))]
+        if segmentationNode is not None:
+            segmentation = segmentationNode.GetSegmentation()
+            entries += [(i, segmentation.GetSegment(i).GetName()) for i in segmentation.GetSegmentIDs()]
+        if [(combo.itemData(i), combo.itemText(i)) for i in range(combo.count)] == entries:
+            return
+        blocked = combo.blockSignals(True)
+        combo.clear()
+        for identity, name in entries:
+            combo.addItem(name, identity)
+        combo.blockSignals(blocked)
+
+    def _setter(self, name: str) -> Callable[..., None]:
+        return lambda value=None, *_ignored: self._set(**{name: value})
+
+    def _set(self, **values: Any) -> None:
+        if self._parameters is None:
+            return
+        try:
+            self._parameters.update(**values)
+        except COVIDLesionSegError as error:
+            self._note(noticeOf(error))
+
+    def _onLesions(self, *_ignored: Any) -> None:
+        self._set(lesionSegmentId=chosenData(self.ui.lesionCombo) or "")
+
+    def _onReference(self, *_ignored: Any) -> None:
+        selector = self.ui.referenceSelector
+        node = selector.currentNode()
+        self._set(
+            referenceSegmentation=node,
+            referenceSegmentId="" if node is None else str(selector.currentSegmentID() or ""),
+        )
+
+    # ---- what was measured --------------------------------------------------------------------------------------
+
+    def showState(self) -> None:
+        """Show the figures, and what can be done now."""
+        live, tools, ui = self._session.live, self._session.tools, self.ui
+        self.figures.show(live.quantities, live.evaluation)
+        showText(ui.stateLabel, self._export.text or live.stateText())
+        measured = bool(live.quantities)
+        for button in (ui.histogramButton, ui.zonesButton, ui.saveButton):
+            button.setEnabled(measured and not self._export.busy)
+        ui.errorsButton.setEnabled(bool(live.evaluation) and not tools.busy)
+        parameters = self._parameters
+        maps = parameters is not None and (
+            parameters.probabilityVolume is not None or parameters.uncertaintyVolume is not None
+        )
+        ui.mapButton.setEnabled(bool(maps))
+        earlier = parameters is not None and None not in (parameters.earlierVolume, parameters.earlierSegmentation)
+        ui.compareButton.setEnabled(measured and earlier and not tools.busy)
+        showText(ui.changeLabel, tools.changeText())
+        if parameters is not None:
+            self._showTable()
+
+    def _showTable(self) -> None:
+        if self._parameters is None:
+            return
+        node = getattr(self._parameters, chosenData(self.ui.tableCombo))
+        if self.ui.tableView.mrmlTableNode() is not node:
+            self.ui.tableView.setMRMLTableNode(node)
+
+    def _onMap(self, shown: bool, *_ignored: Any) -> None:
+        if self._parameters is not None:
+            node = self._parameters.probabilityVolume or self._parameters.uncertaintyVolume
+            mrml.showMapInViews(node if shown else None)
+
+    # ---- export -------------------------------------------------------------------------------------------------
+
+    def _showDicomNote(self) -> None:
+        text = _("A DICOM SEG holds the patient's name and identifiers, as its CT does.")
+        wanted = self.ui.dicomCheck.checked
+        showText(self.ui.dicomNote, text if wanted else "")
+        for widget in (self.ui.dicomEdit, self.ui.dicomEditCaption):
+            widget.setVisible(wanted)
+
+    def onExport(self, *_ignored: Any) -> None:
+        """Write the chosen files."""
+        ui = self.ui
+        if self._parameters is None:
+            return
+        kinds = [
+            name
+            for name, check in (
+                ("csv", ui.csvCheck),
+                ("json", ui.jsonCheck),
+                ("html", ui.htmlCheck),
+                ("dicom", ui.dicomCheck),
+            )
+            if check.checked
+        ]
+        try:
+            source = Path(ui.dicomEdit.currentPath) if ui.dicomEdit.currentPath else None
+            self._export.start(self._parameters, Path(ui.folderEdit.currentPath), ui.caseEdit.text, kinds, source)
+        except COVIDLesionSegError as error:
+            self._note(noticeOf(error))

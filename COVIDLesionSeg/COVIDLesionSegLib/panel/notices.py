@@ -1,0 +1,43 @@
+"""What is said to people: a sentence, and the button that leads on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from ..errors import CancelledError, COVIDLesionSegError
+from ..worker import WorkerError
+from .text import _
+
+_log = logging.getLogger("COVIDLesionSeg")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A message.
+
+    Attributes:
+        text: one or two sentences.
+        action: button that leads on: "set_up_pytorch", "use_cpu", "copy_report", "undo" or "".
+        is_error: whether something failed.
+        details: technical text for the log, or "".
+    """
+
+    text: str
+    action: str = ""
+    is_error: bool = False
+    details: str = ""
+
+
+def noticeOf(error: Exception | WorkerError) -> Notice:
+    """The message of an error; one that is not ours is a fault of this program, and says so."""
+    if isinstance(error, WorkerError):
+        cancelled = error.kind == "cancelled"
+        return Notice(_("Cancelled.") if cancelled else str(error), error.action, not cancelled, error.details)
+    if isinstance(error, CancelledError):
+        return Notice(_("Cancelled."))
+    if isinstance(error, COVIDLesionSegError):
+        return Notice(str(error), is_error=True)
+    _log.error("An error that should not occur", exc_info=error)
+    text = _("This is a fault of the program: {error}").format(error=f"{type(error).__name__}: {error}")
+    return Notice(text, "copy_report", is_error=True)

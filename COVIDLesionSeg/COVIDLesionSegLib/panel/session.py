@@ -1,0 +1,145 @@
+"""What all panels of one Slicer share: the settings, the two children, and the run that is on."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import slicer
+
+from ..errors import InputError
+from ..models import ModelRegistry
+from ..worker import Client, Process, Timer, WorkerSettings
+from ..worker.command import split_prefix
+from .devices import Devices
+from .events import Signal
+from .live import LiveMeasurement
+from .process import QtProcess, QtTimer
+from .run import SegmentationRun
+from .tools import MeasurementTools
+
+_PREFIX = "COVIDLesionSeg/"
+_MINUTE = 60.0
+
+
+class Session:
+    """Clients, run and measurement of this process.
+
+    Args:
+        spawn: makes the children's processes.
+        timer: makes timers.
+        settings: how the children are started; None takes the application's settings, and follows them.
+        registry: the models.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[[list[str], Mapping[str, str]], Process] = QtProcess,
+        timer: Callable[[int, Callable[[], None]], Timer] = QtTimer,
+        settings: WorkerSettings | None = None,
+        registry: ModelRegistry | None = None,
+    ) -> None:
+        self.spawn = spawn
+        self.timer = timer
+        self.registry = registry or ModelRegistry()
+        self.modelsChanged = Signal()
+        self.devices = Devices(lambda: self.client("lesions"))
+        self._given = settings
+        self._clients: dict[str, Client] = {}
+        self._users: list[Any] = []
+        self.live = LiveMeasurement(self)
+        self.tools = MeasurementTools(self)
+        self.run = SegmentationRun(self)
+
+    def client(self, kind: Literal["lesions", "measurement"]) -> Client:
+        """The client of a kind of child; the child starts with the first request."""
+        if kind not in self._clients:
+            self._clients[kind] = Client(self.spawn, self.timer, self._settings(), kind)
+        return self._clients[kind]
+
+    def attach(self, user: Any) -> None:
+        """Somebody uses the session from now on."""
+        self._users.append(user)
+
+    def detach(self, user: Any) -> None:
+        """Somebody uses it no more; after the last one the children end."""
+        if user in self._users:
+            self._users.remove(user)
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        """Cancel what is on and end the children."""
+        self.run.cancel()
+        self.tools.close()
+        self.live.close()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def restart(self) -> None:
+        """Start children with the present settings from now on."""
+        self.close()
+        self.devices.forget()
+
+    def report(self) -> str:
+        """A diagnostic report for a bug report, free of patient data."""
+        application = f"Slicer {slicer.app.applicationVersion} (revision {slicer.app.revision}), {sys.platform}"
+        return "\n\n".join([application, *(client.report() for client in self._clients.values())])
+
+    def _settings(self) -> WorkerSettings:
+        return readSettings() if self._given is None else self._given
+
+
+def readSettings() -> WorkerSettings:
+    """The worker's settings from the application's; what an older version left and can't be read is passed over."""
+    python = _text("python")
+    prefix = _words(_text("prefix"))
+    try:
+        idle = float(_text("idleMinutes") or 15) * _MINUTE
+        settings = WorkerSettings(python=python or None, prefix=prefix, idle_seconds=idle)
+    except (ValueError, InputError):
+        settings = WorkerSettings(python=python or None, prefix=prefix)
+    if not python or prefix:
+        return settings
+    # another interpreter must not see Slicer's own Python folders
+    environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
+    return WorkerSettings(python=python, idle_seconds=settings.idle_seconds, environment=environment)
+
+
+def writeSettings(python: str, prefix: str, idleMinutes: int) -> None:
+    """Keep the worker's settings in the application's.
+
+    Raises:
+        InputError: the prefix has a quote that is not closed.
+    """
+    split_prefix(prefix)
+    store = slicer.app.settings()
+    store.setValue(f"{_PREFIX}python", python)
+    store.setValue(f"{_PREFIX}prefix", prefix)
+    store.setValue(f"{_PREFIX}idleMinutes", str(idleMinutes))
+
+
+def settingsTexts() -> tuple[str, str, int]:
+    """Interpreter, prefix and idle minutes as the form shows them."""
+    return _text("python"), _text("prefix"), round(readSettings().idle_seconds / _MINUTE)
+
+
+@functools.cache
+def session() -> Session:
+    """The session of this process."""
+    return Session()
+
+
+def _text(name: str) -> str:
+    value = slicer.app.settings().value(f"{_PREFIX}{name}", "")
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return split_prefix(text)
+    except InputError:
+        return ()

@@ -1,0 +1,139 @@
+"""The panel on the stand-in for Slicer, with a worker whose answers come from functions; small CTs; patience."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+SHAPE = (24, 64, 80)
+SPACING = (2.5, 1.5, 1.5)
+
+
+def wait_for(condition: Callable[[], Any], what: str = "it", seconds: float = 20.0) -> None:
+    """Let Qt's events run until a condition holds."""
+    import slicer
+
+    end = time.monotonic() + seconds
+    while not condition():
+        slicer.app.processEvents()
+        time.sleep(0.002)
+        assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
+
+
+def let_run(seconds: float = 0.05) -> None:
+    """Let Qt's events run for a while."""
+    end = time.monotonic() + seconds
+    wait_for(lambda: time.monotonic() >= end)
+
+
+def chest() -> tuple[np.ndarray, np.ndarray]:
+    """A CT with two lungs and two lesions, and where they are."""
+    rng = np.random.default_rng(5)
+    hu = np.full(SHAPE, 40.0)
+    lesion = np.zeros(SHAPE, bool)
+    hu[3:-3, 12:-12, 8:36] = -860
+    hu[3:-3, 12:-12, 44:72] = -860
+    lesion[8:14, 20:34, 14:26] = True
+    lesion[12:16, 30:36, 50:58] = True
+    hu[lesion] = -450
+    hu[8:11, 20:27, 14:20] = 0
+    return (hu + rng.normal(0, 3, SHAPE)).astype(np.int16), lesion
+
+
+def add_ct(name: str = "CT", array: np.ndarray | None = None) -> Any:
+    """The chest in the scene."""
+    from COVIDLesionSegLib import mrml
+    from COVIDLesionSegLib.imaging import Geometry, Volume
+
+    array = chest()[0] if array is None else array
+    geometry = Geometry(array.shape[::-1], SPACING[::-1], (-60.0, -48.0, -30.0))
+    return mrml.nodeFromVolume(Volume(array, geometry, name), name)
+
+
+@pytest.fixture
+def models_folder(tmp_path, monkeypatch):
+    """An empty folder for the user's models."""
+    monkeypatch.setenv("COVIDLESIONSEG_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def worker(slicer_gui):
+    """A worker without a process; see fake_worker."""
+    from fake_worker import FakeWorker
+
+    from COVIDLesionSegLib.panel.process import QtTimer
+
+    return FakeWorker(QtTimer)
+
+
+@pytest.fixture
+def shared_session(worker, models_folder):
+    from COVIDLesionSegLib.panel.session import Session
+    from COVIDLesionSegLib.worker import WorkerSettings
+
+    session = Session(spawn=worker.spawn, settings=WorkerSettings(transport="file"))
+    yield session
+    session.close()
+    let_run(0.02)
+
+
+@pytest.fixture
+def open_panel(shared_session, scene):
+    """Function that opens one more panel of this Slicer."""
+    opened = []
+
+    def open_one():
+        import qt
+        import slicer
+
+        from COVIDLesionSegLib.panel import ModulePanel
+
+        widget = slicer.qSlicerScriptedLoadableModuleWidget()
+        widget.setLayout(qt.QVBoxLayout())
+        panel = ModulePanel(widget.layout(), shared_session)
+        opened.append((panel, widget))
+        widget.resize(340, 800)
+        widget.show()
+        panel.enter()
+        return panel
+
+    yield open_one
+    for panel, widget in opened:
+        panel.cleanup()
+        widget.close()
+        widget.deleteLater()
+    let_run(0.02)
+
+
+@pytest.fixture
+def panel(open_panel):
+    """A panel in view."""
+    return open_panel()
+
+
+@pytest.fixture
+def ct(panel):
+    """A CT in the scene, chosen in the panel."""
+    node = add_ct()
+    panel.segment.ui.inputSelector.setCurrentNode(node)
+    return node
+
+
+def said(panel: Any) -> str:
+    """All messages under the tabs."""
+    return panel.messages.ui.messageText.toPlainText()
+
+
+def apply_and_wait(panel: Any) -> Any:
+    """Press Apply, wait for the result; returns the segmentation."""
+    from COVIDLesionSegLib import mrml
+
+    panel.segment.ui.applyButton.click()
+    assert panel.session.run.busy, said(panel)
+    wait_for(lambda: not panel.session.run.busy, "the end of the run")
+    return mrml.moduleParameters().lesionSegmentation

@@ -1,0 +1,398 @@
+"""The tab that finds lesions: the journey, its choices, and rough use. The worker's answers come from functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_worker import DIE, GARBAGE, HOLD, segment_by_threshold
+from panel_fixtures import add_ct, apply_and_wait, chest, let_run, said, wait_for
+
+from COVIDLesionSegLib.errors import DeviceError, ModelError
+from COVIDLesionSegLib.worker.protocol import Failure
+
+
+@pytest.fixture
+def mrml(scene):
+    from COVIDLesionSegLib import mrml
+
+    return mrml
+
+
+@pytest.fixture
+def parameters(panel, mrml):
+    return mrml.moduleParameters()
+
+
+def test_a_ct_becomes_segments(panel, ct, mrml, worker, scene):
+    segmentation = apply_and_wait(panel)
+    assert np.array_equal(mrml.lesionMask(segmentation, ct), chest()[1])
+    assert mrml.recordOf(segmentation).model["name"] == "fake"
+    assert mrml.volumeOf(segmentation) is ct
+    assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    lungs = mrml.moduleParameters().lungSegmentation
+    assert lungs.GetSegmentation().GetSegmentIDs() == ("right_lung", "left_lung")
+    asked = worker.named("segment")[0]
+    assert asked.parameters["device"] == "auto" and asked.parameters["model"] is None
+    assert "Done" in said(panel) and "mL" in said(panel)
+    assert panel.segment.ui.applyButton.text == "Apply"
+
+
+def test_a_second_run_refills_the_first_ones_nodes(panel, ct, mrml, scene):
+    first = apply_and_wait(panel)
+    apply_and_wait(panel)
+    count = scene.GetNumberOfNodes()
+    assert apply_and_wait(panel) is first
+    assert scene.GetNumberOfNodes() == count
+
+
+def test_the_choices_reach_the_worker(panel, ct, worker, mrml):
+    ui = panel.segment.ui
+    for check in (ui.ttaCheck, ui.probabilityCheck, ui.uncertaintyCheck, ui.limitCheck):
+        check.click()
+    ui.marginSpin.value = 5.0
+    ui.minimumSpin.value = 0.25
+    ui.viewCombo.setCurrentIndex(1)
+    ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
+    segmentation = apply_and_wait(panel)
+    asked = worker.named("segment")[0].parameters
+    assert (asked["tta"], asked["probability"], asked["uncertainty"], asked["device"]) == (True, True, "entropy", "cpu")
+    assert asked["postprocessing"] == {"threshold": None, "minimum_volume_ml": 0.25, "keep_inside_lungs_mm": 5.0}
+    assert mrml.segmentsWithRole(segmentation) == ["ground_glass_opacity", "consolidation"]
+    parameters = mrml.moduleParameters()
+    assert parameters.probabilityVolume is not None and parameters.uncertaintyVolume is not None
+
+
+def test_chosen_lungs_are_sent_and_left_alone(panel, ct, worker, mrml):
+    lungs = np.zeros(chest()[0].shape, np.uint8)
+    lungs[4:-4, 14:-14, 10:34], lungs[4:-4, 14:-14, 46:70] = 1, 2
+    node = mrml.showLungs(ct, lungs)
+    ui = panel.segment.ui
+    ui.lungsCombo.setCurrentIndex(1)
+    assert ui.lungSelector.isVisible()
+    ui.lungSelector.setCurrentNode(node)
+    apply_and_wait(panel)
+    assert np.array_equal(worker.named("segment")[0].arrays["lungs"], lungs)
+    assert mrml.moduleParameters().lungSegmentation is node
+
+
+def test_lungs_that_are_to_be_chosen_and_are_not(panel, ct, worker):
+    panel.segment.ui.lungsCombo.setCurrentIndex(1)
+    panel.segment.ui.applyButton.click()
+    assert "No lung segmentation is chosen" in said(panel) and not worker.named("segment")
+
+
+def test_progress_is_shown_and_cancel_answers(panel, ct, worker, mrml):
+    worker.tasks["segment"] = lambda *_: HOLD
+    ui = panel.segment.ui
+    ui.applyButton.click()
+    wait_for(lambda: "Finding lesions" in ui.phaseLabel.text, "progress")
+    assert ui.applyButton.text == "Cancel" and ui.progressBar.isVisible()
+    assert "%" in ui.phaseLabel.text
+    panel.segment._started -= 1
+    ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the cancel", seconds=1)
+    assert "Cancelled." in said(panel)
+    assert mrml.moduleParameters().lesionSegmentation is None
+    assert ui.applyButton.text == "Apply" and not ui.progressBar.isVisible()
+    del worker.tasks["segment"]
+    assert apply_and_wait(panel) is not None
+
+
+def test_a_double_click_on_apply_is_one_run(panel, ct, worker):
+    button = panel.segment.ui.applyButton
+    button.click()
+    button.click()
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert len(worker.named("segment")) == 1 and "Done" in said(panel)
+
+
+def test_a_run_that_is_on_refuses_a_second_one(panel, ct, parameters):
+    from COVIDLesionSegLib.errors import InputError
+
+    panel.segment.ui.applyButton.click()
+    with pytest.raises(InputError, match="on already"):
+        panel.session.run.start(parameters)
+
+
+def test_two_panels_show_the_same_run(panel, open_panel, ct, worker):
+    other = open_panel()
+    worker.tasks["segment"] = lambda *_: HOLD
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: "%" in other.segment.ui.phaseLabel.text, "progress in the other")
+    assert other.segment.ui.applyButton.text == "Cancel"
+    other.segment.ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the cancel", seconds=1)
+    assert "Cancelled." in said(panel) and "Cancelled." in said(other)
+    assert other.segment.ui.inputSelector.currentNode() is ct
+
+
+def test_switching_models_in_the_middle_counts_for_the_next_run(panel, ct, worker, mrml, parameters):
+    worker.tasks["segment"] = lambda *_: HOLD
+    parameters.model = "coplenet-baseline"
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: worker.named("segment"), "the request")
+    parameters.model = "another-one"
+    held = worker.named("segment")[0]
+    worker.children[0].release(*segment_by_threshold(held.parameters, held.arrays))
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == "coplenet-baseline"
+    assert parameters.model == "another-one"
+
+
+# ---- input that can't be used ---------------------------------------------------------------------------------------
+
+
+def test_without_a_ct_there_is_nothing_to_apply(panel):
+    assert not panel.segment.ui.applyButton.isEnabled()
+    panel.segment.onApply()
+    assert "No CT is chosen" in said(panel)
+
+
+def unusable_nodes(scene, mrml):
+    import slicer
+
+    label = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6), np.uint8), nodeClassName="vtkMRMLLabelMapVolumeNode")
+    vector = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6, 3)), nodeClassName="vtkMRMLVectorVolumeNode")
+    warped = add_ct("warped")
+    transform = scene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
+    warped.SetAndObserveTransformNodeID(transform.GetID())
+    frame = add_ct("frame")
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    for index in range(2):
+        sequence.SetDataNodeAtValue(add_ct("copy"), str(index))
+    browser.AddSynchronizedSequenceNode(sequence)
+    browser.AddProxyNode(frame, sequence, False)
+    empty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+    return {
+        "label map": label,
+        "color or vector": vector,
+        "not linear": warped,
+        "sequence of 2 volumes": frame,
+        "holds no voxels": empty,
+    }
+
+
+def test_what_is_no_ct_is_refused_with_the_reason(panel, scene, mrml, parameters, worker):
+    for reason, node in unusable_nodes(scene, mrml).items():
+        parameters.inputVolume = node
+        assert reason in panel.segment.ui.inputProblem.text, reason
+        assert not panel.segment.ui.applyButton.isEnabled()
+        panel.segment.onApply()
+        assert reason in said(panel)
+    assert not worker.named("segment")
+
+
+def test_hounsfield_units_are_the_workers_to_judge(panel, ct, worker):
+    from COVIDLesionSegLib.errors import IntensityError
+
+    def refuse(*_):
+        raise IntensityError("The voxel values are not Hounsfield units.", "Give the scale.")
+
+    worker.tasks["segment"] = refuse
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert "Problem: The voxel values are not Hounsfield units. Give the scale." in said(panel)
+
+
+# ---- the scene changes during a run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(panel, ct, worker):
+    """A run that waits in the worker."""
+    worker.tasks["segment"] = lambda *_: HOLD
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: worker.named("segment"), "the request")
+    return worker.named("segment")[0]
+
+
+def finish(worker, held):
+    worker.children[0].release(*segment_by_threshold(held.parameters, held.arrays))
+
+
+def test_a_deleted_ct_ends_its_run(panel, ct, held, scene):
+    scene.RemoveNode(ct)
+    wait_for(lambda: not panel.session.run.busy, "the end", seconds=1)
+    assert "The CT was deleted" in said(panel)
+    assert not panel.segment.ui.applyButton.isEnabled()
+
+
+def test_a_closed_scene_ends_the_run(panel, held, scene, worker, mrml):
+    scene.Clear(False)
+    wait_for(lambda: not panel.session.run.busy, "the end", seconds=1)
+    assert "The CT was deleted, or its scene was closed" in said(panel)
+    panel.segment.ui.inputSelector.setCurrentNode(add_ct())
+    del worker.tasks["segment"]
+    assert apply_and_wait(panel) is not None
+
+
+def test_a_result_whose_segmentation_was_deleted_gets_a_new_one(panel, ct, worker, scene, mrml, parameters):
+    first = apply_and_wait(panel)
+    worker.tasks["segment"] = lambda *_: HOLD
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: len(worker.named("segment")) == 2, "the request")
+    mrml.removeNode(first)
+    finish(worker, worker.named("segment")[1])
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert parameters.lesionSegmentation is not None and parameters.lesionSegmentation is not first
+
+
+def test_another_ct_is_not_given_the_first_ones_result(panel, ct, mrml, parameters):
+    first = apply_and_wait(panel)
+    second_ct = add_ct("second")
+    panel.segment.ui.inputSelector.setCurrentNode(second_ct)
+    assert parameters.lesionSegmentation is None
+    second = apply_and_wait(panel)
+    assert second is not first and mrml.volumeOf(second) is second_ct
+    panel.segment.ui.inputSelector.setCurrentNode(ct)
+    assert parameters.lesionSegmentation is first
+
+
+# ---- the worker fails -----------------------------------------------------------------------------------------------
+
+
+def _raise(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+def failures():
+    return [
+        (lambda *_: DIE, "Problem: ", "reportButton"),
+        (lambda *_: GARBAGE, "Problem: ", "reportButton"),
+        (lambda *_: Failure(1, "disk_full", "The disk is full.", "Free some space."), "disk is full", "reportButton"),
+        (
+            lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch"),
+            "PyTorch",
+            "torchButton",
+        ),
+        (lambda *_: Failure(1, "memory", "Not enough memory.", action="use_cpu"), "memory", "cpuButton"),
+        (_raise(DeviceError("There is no cuda:3.")), "no cuda:3", "reportButton"),
+        (_raise(ModelError("The file is gone.")), "The file is gone", "reportButton"),
+    ]
+
+
+@pytest.mark.parametrize(("task", "words", "button"), failures(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_failure_becomes_a_sentence_and_a_button(task, words, button, panel, ct, worker, mrml):
+    worker.tasks["segment"] = task
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert words in said(panel)
+    assert getattr(panel.messages.ui, button).isVisible()
+    assert mrml.moduleParameters().lesionSegmentation is None
+    del worker.tasks["segment"]
+    assert apply_and_wait(panel) is not None
+
+
+def test_the_button_leads_to_the_processor(panel, ct, worker, parameters):
+    worker.tasks["segment"] = lambda *_: Failure(1, "memory", "Not enough memory.", action="use_cpu")
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    del worker.tasks["segment"]
+    panel.messages.ui.cpuButton.click()
+    wait_for(lambda: parameters.lesionSegmentation is not None, "the second run")
+    assert worker.named("segment")[1].parameters["device"] == "cpu"
+    assert not panel.messages.ui.cpuButton.isVisible()
+
+
+def test_the_button_leads_to_the_set_up_page(panel, ct, worker):
+    worker.tasks["doctor"] = lambda *_: (
+        {"devices": None, "smoke_test": {"passed": False, "problem": "PyTorch can't be loaded; install it."}},
+        {},
+    )
+    panel.session.devices.ask(again=True)
+    wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
+    panel.messages.ui.torchButton.click()
+    assert panel.tabs.currentIndex == panel.tabs.indexOf(panel.learn.form)
+    assert "PyTorch can't be loaded" in panel.learn.ui.torchLabel.text
+    assert "PyTorch can't be loaded" in panel.segment.ui.deviceLabel.text
+
+
+def test_the_diagnostic_report_is_for_the_clipboard(panel, ct, worker, slicer_gui):
+    ct.SetName("Doe^Jane")
+    worker.tasks["segment"] = lambda *_: DIE
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    panel.messages.ui.reportButton.click()
+    text = slicer_gui.app.clipboard().text()
+    assert "request segment" in text and "Doe" not in text
+
+
+# ---- models and devices ---------------------------------------------------------------------------------------------
+
+
+def test_the_device_says_what_it_will_be_and_why(panel, parameters):
+    wait_for(lambda: "built without CUDA" in panel.segment.ui.deviceLabel.text, "the doctor")
+    parameters.device = "cuda:2"
+    assert "no cuda:2 here" in panel.segment.ui.deviceLabel.text
+
+
+def test_the_model_shows_its_license_and_card(panel):
+    ui = panel.segment.ui
+    assert "research only" in ui.licenseLabel.text
+    card = ui.cardBrowser.toPlainText()
+    assert "COVID-19-CT-Seg" in card and "Wang G." in card and "Measured" in card
+
+
+def test_a_model_that_was_removed_is_named_so(panel, parameters, mrml):
+    parameters.model = "my-tuned-one"
+    panel.enter()
+    assert "not here any more" in panel.segment.ui.modelCombo.currentText
+    assert parameters.model == "my-tuned-one"
+
+
+def test_settings_of_an_older_version_do_no_harm(open_panel, mrml, slicer_gui):
+    node = mrml.moduleParameters().node
+    for name, text in {
+        "device": "gpu0",
+        "lesionView": '"rainbow"',
+        "consolidationFrom": '"dense"',
+        "findLungs": "yes",
+        "model": "plain text",
+        "unknown": "1",
+    }.items():
+        node.SetParameter(name, text)
+    slicer_gui.app.settings().setValue("COVIDLesionSeg/idleMinutes", "soon")
+    slicer_gui.app.settings().setValue("COVIDLesionSeg/prefix", "ssh 'open")
+    from COVIDLesionSegLib.panel.session import readSettings
+
+    assert readSettings().prefix == () and readSettings().idle_seconds == 900
+    panel = open_panel()
+    ui = panel.segment.ui
+    assert ui.viewCombo.currentIndex == 0 and ui.consolidationSpin.value == -300
+    assert ui.deviceCombo.currentText == "gpu0" and node.GetParameter("unknown") == "1"
+    for name in ("idleMinutes", "prefix"):
+        slicer_gui.app.settings().remove(f"COVIDLesionSeg/{name}")
+
+
+# ---- long use -------------------------------------------------------------------------------------------------------
+
+
+def _runs(panel, count):
+    import resource
+
+    for _ in range(count):
+        apply_and_wait(panel)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(50, marks=pytest.mark.long)])
+def test_run_after_run_nothing_grows(count, panel, ct, scene, worker):
+    _runs(panel, 2)
+    nodes = scene.GetNumberOfNodes()
+    memory = _runs(panel, 1)
+    later = _runs(panel, count)
+    assert scene.GetNumberOfNodes() == nodes
+    assert later - memory < 30_000, "kB"
+    worker.asked.clear()
+
+
+def test_panels_come_and_go(open_panel, shared_session, scene):
+    for _ in range(3):
+        one = open_panel()
+        one.cleanup()
+    assert not shared_session._users and not shared_session.client("lesions").running
+    let_run()
