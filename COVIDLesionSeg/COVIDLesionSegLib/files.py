@@ -9,11 +9,14 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
+
+_UNFINISHED = re.compile(r"^(\.[0-9a-f]{8}\.part\.)+")
 
 
 @contextlib.contextmanager
@@ -46,6 +49,52 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(target: Path | str) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    Its files are flushed to disk before the folder gets its name, so that a reader sees all of it or nothing. A folder
+    that is there already is never replaced.
+
+    Args:
+        target: the folder to make; the folder it lies in is made if absent.
+
+    Raises:
+        FileExistsError: somebody else made ``target`` meanwhile.
+        OutputError: the folder can't be written, or the disk is full.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            if path.is_dir():
+                _sync_folder(path)
+            else:
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        _sync_folder(temporary)
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, "is there already", str(target)) from error
+            raise
+        _sync_folder(target.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{_shown(target)} could not be written: {_reason(error)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file or folder of this name was being written when its program ended."""
+    return _UNFINISHED.match(name) is not None
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
     with atomic_path(target) as path:
@@ -65,7 +114,7 @@ def sha256_file(path: Path | str) -> str:
 
 def _shown(target: Path) -> Path:
     """The name that the user gave, also where one atomic file is the temporary of another."""
-    return target.with_name(re.sub(r"^(\.[0-9a-f]{8}\.part\.)+", "", target.name))
+    return target.with_name(_UNFINISHED.sub("", target.name))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -50,6 +50,8 @@ class DataSettings:
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
         training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
             given ones.
+        excluded_slices: CSV with the columns case and slice (index on the case's axial view, from the feet): slices
+            whose label is known to be wrong; no batch draws them.
         margin: voxels kept around the lungs; -1 keeps whole slices.
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16.
@@ -64,6 +66,7 @@ class DataSettings:
     cache: str = ""
     pseudo_cases: str = ""
     training_labels: str = ""
+    excluded_slices: str = ""
     margin: int = 8
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -180,13 +180,30 @@ def make_split(
     Raises:
         InputError: fewer than two patients, no lesion anywhere, unknown patients, or nobody left to train.
     """
-    patients = sorted({case.patient for case in cases})
+    patients: dict[str, bool] = {}
+    for case in cases:
+        patients[case.patient] = patients.get(case.patient, False) or case.lesion is not None
+    sets = choose_sets(patients, validation_patients, share, seed)
+    return Split(sets, {case.id: case.hashes() for case in cases})
+
+
+def choose_sets(
+    patients: Mapping[str, bool], validation_patients: Sequence[str] = (), share: float = 0.2, seed: int = 0
+) -> dict[str, SetName]:
+    """Put patients on the two sides of a split; arguments and errors as in :func:`make_split`.
+
+    Args:
+        patients: patient -> whether there is a case of theirs with lesion.
+        validation_patients: who validates; empty draws ``share`` of those that have lesion, at least one.
+        share: of the drawn patients, in (0, 1).
+        seed: of the draw.
+    """
     if len(patients) < 2:
         raise InputError(
             f"There is one patient only ({', '.join(patients) or 'none'}); at least two are needed, "
             "one to train on and one to judge by."
         )
-    diseased = sorted({case.patient for case in cases if case.lesion is not None})
+    diseased = sorted(patient for patient, has_lesion in patients.items() if has_lesion)
     if not diseased:
         raise InputError("No case has a lesion mask; there is nothing to learn.")
     unknown = sorted(set(validation_patients) - set(patients))
@@ -198,8 +215,7 @@ def make_split(
         chosen = set(draw(seed, Purpose.ORDER).permutation(diseased)[:count].tolist())
     if not set(diseased) - chosen:
         raise InputError("Every patient with lesion is chosen for validation; leave at least one to train on.")
-    sets: dict[str, SetName] = {patient: "validation" if patient in chosen else "train" for patient in patients}
-    return Split(sets, {case.id: case.hashes() for case in cases})
+    return {patient: "validation" if patient in chosen else "train" for patient in sorted(patients)}
 
 
 def save_split(split: Split, path: Path | str) -> None:

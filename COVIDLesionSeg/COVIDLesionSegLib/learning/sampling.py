@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,7 @@ class BatchSource:
         window: (width, level) in HU.
         seed: of all draws.
         stream: keeps the draws of several sources with one seed apart.
+        excluded: (case id, stored slice) that no batch draws.
 
     Raises:
         InputError: no slice to train on, or fewer slices than a batch.
@@ -62,6 +63,7 @@ class BatchSource:
         seed: int,
         labels: Mapping[str, NDArray[np.uint8]] | None = None,
         stream: int = 0,
+        excluded: Set[tuple[str, int]] = frozenset(),
     ) -> None:
         self._store = store
         self._labels = dict(labels or {})
@@ -72,7 +74,10 @@ class BatchSource:
         self._stream = stream
         self.batch_size = batch_size
         stored = [store.cases[case] for case in cases]
-        decks = [list(slices_of(stored, with_lesion)) for with_lesion in (True, False)]
+        decks = [
+            [place for place in slices_of(stored, with_lesion) if place not in excluded]
+            for with_lesion in (True, False)
+        ]
         total = len(decks[0]) + len(decks[1])
         if not decks[0]:
             raise InputError("The training cases hold no slice with lesion; there is nothing to learn.")

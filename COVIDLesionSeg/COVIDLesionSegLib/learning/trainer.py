@@ -466,6 +466,10 @@ class _Job:
         if self.best is None or _order(judgments[name].dice) > _order(self.best.dice):
             self.best, self.best_step = judgments[name], self.step
             if self.ranks.is_main:
+                # the other network first: what stands beside a model always belongs to it or to an earlier one
+                for other in networks.keys() - {name}:
+                    card = self._model_card(other, judgments[other])
+                    save_model(networks[other], card, self.folder / "partner.safetensors")
                 save_model(networks[name], self._model_card(name, judgments[name]), self.folder / "best.safetensors")
         self.ranks.barrier()
 

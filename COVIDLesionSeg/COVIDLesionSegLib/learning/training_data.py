@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -78,8 +79,17 @@ class TrainingData:
         labels, self.noise = _noisy_labels(self.store, train, config)
         if data.training_labels:
             labels |= _given_labels(self.store, train, base / data.training_labels)
+        excluded = _excluded_slices(self.store, base / data.excluded_slices) if data.excluded_slices else set()
         self.source = BatchSource(
-            self.store, train, run.batch_size, data, config.augmentation, window, run.seed, labels=labels
+            self.store,
+            train,
+            run.batch_size,
+            data,
+            config.augmentation,
+            window,
+            run.seed,
+            labels=labels,
+            excluded=excluded,
         )
         self.pseudo: BatchSource | None = None
         hashes = dict(self.split.hashes)
@@ -98,7 +108,9 @@ class TrainingData:
             )
             hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
         updated = {case: hashlib.sha256(mask.tobytes()).hexdigest() for case, mask in sorted(labels.items())}
-        used = {"sets": self.split.sets, "hashes": hashes, "labels": updated}
+        used: dict[str, Any] = {"sets": self.split.sets, "hashes": hashes, "labels": updated}
+        if excluded:
+            used["excluded"] = sorted(excluded)
         self.sha256 = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,6 +125,18 @@ def _given_labels(store: SliceStore, train: Sequence[str], folder: Path) -> dict
     if not labels:
         raise InputError(f"The folder {folder} holds no mask (<case>.npy) for any training case.")
     return labels
+
+
+def _excluded_slices(store: SliceStore, path: Path) -> set[tuple[str, int]]:
+    """(case id, stored slice) of the slices that a list names by their place on the case's axial view."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [(row["case"], int(row["slice"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The list of excluded slices {path} can't be read; it needs the columns case, slice."
+        ) from error
+    return {(case, index - store.cases[case].first_slice) for case, index in rows if case in store.cases}
 
 
 def _noisy_labels(

@@ -6,16 +6,19 @@ reading the weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from ..errors import ModelError
+from ..files import atomic_path
 from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 
 # The key under which a safetensors file's metadata holds the card.
@@ -216,6 +219,42 @@ def read_header(path: Path) -> dict[str, Any]:
             "Download or copy it again."
         )
     return header
+
+
+def rewrite_card(path: Path | str, card: ModelCard) -> None:
+    """Replace the card of one of our model files, whole or not at all; the weights stay as they are.
+
+    Args:
+        path: a safetensors file.
+        card: the new card; its hash is not made anew, since the weights do not change.
+
+    Raises:
+        ModelError: not a safetensors file, or damaged.
+        OutputError: the file can't be written.
+    """
+    path = Path(path)
+    header = read_header(path)
+    # the key that is there already keeps its neighbors
+    metadata = {**(header.get("__metadata__") or {}), CARD_KEY: json.dumps(card.to_json(), allow_nan=False)}
+    text = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")).encode()
+    # the format wants the tensors to begin at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as out, path.open("rb") as file:
+        out.write(struct.pack("<Q", len(text)) + text)
+        file.seek(_tensor_start(file))
+        shutil.copyfileobj(file, out, 1 << 20)
+
+
+def tensors_sha256(path: Path | str) -> str:
+    """SHA-256 of all that follows the header of a safetensors file: the same whatever the card says."""
+    with Path(path).open("rb") as file:
+        file.seek(_tensor_start(file))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tensor_start(file: BinaryIO) -> int:
+    start = file.read(8)
+    return 8 + int(struct.unpack("<Q", start)[0]) if len(start) == 8 else 0
 
 
 def _preprocessing(value: Any) -> Preprocessing:

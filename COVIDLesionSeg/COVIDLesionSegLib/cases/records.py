@@ -1,0 +1,327 @@
+"""What a store knows of a case, as plain values: nothing here reads or writes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+from ..imaging.geometry import Geometry
+from .layout import CONSENSUS, case_number
+
+State = Literal["new", "predicted", "in work", "corrected", "approved", "excluded"]
+STATES: tuple[State, ...] = ("new", "predicted", "in work", "corrected", "approved", "excluded")
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class CtFacts:
+    """The CT of a case.
+
+    Attributes:
+        storage: "copied" into the store, or "referenced" where it lies.
+        file: name in the case's folder; "" for a referenced CT.
+        sha256: of the file; for a referenced DICOM folder, of the sorted hashes of its slices.
+        voxels_sha256: of the voxels alone; the same CT has the same one in whatever format it comes.
+        size: voxels along (i, j, k).
+        spacing: mm along (i, j, k).
+        origin: LPS, mm.
+        direction: row-major.
+    """
+
+    storage: Literal["copied", "referenced"]
+    file: str
+    sha256: str
+    voxels_sha256: str
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid."""
+        return Geometry(self.size, self.spacing, self.origin, self.direction)
+
+
+@dataclass(frozen=True)
+class LungsFacts:
+    """The lung mask of a case: file in its folder, hash, and whether it was "given" or "found"."""
+
+    file: str
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered.
+
+    Attributes:
+        number: 1, 2, ... within the case; the largest one is the answer that counts.
+        model: id, name and weights_sha256 of the model, as far as they are known.
+        lesion_ml: volume of the lesion, mL.
+        uncertainty: name -> value: "tta_entropy" (bits, 0 ... 1) and "disagreement" (1 - Dice of student and teacher),
+            as far as they were computed.
+        file: name in the prediction's folder.
+        sha256: of the file.
+        saved: when, UTC.
+    """
+
+    number: int
+    model: Mapping[str, str]
+    lesion_ml: float
+    uncertainty: Mapping[str, float] = field(default_factory=dict)
+    file: str = ""
+    sha256: str = ""
+    saved: str = ""
+
+    @property
+    def model_id(self) -> str:
+        """Id of the model, or "unknown"."""
+        return self.model.get("id") or "unknown"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A mask that a person saved, or the consensus of several persons.
+
+    Attributes:
+        number: 1, 2, ... within the case, whoever saved it; the order in which they were saved.
+        rater: who.
+        lesion_ml: volume of the lesion, mL.
+        lesion_free: the rater says that the case has no lesion.
+        seconds: time spent on it.
+        prediction: number of the answer that it started from; None without one.
+        model: id of the model that gave that answer, or "".
+        dice_to_prediction: overlap with that answer, 0 ... 1; None without one.
+        kind: "correction", "import" or "consensus".
+        sources: the revisions that a consensus was made of.
+        comment: of the rater.
+        file: name in the revision's folder.
+        sha256: of the file.
+        saved: when, UTC.
+    """
+
+    number: int
+    rater: str
+    lesion_ml: float
+    lesion_free: bool = False
+    seconds: float = 0.0
+    prediction: int | None = None
+    model: str = ""
+    dice_to_prediction: float | None = None
+    kind: Literal["correction", "import", "consensus"] = "correction"
+    sources: tuple[int, ...] = ()
+    comment: str = ""
+    file: str = ""
+    sha256: str = ""
+    saved: str = ""
+
+
+@dataclass(frozen=True)
+class ReviewItem:
+    """A slice whose label looks doubtful.
+
+    Attributes:
+        case: id.
+        slice: index on the case's axial view, from the feet.
+        score: how doubtful, see ``learning.audit.DoubtfulLabel``.
+        reason: as a sentence.
+        round: of the training that found it.
+        label_sha256: of the label that it is about; a newer label settles it.
+        decision: "" (open), "right" or "fix".
+        by: who decided.
+        decided: when, UTC.
+        comment: of who decided.
+    """
+
+    case: str
+    slice: int
+    score: float
+    reason: str
+    round: int
+    label_sha256: str
+    decision: Literal["", "right", "fix"] = ""
+    by: str = ""
+    decided: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class LockInfo:
+    """Who has a case open.
+
+    Attributes:
+        case: id.
+        owner: rater.
+        host: name of the computer.
+        pid: process there.
+        since: when it was opened, UTC, by that computer's clock.
+        age_s: seconds since the last sign of life, by the file server's clock.
+        abandoned: the owner is known or presumed to be gone, so that the case may be taken over.
+        why: what the owner's state is concluded from.
+        token: tells this lock from any other.
+    """
+
+    case: str
+    owner: str
+    host: str
+    pid: int
+    since: str
+    age_s: float
+    abandoned: bool
+    why: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"{self.owner} on {self.host} since {self.since}, last seen {_duration(self.age_s)} ago"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case as the store knew it when it was asked.
+
+    Attributes:
+        id: "case-0001", ...; carries no patient data.
+        patient: opaque key; the cases of one patient share it.
+        added: when, UTC.
+        ct: the CT.
+        lungs: the lung mask, if there is one.
+        note: free text.
+        label: which revision trains: "latest" (the approved one, else the last), "consensus", or a revision's number.
+        approved: number of the approved revision.
+        approved_by: who approved it.
+        exclusion: why the case is excluded, or "".
+        predictions: what models answered, oldest first.
+        revisions: what people saved, oldest first.
+        review: doubtful slices and what was decided.
+        lock: who has it open, or None.
+        unsaved: raters with an autosave that was not saved as a revision.
+    """
+
+    id: str
+    patient: str
+    added: str
+    ct: CtFacts
+    lungs: LungsFacts | None = None
+    note: str = ""
+    label: str = "latest"
+    approved: int | None = None
+    approved_by: str = ""
+    exclusion: str = ""
+    predictions: tuple[Prediction, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    review: tuple[ReviewItem, ...] = ()
+    lock: LockInfo | None = None
+    unsaved: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Cases are numbered in the order in which they were added."""
+        return case_number(self.id)
+
+    @property
+    def state(self) -> State:
+        """The state: new, predicted, in work, corrected, approved or excluded."""
+        if self.exclusion:
+            return "excluded"
+        if (self.lock is not None and not self.lock.abandoned) or self.unsaved:
+            return "in work"
+        if self.approved is not None:
+            return "approved"
+        if self.revisions:
+            return "corrected"
+        return "predicted" if self.predictions else "new"
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The answer that counts: the last one."""
+        return self.predictions[-1] if self.predictions else None
+
+    def revision(self, number: int) -> Revision | None:
+        """A revision by its number."""
+        return next((revision for revision in self.revisions if revision.number == number), None)
+
+    def latest(self, rater: str | None = None) -> Revision | None:
+        """The last revision that a person saved, or that this one saved."""
+        found = [r for r in self.revisions if (r.kind != CONSENSUS if rater is None else r.rater == rater)]
+        return found[-1] if found else None
+
+    @property
+    def raters(self) -> tuple[str, ...]:
+        """Who saved a revision, in the order of their first one."""
+        return tuple(dict.fromkeys(r.rater for r in self.revisions if r.kind != CONSENSUS))
+
+    @property
+    def label_revision(self) -> Revision | None:
+        """The revision that trains and judges, or None where there is none (yet)."""
+        if self.label == CONSENSUS:
+            return self.latest(CONSENSUS)
+        if self.label != "latest":
+            return self.revision(int(self.label))
+        return self.revision(self.approved) if self.approved is not None else self.latest()
+
+    @property
+    def consensus_is_current(self) -> bool:
+        """Whether the stored consensus was made of every rater's last revision."""
+        made = self.latest(CONSENSUS)
+        wanted = {revision.number for rater in self.raters if (revision := self.latest(rater)) is not None}
+        return made is not None and set(made.sources) == wanted
+
+    @property
+    def lesion_ml(self) -> float | None:
+        """Volume of the lesion as far as it is known: of the label, else of the model's answer, mL."""
+        known = self.label_revision or self.latest() or self.prediction
+        return None if known is None else known.lesion_ml
+
+    def open_reviews(self) -> tuple[ReviewItem, ...]:
+        """Doubtful slices of the present label that nobody has decided on."""
+        return tuple(item for item in self.present_reviews() if not item.decision)
+
+    def slices_to_fix(self) -> tuple[ReviewItem, ...]:
+        """Slices of the present label that somebody marked "fix it"."""
+        return tuple(item for item in self.present_reviews() if item.decision == "fix")
+
+    def present_reviews(self) -> tuple[ReviewItem, ...]:
+        """The items that are about the label as it is now."""
+        label = self.label_revision
+        return tuple(item for item in self.review if label is not None and item.label_sha256 == label.sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is written: all but what locks and autosaves say."""
+        values = asdict(self)
+        del values["lock"], values["unsaved"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Case:
+        """Read what :meth:`to_json` made; KeyError and TypeError where it is not that."""
+        ct = {**values["ct"]}
+        for name in ("size", "spacing", "origin", "direction"):
+            ct[name] = tuple(ct[name])
+        lungs = values.get("lungs")
+        return replace(
+            from_mapping(cls, {**values, "ct": from_mapping(CtFacts, ct)}),
+            lungs=from_mapping(LungsFacts, lungs) if lungs else None,
+            predictions=tuple(from_mapping(Prediction, item) for item in values.get("predictions", ())),
+            revisions=tuple(revision_from_json(item) for item in values.get("revisions", ())),
+            review=tuple(from_mapping(ReviewItem, item) for item in values.get("review", ())),
+        )
+
+
+def revision_from_json(values: Mapping[str, Any]) -> Revision:
+    """A revision from its file's values."""
+    return from_mapping(Revision, {**values, "sources": tuple(values.get("sources", ()))})
+
+
+def from_mapping(kind: type[Record], values: Mapping[str, Any]) -> Record:
+    """A dataclass from a mapping; keys that it does not have are left out."""
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,157 @@
+"""One person at work on one case: the lock, the time, autosaves, and what a crash left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..imaging.volume import LabelVolume, Volume
+from .autosaves import Autosave
+from .masks import as_labels
+from .records import Case, Revision
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+class Session:
+    """An open case; made by ``Store.open``, closed with :meth:`close` or at the end of a ``with`` block.
+
+    Others see the case as open until it is closed, or until nobody has renewed it for a quarter of an hour. A panel
+    calls :meth:`renew` once a minute (an autosave does that, too).
+
+    Attributes:
+        case: as it was when it was opened.
+        rater: who.
+        recovered: unsaved work of this rater from a program that ended before it was saved, or None;
+            :attr:`start_mask` is that work then.
+        start_mask: what to edit, on the grid of the CT: recovered work, else the rater's own last revision, else the
+            case's last one, else the model's answer, else an empty mask.
+        start_from: the same as a phrase.
+    """
+
+    def __init__(self, store: Store, case_id: str, rater: str, take_over: bool) -> None:
+        case = store.case(case_id)
+        if case.exclusion:
+            raise InputError(f"{case_id} is excluded ({case.exclusion}); include it again to work on it.")
+        self._store = store
+        self.case: Case = case
+        self.rater = rater
+        self._token = store.locks.acquire(case_id, rater, take_over)
+        self._open = True
+        try:
+            self.case = store.case(case_id)
+            self._answer = None if case.prediction is None else store.read_prediction(case_id).mask()
+            self.recovered: Autosave | None = self._unsaved()
+            self.start_mask, self.start_from = self._start()
+        except BaseException:
+            self.close()
+            raise
+        self._seconds = self.recovered.seconds if self.recovered is not None else 0.0
+        self._running_since: float | None = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent since the case was opened or last saved, without pauses."""
+        running = 0.0 if self._running_since is None else time.monotonic() - self._running_since
+        return self._seconds + running
+
+    def pause(self) -> None:
+        """Stop counting time, e.g. while the user looks at something else."""
+        self._seconds, self._running_since = self.seconds, None
+
+    def resume(self) -> None:
+        """Count time again."""
+        self._seconds, self._running_since = self.seconds, time.monotonic()
+
+    def read_ct(self) -> Volume:
+        """The CT, checked against its recorded hash."""
+        return self._store.read_ct(self.case.id)
+
+    def renew(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            CaseOpenError: somebody else has taken the case over.
+        """
+        self._store.locks.renew(self.case.id, self._token)
+
+    def autosave(self, mask: LabelVolume | NDArray[Any]) -> Autosave:
+        """Keep the mask without making a revision of it; it is recovered when the case is opened again.
+
+        Raises:
+            GridMismatchError, InputError: a mask that does not fit the CT.
+            OutputError: the disk is full or read-only; the earlier autosave stays.
+            CaseOpenError: somebody else has taken the case over; the mask is kept all the same.
+        """
+        labels = as_labels(mask, self.case, "mask")
+        saved = self._store.autosaves.write(self.case.id, self.rater, labels, self.seconds)
+        self.renew()
+        return saved
+
+    def save(self, mask: LabelVolume | NDArray[Any], *, no_lesion: bool = False, comment: str = "") -> Revision:
+        """Save the mask as the next revision; see ``Store.save_revision`` for what it raises."""
+        revision = self._store.save_revision(
+            self.case.id,
+            mask,
+            self.rater,
+            seconds=self.seconds,
+            no_lesion=no_lesion,
+            comment=comment,
+            answer=self._answer,
+        )
+        self._store.autosaves.remove(self.case.id, self.rater)
+        self._seconds = 0.0
+        if self._running_since is not None:
+            self._running_since = time.monotonic()
+        self.recovered = None
+        return revision
+
+    def discard(self) -> None:
+        """Throw unsaved work away."""
+        self._store.autosaves.remove(self.case.id, self.rater)
+        self.recovered = None
+
+    def close(self) -> None:
+        """Let others open the case; unsaved work stays as it was autosaved."""
+        if self._open:
+            self._open = False
+            self._store.locks.release(self.case.id, self._token)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unsaved(self) -> Autosave | None:
+        found = self._store.autosaves.read(self.case.id, self.rater)
+        last = self.case.latest(self.rater)
+        if found is not None and last is not None and found.sha256 == last.sha256:
+            # the program ended after the revision was saved and before the autosave was taken away
+            self._store.autosaves.remove(self.case.id, self.rater)
+            return None
+        return found
+
+    def _start(self) -> tuple[LabelVolume, str]:
+        case, store = self.case, self._store
+        if self.recovered is not None:
+            mask = store.autosaves.mask(self.recovered)
+            if mask is not None:
+                return mask, f"unsaved work of {self.recovered.saved}"
+            self.recovered = None
+        revision = case.latest(self.rater) or case.latest()
+        if revision is not None:
+            return store.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
+        if self._answer is not None and case.prediction is not None:
+            return LabelVolume(
+                self._answer.view(np.uint8), case.ct.geometry, {1: "lesion"}
+            ), f"the answer of {case.prediction.model_id}"
+        return LabelVolume(np.zeros(case.ct.geometry.shape, np.uint8), case.ct.geometry, {1: "lesion"}), "an empty mask"

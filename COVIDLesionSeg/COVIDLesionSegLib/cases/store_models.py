@@ -1,0 +1,260 @@
+"""The models of a store: what was trained in it, which one is the default, and how it came to be."""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, ModelError
+from ..files import atomic_folder, write_json
+from ..models.card import ModelCard, read_card, rewrite_card, tensors_sha256
+from .gate import GateDecision
+from .layout import check_rater, now, read_json
+from .records import from_mapping
+
+if TYPE_CHECKING:
+    from .store import Store
+
+MODEL_FILE = "model.safetensors"
+PARTNER_FILE = "partner.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model that was trained in a store.
+
+    Attributes:
+        id: unique, also among the models of other stores.
+        name: for people.
+        base: id of the model that it was trained from.
+        round: of the training.
+        weights_sha256: as on its card and in the run records of its answers.
+        tensors_sha256: of the file without its header.
+        partner_sha256: the same of the other network of the self-ensembling, or "".
+        created: when, UTC.
+        gate: what the gate decided, or None before it was asked.
+    """
+
+    id: str
+    name: str
+    base: str
+    round: int
+    weights_sha256: str
+    tensors_sha256: str
+    partner_sha256: str = ""
+    created: str = ""
+    gate: GateDecision | None = None
+
+
+class StoreModels:
+    """The models of a store.
+
+    Args:
+        store: whose.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def list(self) -> builtins.list[StoredModel]:
+        """All models that were trained here, by round."""
+        folder = self._store.layout.models
+        files = sorted(folder.glob("[!.]*/model.json")) if folder.is_dir() else []
+        return sorted((self._read(file) for file in files), key=lambda model: (model.round, model.id))
+
+    def get(self, model_id: str) -> StoredModel:
+        """One of them.
+
+        Raises:
+            ModelError: there is no such model in the store.
+        """
+        file = self.folder(model_id) / "model.json"
+        if not file.is_file():
+            known = ", ".join(model.id for model in self.list()) or "none"
+            raise ModelError(f"The store {self._store.folder.name} has no model {model_id!r}; it has: {known}.")
+        return self._read(file)
+
+    def folder(self, model_id: str) -> Path:
+        """Where a model of the store lies, or would lie."""
+        # an id is a file name and nothing more
+        return self._store.layout.models / Path(model_id).name
+
+    def path(self, model: str | Path) -> Path:
+        """The file of a model: of this store, else of the installation's registry, else the file itself.
+
+        Raises:
+            ModelError: no such model, or its file is damaged.
+        """
+        file = self.folder(str(model)) / MODEL_FILE
+        if not isinstance(model, Path) and file.is_file():
+            if tensors_sha256(file) != self.get(model).tensors_sha256:
+                raise ModelError(f"The file of {model} in the store is damaged.", "Restore it from a backup.")
+            return file
+        from ..models import ModelRegistry
+
+        return ModelRegistry().path(model)
+
+    def partner(self, model_id: str) -> Path | None:
+        """The other network of a model's self-ensembling, whose disagreement is an uncertainty; None without one."""
+        file = self.folder(model_id) / PARTNER_FILE
+        return file if file.is_file() else None
+
+    def card(self, model: str) -> ModelCard:
+        """The card of a model."""
+        return read_card(self.path(model))
+
+    # --- the default ---------------------------------------------------------------------------------------------
+
+    def default(self) -> str:
+        """The model that answers and is trained from; the installation's default until the store has its own."""
+        history = self.history()
+        if history:
+            return str(history[-1]["model"])
+        from ..models import ModelRegistry
+
+        return ModelRegistry().default()
+
+    def history(self) -> builtins.list[dict[str, Any]]:
+        """Every default there was, oldest first: model, when, by, why."""
+        file = self._store.layout.models / "default.json"
+        return list(read_json(file)["history"]) if file.is_file() else []
+
+    def set_default(self, model: str, by: str, why: str = "chosen") -> None:
+        """Make a model the default, e.g. go back to an earlier one; all others stay.
+
+        Raises:
+            ModelError: no such model.
+            InputError: the gate did not let it through, and nobody has overridden that.
+        """
+        check_rater(by)
+        stored = next((known for known in self.list() if known.id == model), None)
+        if stored is not None and stored.gate is None:
+            raise InputError(f"{model} was not judged on the frozen validation cases yet; let the gate decide first.")
+        if stored is not None and stored.gate is not None and not stored.gate.accepted:
+            raise InputError(
+                f"{model} did not pass the gate. {' '.join(stored.gate.reasons)}",
+                "Override the decision first, with a reason, if you must.",
+            )
+        self.path(model)
+        with self._store.locks.changing("models"):
+            act = {"model": model, "when": now(), "by": by, "why": why}
+            if not (history := self.history()):
+                history = [{"model": self.default(), "when": self._store.created, "by": "", "why": "at the beginning"}]
+            write_json(self._store.layout.models / "default.json", {"history": [*history, act]})
+
+    # --- what training and the gate bring ------------------------------------------------------------------------
+
+    def add(
+        self,
+        file: Path,
+        base: str,
+        training_round: int,
+        *,
+        split: Mapping[str, Any],
+        trained_on: Mapping[str, Any],
+        partner: Path | None = None,
+        suffix: str = "",
+    ) -> StoredModel:
+        """Take a trained model in.
+
+        Args:
+            file: what the training wrote, with its card.
+            base: id of the model that it was trained from.
+            training_round: number of the training.
+            split: what its figures stand on, see ``StoreSplit.statement``; goes onto the card.
+            trained_on: the card's entry about the cases.
+            partner: the other network of the self-ensembling.
+            suffix: of the id, for what a cancelled training left.
+        """
+        card = read_card(file)
+        model_id = f"{self._store.id[:6]}-round-{training_round:03d}{suffix}"
+        card = replace(
+            card,
+            id=model_id,
+            name=f"{_plain_name(card.name)}, fine-tuned in {training_round} rounds"
+            if training_round > 1
+            else f"{_plain_name(card.name)}, fine-tuned",
+            training_data=(*card.training_data, dict(trained_on)),
+            metrics={**card.metrics, "split": dict(split)},
+        )
+        try:
+            with atomic_folder(self.folder(model_id)) as folder:
+                shutil.copyfile(file, folder / MODEL_FILE)
+                rewrite_card(folder / MODEL_FILE, card)
+                if partner is not None and partner.is_file():
+                    shutil.copyfile(partner, folder / PARTNER_FILE)
+                model = StoredModel(
+                    model_id,
+                    card.name,
+                    base,
+                    training_round,
+                    card.weights_sha256,
+                    tensors_sha256(folder / MODEL_FILE),
+                    tensors_sha256(folder / PARTNER_FILE) if (folder / PARTNER_FILE).is_file() else "",
+                    now(),
+                )
+                write_json(folder / "model.json", _to_json(model))
+        except FileExistsError:
+            # a training that was resumed after it had handed its model in
+            return self.get(model_id)
+        return model
+
+    def record_gate(self, model_id: str, decision: GateDecision) -> StoredModel:
+        """Write what the gate decided, beside the model and on its card."""
+        model = replace(self.get(model_id), gate=decision)
+        with self._store.locks.changing("models"):
+            write_json(self.folder(model_id) / "model.json", _to_json(model))
+            self.write_gate_on_card(model)
+        return model
+
+    def override(self, model_id: str, accept: bool, by: str, reason: str) -> StoredModel:
+        """Decide against the gate; who did and why stand on the model's card.
+
+        Raises:
+            InputError: no reason, or the gate has not decided yet.
+            ModelError: no such model.
+        """
+        check_rater(by)
+        gate = self.get(model_id).gate
+        if gate is None:
+            raise InputError(f"The gate has not decided on {model_id} yet; judge it first.")
+        return self.record_gate(model_id, gate.overridden(accept, by, reason))
+
+    def card_lacks_gate(self, model: StoredModel) -> bool:
+        """Whether the card does not say what the record beside it says: a program was killed between the two."""
+        return model.gate is not None and self._card_with_gate(model) is not None
+
+    def write_gate_on_card(self, model: StoredModel) -> None:
+        """Bring the card in line with the record beside it."""
+        card = self._card_with_gate(model)
+        if card is not None:
+            rewrite_card(self.folder(model.id) / MODEL_FILE, card)
+
+    def _card_with_gate(self, model: StoredModel) -> ModelCard | None:
+        """The card as it should be; None where it is so already."""
+        if model.gate is None:
+            return None
+        card = read_card(self.folder(model.id) / MODEL_FILE)
+        wanted = {**card.metrics, "gate": model.gate.to_json(), "split": dict(model.gate.split)}
+        return None if card.metrics == wanted else replace(card, metrics=wanted)
+
+    def _read(self, file: Path) -> StoredModel:
+        values = read_json(file)
+        gate = values.get("gate")
+        return replace(
+            from_mapping(StoredModel, {**values, "gate": None}), gate=GateDecision.from_json(gate) if gate else None
+        )
+
+
+def _plain_name(name: str) -> str:
+    """What the model was called before it was fine-tuned, however often."""
+    return name.split(", fine-tuned")[0]
+
+
+def _to_json(model: StoredModel) -> Mapping[str, Any]:
+    values = asdict(replace(model, gate=None))
+    return {**values, "gate": model.gate.to_json() if model.gate is not None else None}
