@@ -274,6 +274,8 @@ class Client:
             self._timer(0, self._connection.cancel)
         else:
             # it waits in the queue or for a child that starts, which may stay for the next one
+            if request in self._queue:
+                self._queue.remove(request)
             self._timer(0, functools.partial(self._conclude, request, CANCELLED))
 
     def _conclude(self, request: Request, outcome: Reply | WorkerError) -> None:
@@ -281,8 +283,6 @@ class Client:
             return
         if request is self._active:
             self._active = None
-        elif request in self._queue:
-            self._queue.remove(request)
         if isinstance(outcome, WorkerError):
             self._note(f"request {request.task}: {outcome.kind}: {outcome}", outcome.details)
         else:
@@ -292,7 +292,9 @@ class Client:
         request.conclude(outcome)
 
     def _abandon(self) -> None:
-        for request in [*([self._active] if self._active else []), *self._queue]:
+        waiting = [*([self._active] if self._active else []), *self._queue]
+        self._queue.clear()
+        for request in waiting:
             self._conclude(request, CANCELLED)
 
     def _note(self, text: str, details: str = "") -> None:

@@ -99,6 +99,7 @@ class Connection:
         self._tail = b""
         self._job: Job | None = None
         self._taken = False
+        self._phase = ""
         self._upload: Iterator[None] | None = None
         self._folder: Path | None = None
         self._limit: Timer | None = None
@@ -117,7 +118,7 @@ class Connection:
     def send(self, job: Job) -> None:
         """Give the child, which must be ready, a request."""
         self.state = "sending"
-        self._job, self._taken = job, False
+        self._job, self._taken, self._phase = job, False, ""
         self._upload = self._through_pipe(job) if self._settings.uses_pipe else self._through_files(job)
         self._heard, self._looked = self._clock(), False
         self._within(self._settings.silence_seconds, self._listen)
@@ -214,6 +215,7 @@ class Connection:
         elif isinstance(message, p.Started):
             self._taken = True
         elif isinstance(message, p.ProgressMessage):
+            self._phase = message.phase
             job.tell(message.phase, message.done, message.total, message.message)
         elif isinstance(message, p.Note):
             job.note(message.text)
@@ -332,7 +334,7 @@ class Connection:
             self._give_up(
                 WorkerError(
                     "silent",
-                    f"The worker has sent nothing for {quiet:.0f} seconds and was stopped.",
+                    f"The worker has sent nothing for more than {limit:g} seconds and was stopped.",
                     "The machine may be overloaded, or the connection to it lost. " + _REPORT_HINT,
                     self._details(),
                     "copy_report",
@@ -403,12 +405,18 @@ class Connection:
         return WorkerError("start_failed", f"The worker could not be started: {why}.", hint, text, "copy_report")
 
     def _death(self, exit_code: int) -> WorkerError:
+        how = _ending(exit_code)
+        if self._phase == "loading":
+            # crashes in PyTorch's own start, e.g. a build for another driver
+            message = f"The worker ended unexpectedly while it loaded PyTorch and the model, {how}."
+            hint = "PyTorch may be damaged or not fit this computer: set it up again."
+            return WorkerError("died", message, hint, self._details(), "set_up_pytorch")
         hint = _REPORT_HINT
         if exit_code in (-9, 137):
             hint = "The system may have run out of memory: close other programs, or choose a smaller task. " + hint
         return WorkerError(
             "died",
-            f"The worker ended unexpectedly in the middle of its work, {_ending(exit_code)}.",
+            f"The worker ended unexpectedly in the middle of its work, {how}.",
             hint,
             self._details(),
             "copy_report",
