@@ -22,6 +22,7 @@ from ..errors import CancelledError, COVIDLesionSegError
 # command -> module in this package; only the called one is imported, so that `models list` needs no PyTorch.
 COMMANDS = {
     "demo": "demo",
+    "sample-data": "sample_data",
     "segment": "segment",
     "evaluate": "evaluate",
     "report": "report",
