@@ -32,16 +32,29 @@ _IDENTITY = {
 }
 
 
+class KnownCtError(InputError):
+    """The CT is in the store already.
+
+    Attributes:
+        case_id: as this case.
+    """
+
+    def __init__(self, case_id: str) -> None:
+        super().__init__(f"This CT is in the store already, as {case_id}.")
+        self.case_id = case_id
+
+
 def add_case(
     store: Store,
     ct: Path | str,
-    patient: str | None,
-    copy: bool,
-    lungs: Mask | Path | str | None,
-    series: str | None,
-    rescale: Sequence[float] | None,
-    keep_identity: bool,
-    note: str,
+    patient: str | None = None,
+    copy: bool = True,
+    lungs: Mask | Path | str | None = None,
+    series: str | None = None,
+    rescale: Sequence[float] | None = None,
+    keep_identity: bool = False,
+    note: str = "",
+    volume: Volume | None = None,
 ) -> Case:
     """Add a CT as a new case.
 
@@ -59,10 +72,12 @@ def add_case(
         rescale: (slope, intercept) for values that are not HU; needs a copy.
         keep_identity: keep the DICOM patient ID, study date and UIDs, or the file's name, in ``private/``.
         note: free text.
+        volume: the CT, where it was read already.
 
     Raises:
         ReadError, GeometryError, IntensityError: no CT that can be used, see ``imaging.read_volume``.
-        InputError: this CT is in the store already, or it can't be referenced.
+        KnownCtError: this CT is in the store already.
+        InputError: it can't be referenced.
         OutputError: the store can't be written to.
     """
     from ..imaging import read_volume, write_volume
@@ -70,7 +85,7 @@ def add_case(
     path = Path(ct)
     if rescale is not None and not copy:
         raise InputError("A CT whose values are rescaled can't be referenced; let the store keep a copy.")
-    volume = read_volume(path, series, rescale)
+    volume = volume or read_volume(path, series, rescale)
     facts = {
         "voxels_sha256": sha256_array(volume.array),
         **{name: getattr(volume.geometry, name) for name in ("size", "spacing", "origin", "direction")},
@@ -82,7 +97,7 @@ def add_case(
     with store.locks.changing("store"):
         known = next((c for c in store.cases() if c.ct.voxels_sha256 == facts["voxels_sha256"]), None)
         if known is not None:
-            raise InputError(f"This CT is in the store already, as {known.id}.")
+            raise KnownCtError(known.id)
         while True:
             case_id = case_name(max((case_number(p.name) for p in store.layout.cases.iterdir()), default=0) + 1)
             # what is private comes first: a case without it could not be found again

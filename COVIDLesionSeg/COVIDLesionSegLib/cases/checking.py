@@ -15,9 +15,9 @@ from ..errors import COVIDLesionSegError, ReadError
 from ..files import is_unfinished, sha256_file, write_json
 from ..models.card import tensors_sha256
 from .layout import case_number, numbered, read_json
+from .planning import folder_sha256
 from .records import Case
 from .store_models import MODEL_FILE, PARTNER_FILE, StoredModel
-from .training import folder_sha256
 
 if TYPE_CHECKING:
     from .store import Store

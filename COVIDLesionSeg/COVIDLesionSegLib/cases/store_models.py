@@ -163,7 +163,7 @@ class StoreModels:
 
         Args:
             file: what the training wrote, with its card.
-            base: id of the model that it was trained from.
+            base: id or file of the model that it was trained from.
             training_round: number of the training.
             split: what its figures stand on, see ``StoreSplit.statement``; goes onto the card.
             trained_on: the card's entry about the cases.
@@ -190,7 +190,7 @@ class StoreModels:
                 model = StoredModel(
                     model_id,
                     card.name,
-                    base,
+                    _shown_id(base),
                     training_round,
                     card.weights_sha256,
                     tensors_sha256(folder / MODEL_FILE),
@@ -248,6 +248,11 @@ class StoreModels:
         return replace(
             from_mapping(StoredModel, {**values, "gate": None}), gate=GateDecision.from_json(gate) if gate else None
         )
+
+
+def _shown_id(model: str) -> str:
+    """An id as it is, and of a file the name alone: its folders may say more than a model should."""
+    return Path(model).stem if model.endswith((".safetensors", ".pt", ".pth")) else model
 
 
 def _plain_name(name: str) -> str:
