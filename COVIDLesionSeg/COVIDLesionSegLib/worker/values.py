@@ -123,7 +123,7 @@ class WorkerSettings:
     idle_seconds: float = 900.0
     silence_seconds: float = 120.0
     start_seconds: float = 60.0
-    cancel_seconds: float = 0.3
+    cancel_seconds: float = 0.25
     transport: Literal["auto", "file", "pipe"] = "auto"
     compress: bool = True
 
