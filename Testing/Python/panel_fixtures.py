@@ -13,7 +13,7 @@ SHAPE = (24, 64, 80)
 SPACING = (2.5, 1.5, 1.5)
 
 
-def wait_for(condition: Callable[[], Any], what: str = "it", seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], Any], what: str = "it", seconds: float = 8.0) -> None:
     """Let Qt's events run until a condition holds."""
     import slicer
 
@@ -21,7 +21,8 @@ def wait_for(condition: Callable[[], Any], what: str = "it", seconds: float = 20
     while not condition():
         slicer.app.processEvents()
         time.sleep(0.002)
-        assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not happen within {seconds:g} s")
 
 
 def let_run(seconds: float = 0.05) -> None:
@@ -127,6 +128,14 @@ def ct(panel):
 def said(panel: Any) -> str:
     """All messages under the tabs."""
     return panel.messages.ui.messageText.toPlainText()
+
+
+def wait_for_words(panel: Any, words: str, seconds: float = 8.0) -> None:
+    """Let Qt's events run until the messages hold these words."""
+    try:
+        wait_for(lambda: words in said(panel), f"{words!r}", seconds)
+    except pytest.fail.Exception:
+        pytest.fail(f"{words!r} is not among the messages: {said(panel)!r}")
 
 
 def apply_and_wait(panel: Any) -> Any:

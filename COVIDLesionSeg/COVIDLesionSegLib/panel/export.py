@@ -19,9 +19,6 @@ from .notices import Notice, noticeOf
 from .steps import Steps
 from .text import _
 
-# what is written for each kind, and how the names end
-_GROUPS = {"csv": ("csv", "lesions_csv"), "json": ("json",), "html": ("html",)}
-_FILES = {"csv": "_measurements.csv", "lesions_csv": "_lesions.csv", "json": "_report.json", "html": "_report.html"}
 # more segments than this are written as one
 _MOST_SEGMENTS = 3
 _CASE = re.compile(r"[\w][\w .-]{0,79}(?<![ .])")
@@ -84,17 +81,15 @@ class Export:
             raise InputError(_("No kind of file is chosen."), _("Choose at least one."))
         self._session.live.require()
         case = _checkedCase(case)
-        folder = folder.absolute()
         self._requests, self._written = [], []
         steps: list[Callable[[], Any]] = []
-        if set(kinds) & set(_FILES):
-            files = {name: str(folder / f"{case}{_FILES[name]}") for kind in kinds for name in _GROUPS.get(kind, ())}
-            record = self._record(parameters)
-            self._requests.append(("report", {"study": STUDY, "case": case, "record": record, **files}, {}))
+        common = {"study": STUDY, "case": case, "folder": str(folder.absolute()), "record": self._record(parameters)}
+        files = [kind for kind in kinds if kind != "dicom"]
+        if files:
+            self._requests.append(("report", common | {"kinds": files}, {}))
         if "dicom" in kinds:
             source: Any = str(dicomFolder.absolute()) if dicomFolder else mrml.dicomFilesOf(parameters.inputVolume)
-            output = str(folder / f"{case}_lesions.dcm")
-            steps.append(lambda: self._addDicom(parameters, {"output": output, "source": source}))
+            steps.append(lambda: self._addDicom(parameters, common | {"source": source}))
         self._steps.start([*steps, self._next], self._onError)
 
     def _record(self, parameters: ModuleParameters) -> dict[str, Any] | None:
@@ -111,8 +106,7 @@ class Export:
         if not parameters.lesionSegmentId and 1 < len(ids) <= _MOST_SEGMENTS:
             arrays = {identity: mrml.segmentMask(node, identity, volumeNode).view(np.uint8) for identity in ids}
             segments = [{"name": segment_style(i).name, "array": i, "edited": edited} for i in ids]
-        values |= {"study": STUDY, "segments": segments, "record": self._record(parameters)}
-        self._requests.append(("dicom_seg", values, arrays))
+        self._requests.append(("dicom_seg", values | {"segments": segments}, arrays))
 
     def _next(self) -> None:
         if self._requests:
@@ -131,8 +125,7 @@ class Export:
 
     def _onWritten(self, reply: Reply) -> None:
         values = reply.values
-        files = values["files"].values() if "files" in values else [values["file"]]
-        self._written += [Path(file).name for file in files]
+        self._written += [Path(file).name for file in values["files"]]
         for text in values.get("notes", ()):
             self._note(Notice(text))
         self._next()

@@ -239,7 +239,7 @@ class LiveMeasurement(VTKObservationMixin):
                 return
             where = [[side.start, side.stop] for side in box]
             patch = np.ascontiguousarray(now[box]).view(np.uint8)
-            self._ask("update", {"study": STUDY, "boxes": {"lesion": where}}, {"lesion": patch})
+            self._ask("update", {"study": STUDY, "box": where}, {"lesion": patch})
 
         self._steps.start([send], self._onError)
 

@@ -219,11 +219,10 @@ class SegmentationRun(VTKObservationMixin):
             consolidationFrom=self._choices.consolidationFrom,
         )
         mrml.attachRecord(self._segmentationNode, RunRecord.from_json(self._reply.values["record"]))
-        self._parameters.lesionSegmentation = self._segmentationNode
-        self._parameters.lesionSegmentId = ""
 
     def _keepAnswer(self) -> None:
         mrml.keepAnswer(self._segmentationNode)
+        self._parameters.update(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
 
     def _showLungs(self) -> None:
         if self._lungNode is None:

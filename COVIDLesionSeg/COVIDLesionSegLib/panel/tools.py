@@ -19,7 +19,6 @@ from .text import _, figure_text
 if TYPE_CHECKING:
     from .session import Session
 
-EARLIER = "earlier"
 _KINDS = ("new", "grown", "stable", "shrunk", "resolved")
 
 
@@ -111,7 +110,7 @@ class MeasurementTools:
         if self._request is not None:
             return
         arrays: dict[str, NDArray[Any]] = {}
-        values: dict[str, Any] = {"study": EARLIER}
+        values: dict[str, Any] = {"study": STUDY}
 
         def readVolume() -> None:
             parameters, _mask = self._live.require()
@@ -129,16 +128,11 @@ class MeasurementTools:
             known = mrml.resultsOn(parameters.earlierVolume, "lungs")
             if known:
                 arrays["lungs"] = mrml.lungsFromSegmentation(known[-1], parameters.earlierVolume)
-            else:
-                values["find_lungs"] = True
 
         def send() -> None:
-            self._ask("open", values, arrays, self._onOpened)
+            self._ask("compare", values, arrays, self._onCompared)
 
         self._steps.start([readVolume, readLesions, readLungs, send], self._onError)
-
-    def _onOpened(self, *_ignored: Any) -> None:
-        self._ask("compare", {"earlier": EARLIER, "later": STUDY}, {}, self._onCompared)
 
     def _ask(
         self,

@@ -1,0 +1,327 @@
+"""The tab that measures: figures that follow edits, the reference, an earlier study, charts, maps and export."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fake_worker import DIE
+from panel_fixtures import SPACING, add_ct, apply_and_wait, chest, said, wait_for, wait_for_words
+from test_panel_correct import brush
+
+VOXEL_ML = np.prod(SPACING) / 1000
+
+
+@pytest.fixture
+def mrml(scene):
+    from COVIDLesionSegLib import mrml
+
+    return mrml
+
+
+@pytest.fixture
+def parameters(panel, mrml):
+    return mrml.moduleParameters()
+
+
+@pytest.fixture
+def segmentation(panel, ct):
+    """The lesions, found and measured; the Measure tab in view."""
+    node = apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    return node
+
+
+def settle(panel):
+    live = panel.session.live
+    wait_for(lambda: live.quantities and not live.busy and not live._tables.busy, "the figures")
+
+
+def figures(panel):
+    """What the list shows: name -> value."""
+    table = panel.measure.ui.figureTable
+    return {table.item(row, 0).text(): table.item(row, 1).text() for row in range(table.rowCount)}
+
+
+def add_reference(ct, mrml, mask):
+    node = mrml.createSegmentation(ct, "reference")
+    node.GetSegmentation().AddEmptySegment("expert", "expert")
+    mrml.writeSegment(node, "expert", mask, ct)
+    return node
+
+
+def choose_reference(panel, node):
+    panel.measure.ui.referenceSelector.setCurrentNode(node)
+    wait_for(lambda: panel.session.live.evaluation, "the comparison")
+    settle(panel)
+
+
+def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameters):
+    shown = figures(panel)
+    ml = chest()[1].sum() * VOXEL_ML
+    assert float(shown["Lesion volume"].split()[0]) == pytest.approx(ml, rel=0.01)
+    assert shown["Lesion volume"].endswith("mL") and shown["Mean HU of the lesion"].endswith("HU")
+    assert shown["Number of lesions"] == "2" and shown["Lung involved"].endswith("%")
+    table = parameters.measurementTable
+    assert "[mL]" in table.GetColumnTitle("lesion_volume")
+    assert parameters.lesionTable.GetNumberOfRows() == 2
+    assert panel.measure.ui.tableView.mrmlTableNode() is table
+    panel.measure.ui.tableCombo.setCurrentIndex(1)
+    assert panel.measure.ui.tableView.mrmlTableNode() is parameters.lesionTable
+
+
+def test_every_figure_explains_itself(panel, segmentation):
+    table = panel.measure.ui.figureTable
+    tips = {table.item(row, 0).text(): table.item(row, 0).toolTip() for row in range(table.rowCount)}
+    assert "times the volume of a voxel" in tips["Lesion volume"] and "Unit: mL." in tips["Lesion volume"]
+    assert all(len(tip) > 20 for tip in tips.values())
+
+
+def test_the_table_follows_an_edit_and_only_the_box_travels(panel, segmentation, worker, ct, mrml):
+    box = np.s_[4:6, 20:30, 50:60]
+    before = worker.named("update")
+    brush(panel, segmentation, box)
+    wait_for(lambda: len(worker.named("update")) > len(before), "the update")
+    settle(panel)
+    asked = worker.named("update")[-1]
+    assert asked.parameters["box"] == [[4, 6], [20, 30], [50, 60]]
+    assert asked.arrays["lesion"].shape == (2, 10, 10)
+    assert len(worker.named("open")) == 1
+    ml = (chest()[1].sum() + 200) * VOXEL_ML
+    assert panel.session.live.quantities["lesion_volume"]["value"] == pytest.approx(ml)
+    assert figures(panel)["Number of lesions"] == "3"
+
+
+def test_many_strokes_become_few_updates_and_the_last_one_counts(panel, segmentation, worker, ct, mrml):
+    for x in range(44, 60):
+        brush(panel, segmentation, np.s_[4:6, 20:24, x : x + 1])
+    settle(panel)
+    assert len(worker.named("update")) <= 4
+    ml = mrml.lesionMask(segmentation, ct).sum() * VOXEL_ML
+    assert panel.session.live.quantities["lesion_volume"]["value"] == pytest.approx(ml)
+
+
+def test_the_reference_is_compared_and_follows(panel, segmentation, ct, mrml, parameters):
+    from COVIDLesionSegLib.measurement import evaluate
+
+    truth = np.roll(chest()[1], 2, axis=2)
+    reference = add_reference(ct, mrml, truth)
+    choose_reference(panel, reference)
+    expected = evaluate(chest()[1], truth, SPACING)
+    found = panel.session.live.evaluation
+    for name in ("dice", "relative_volume_error", "hausdorff_distance_95"):
+        assert found[name]["value"] == pytest.approx(expected[name]["value"])
+        assert found[name]["status"] == "ok"
+    assert figures(panel)["HD95"].endswith("mm")
+    assert parameters.comparisonTable.GetNumberOfRows() > 8
+    brush(panel, segmentation, np.s_[:, :, :], erase=True)
+    settle(panel)
+    assert panel.session.live.evaluation["dice"]["status"] == "prediction_empty"
+    assert figures(panel)["HD95"].startswith("\N{INFINITY}")
+    mrml.removeNode(reference)
+    wait_for(lambda: not panel.session.live.evaluation and not panel.session.live.busy, "no comparison")
+    settle(panel)
+    assert "HD95" not in figures(panel)
+
+
+def test_one_segment_can_be_measured_alone(panel, ct, mrml, parameters):
+    panel.segment.ui.viewCombo.setCurrentIndex(2)
+    node = apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    combo = panel.measure.ui.lesionCombo
+    combo.setCurrentIndex(combo.findData("lesion_2"))
+    wait_for(lambda: figures(panel).get("Number of lesions") == "1", "the figures of one")
+    ml = mrml.segmentMask(node, "lesion_2", ct).sum() * VOXEL_ML
+    assert panel.session.live.quantities["lesion_volume"]["value"] == pytest.approx(ml)
+
+
+def test_errors_are_shown_as_segments(panel, segmentation, ct, mrml, parameters):
+    truth = np.roll(chest()[1], 2, axis=2)
+    choose_reference(panel, add_reference(ct, mrml, truth))
+    panel.measure.ui.errorsButton.click()
+    wait_for(lambda: parameters.errorSegmentation is not None, "the error map")
+    node = parameters.errorSegmentation
+    ids = node.GetSegmentation().GetSegmentIDs()
+    assert len(ids) == 3
+    masks = {i: mrml.segmentMask(node, i, ct) for i in ids}
+    assert sum(mask.sum() for mask in masks.values()) == (truth | chest()[1]).sum()
+
+
+def test_charts_are_made_and_follow(panel, segmentation, ct, parameters):
+    import slicer
+
+    panel.measure.ui.histogramButton.click()
+    wait_for(lambda: parameters.histogramChart is not None, "the histogram")
+    panel.measure.ui.zonesButton.click()
+    wait_for(lambda: parameters.zoneChart is not None, "the zones")
+    table = parameters.histogramChart.GetNthPlotSeriesNode(0).GetTableNode()
+
+    def total():
+        return sum(slicer.util.arrayFromTableColumn(table, name).sum() for name in ("ground_glass", "consolidation"))
+
+    assert total() == pytest.approx(chest()[1].sum() * VOXEL_ML)
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    settle(panel)
+    wait_for(lambda: total() == pytest.approx((chest()[1].sum() + 200) * VOXEL_ML), "the chart after the edit")
+
+
+def test_the_probability_map_can_be_laid_over_the_ct(panel, ct, scene, parameters):
+    panel.segment.ui.probabilityCheck.click()
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    apply_and_wait(panel)
+    panel.measure.ui.mapButton.click()
+    assert composite.GetForegroundVolumeID() == parameters.probabilityVolume.GetID()
+    panel.measure.ui.mapButton.click()
+    assert not composite.GetForegroundVolumeID()
+
+
+def test_an_earlier_study_gives_the_change(panel, segmentation, ct, mrml, parameters):
+    hu, lesion = chest()
+    smaller = lesion.copy()
+    smaller[12:16, 30:36, 50:58] = False
+    earlier = add_ct("earlier", hu)
+    node = mrml.showLesions(earlier, smaller)
+    lungs = mrml.lungsFromSegmentation(parameters.lungSegmentation, ct)
+    mrml.showFoundLungs(earlier, lungs)
+    ui = panel.measure.ui
+    assert not ui.compareButton.isEnabled()
+    ui.earlierSelector.setCurrentNode(earlier)
+    ui.earlierSegmentationSelector.setCurrentNode(node)
+    ui.compareButton.click()
+    wait_for(lambda: parameters.changeTable is not None, "the change", seconds=60)
+    assert "1 new" in ui.changeLabel.text and "mL" in ui.changeLabel.text
+    ui.tableCombo.setCurrentIndex(3)
+    assert ui.tableView.mrmlTableNode() is parameters.changeTable
+
+
+def test_files_are_written_without_the_patients_name(panel, segmentation, ct, tmp_path):
+    pytest.importorskip("matplotlib")
+    ct.SetName("Doe^Jane")
+    segmentation.SetName("Doe^Jane lesions")
+    ui = panel.measure.ui
+    ui.jsonCheck.setChecked(True)
+    ui.folderEdit.setProperty("currentPath", str(tmp_path / "out"))
+    ui.caseEdit.text = "case 7"
+    ui.saveButton.click()
+    wait_for_words(panel, "Written:", seconds=60)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"case 7_{end}" for end in ("measurements.csv", "lesions.csv", "report.json", "report.html")}
+    texts = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    assert "Doe" not in texts
+    report = json.loads((tmp_path / "out" / "case 7_report.json").read_text())
+    ml = chest()[1].sum() * VOXEL_ML
+    assert report["quantities"]["lesion_volume"]["value"] == pytest.approx(ml)
+    assert report["record"]["model"]["name"] == "fake"
+
+
+@pytest.mark.parametrize(
+    ("folder", "case", "kinds", "words"),
+    [
+        ("", "case", ["csv"], "No folder is chosen"),
+        ("out", "../up", ["csv"], "can't be a part of file names"),
+        ("out", "case", [], "No kind of file is chosen"),
+        ("out", "case", ["dicom"], "was not loaded with the DICOM module"),
+    ],
+)
+def test_an_export_that_can_not_be_is_refused(folder, case, kinds, words, panel, segmentation, tmp_path):
+    ui = panel.measure.ui
+    for name in ("csv", "json", "html", "dicom"):
+        getattr(ui, f"{name}Check").setChecked(name in kinds)
+    ui.folderEdit.setProperty("currentPath", str(tmp_path / folder) if folder else "")
+    ui.caseEdit.text = case
+    ui.saveButton.click()
+    assert words in said(panel)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dicom_seg_says_first_what_it_holds(panel, segmentation):
+    ui = panel.measure.ui
+    assert not ui.dicomNote.isVisible()
+    ui.exportButton.collapsed = False
+    ui.dicomCheck.setChecked(True)
+    assert ui.dicomNote.isVisible() and "patient" in ui.dicomNote.text
+
+
+# ---- rough use ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_measured_while_nobody_looks(panel, ct, worker):
+    apply_and_wait(panel)
+    assert not worker.named("open")
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    panel.tabs.setCurrentIndex(0)
+    count = len(worker.asked)
+    brush(panel, panel.correct.editor.segmentationNode(), np.s_[4:6, 20:30, 50:60])
+    wait_for(lambda: True)
+    assert len(worker.asked) == count
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    assert panel.session.live.quantities["lesion_count"]["value"] == 3
+
+
+def test_a_child_that_dies_is_given_the_study_again(panel, segmentation, worker):
+    worker.tasks["update"] = lambda *_: DIE
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    wait_for(lambda: worker.named("update") and not panel.session.live.busy, "the death")
+    assert panel.session.live.stateText()
+    del worker.tasks["update"]
+    brush(panel, segmentation, np.s_[4:6, 20:30, 60:64])
+    settle(panel)
+    assert len(worker.named("open")) == 2
+    ml = (chest()[1].sum() + 280) * VOXEL_ML
+    assert panel.session.live.quantities["lesion_volume"]["value"] == pytest.approx(ml)
+
+
+@pytest.mark.parametrize("what", ["inputVolume", "lesionSegmentation", "measurementTable", "lungSegmentation"])
+def test_deleting_what_is_measured_does_no_harm(what, panel, segmentation, mrml, parameters):
+    mrml.removeNode(getattr(parameters, what))
+    live = panel.session.live
+    wait_for(lambda: not live.busy, "rest")
+    if what in ("inputVolume", "lesionSegmentation"):
+        assert "Nothing to measure" in live.stateText() and not live.quantities
+    else:
+        brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+        settle(panel)
+        assert parameters.measurementTable is not None
+        assert live.quantities["lesion_count"]["value"] == 3
+
+
+def test_a_scene_closed_while_figures_are_on_their_way(panel, segmentation, scene):
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    scene.Clear(False)
+    live = panel.session.live
+    wait_for(lambda: not live.busy, "rest")
+    assert not live.quantities and not panel.measure.ui.saveButton.isEnabled()
+
+
+def test_a_foreign_segmentation_of_one_segment_is_measured(panel, ct, mrml, parameters):
+    parameters.lesionSegmentation = add_reference(ct, mrml, chest()[1])
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    assert panel.session.live.quantities["lesion_count"]["value"] == 2
+    assert "\N{EN DASH}" in figures(panel)["Lung involved"]
+
+
+def test_a_segmentation_of_many_foreign_segments_asks_for_one(panel, ct, mrml, parameters):
+    node = add_reference(ct, mrml, chest()[1])
+    node.GetSegmentation().AddEmptySegment("two", "two")
+    parameters.lesionSegmentation = node
+    panel.tabs.setCurrentIndex(2)
+    wait_for(lambda: panel.session.live.stateText() and not panel.session.live.busy, "the question")
+    assert "Choose the segment" in panel.measure.ui.stateLabel.text
+    parameters.lesionSegmentId = "expert"
+    settle(panel)
+    assert panel.session.live.quantities["lesion_count"]["value"] == 2
+
+
+def test_two_panels_share_one_measurement(panel, open_panel, segmentation, worker):
+    other = open_panel()
+    other.tabs.setCurrentIndex(2)
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    settle(panel)
+    assert figures(panel) == figures(other)
+    assert len(worker.named("open")) == 1
