@@ -88,7 +88,11 @@ def plan_training(store: Store) -> TrainingPlan:
 
 
 def estimate_seconds(
-    store: Store, base_model: str | None = None, steps: int | None = None, config: TrainingConfig | None = None
+    store: Store,
+    base_model: str | None = None,
+    steps: int | None = None,
+    config: TrainingConfig | None = None,
+    device: str | None = None,
 ) -> TimeEstimate:
     """What a fine-tuning would take on this machine: a few steps are measured, nothing is changed.
 
@@ -99,7 +103,7 @@ def estimate_seconds(
     from ..models import load_checkpoint
 
     card = load_checkpoint(store.models.path(base_model or store.models.default())).card
-    settings = configured(config, steps, None)
+    settings = configured(config, steps, device)
     network = replace(settings.network, name=card.network, arguments=dict(card.network_arguments))
     cases = usable(store.cases())
     if not cases:

@@ -31,6 +31,7 @@ COMMANDS = {
     "models": "models",
     "train": "train",
     "fine-tune": "fine_tune",
+    "cases": "cases",
     "pseudo-label": "pseudo_label",
     "worker": "worker",
 }

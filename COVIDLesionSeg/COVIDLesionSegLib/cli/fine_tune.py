@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ..cases import Store, is_store
+from ..errors import InputError
 from ..learning import TrainingConfig
 from ._progress import ProgressBar
 from .train import describe
@@ -16,24 +19,88 @@ HELP = "go on training a model on corrected cases"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("cases", type=Path, metavar="CASES", help="manifest (CSV: ct, lesion, ...) or folder of cases")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run, made if absent")
+    parser.add_argument(
+        "cases", type=Path, metavar="CASES", help="case store, manifest (CSV: ct, lesion, ...) or folder of cases"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="folder of the run, made if absent (a store has its own)")
     parser.add_argument("--model", help="id or file of the model to start from; the default model if absent")
     parser.add_argument("--config", type=Path, help="TOML with settings other than the defaults")
     parser.add_argument("--steps", type=int, help="steps to train (default: 300)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that was not finished")
+    store = parser.add_argument_group("case store")
+    store.add_argument(
+        "--validation", nargs="+", default=[], metavar="PATIENT", help="who judges, at the first time: keys or case ids"
+    )
+    store.add_argument(
+        "--replay",
+        type=float,
+        metavar="SHARE",
+        help="share of each batch from cases that earlier rounds have learned from (default: 0.5)",
+    )
+    store.add_argument("--estimate", action="store_true", help="say how long it would take here, and end")
+    store.add_argument("--by", default="command", help="who asks; recorded")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune; prints the validation before and after."""
+    config = TrainingConfig.from_toml(arguments.config) if arguments.config else None
+    if is_store(arguments.cases):
+        return _on_store(arguments, config)
+    for name in ("validation", "replay", "estimate"):
+        if getattr(arguments, name):
+            raise InputError(f"--{name} needs a case store; {arguments.cases} is none.")
+    return _on_cases(arguments, config)
+
+
+def _on_store(arguments: argparse.Namespace, config: TrainingConfig | None) -> int:
+    from ..cases.planning import estimate_seconds
+    from ..cases.training import REPLAY_SHARE
+
+    store = Store(arguments.cases)
+    if arguments.estimate or not (arguments.quiet or arguments.resume):
+        expected = estimate_seconds(store, arguments.model, arguments.steps, config, arguments.device)
+        if arguments.estimate:
+            print(json.dumps(expected.to_json(), indent=2) if arguments.json else expected.text)
+            return 0
+        print(expected.text, file=sys.stderr)
+    with ProgressBar("fine-tune", arguments.quiet) as bar:
+        result = store.fine_tune(
+            arguments.model,
+            steps=arguments.steps,
+            replay_share=REPLAY_SHARE if arguments.replay is None else arguments.replay,
+            validation=arguments.validation,
+            device=arguments.device,
+            config=config,
+            by=arguments.by,
+            folder=arguments.output,
+            resume=arguments.resume,
+            progress=bar,
+        )
+    if arguments.json:
+        print(json.dumps(result.to_json(), indent=2))
+        return 0
+    for note in [*result.plan.notes, *result.gate.warnings]:
+        print(note)
+    print(f"before: {describe(dict(result.before))}")
+    print(f"after:  {describe(dict(result.after))}")
+    print(result.gate.text)
+    print(f"{len(result.review)} doubtful labels are new on the review list.")
+    print(f"model: {result.model.id} ({result.path})")
+    print(f"default: {store.models.default()}")
+    return 0
+
+
+def _on_cases(arguments: argparse.Namespace, config: TrainingConfig | None) -> int:
     from ..learning import fine_tune
     from ..learning.fine_tuning import default_config
     from ..models import ModelRegistry
 
-    config = TrainingConfig.from_toml(arguments.config) if arguments.config else default_config()
+    if arguments.output is None:
+        raise InputError("Name the folder of the run with -o; only a case store has a place of its own for it.")
+    config = config or default_config()
     given = {name: getattr(arguments, name) for name in ("steps", "device") if getattr(arguments, name) is not None}
     config = replace(config, run=replace(config.run, **given))
     base = arguments.model or ModelRegistry().default()

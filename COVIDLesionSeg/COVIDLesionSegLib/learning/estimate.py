@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -39,6 +39,22 @@ class TimeEstimate:
     validating: float
     seconds_per_step: float
     device: str
+
+    @property
+    def text(self) -> str:
+        """For people: how long, and what it rests on."""
+        minutes = self.total / 60
+        shown = f"{self.total:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
+        if minutes > 90:
+            shown = f"{minutes / 60:.1f} hours"
+        return (
+            f"About {shown} on {self.device} ({self.seconds_per_step:.2f} s a step measured here: "
+            f"{self.training:.0f} s of training, {self.validating:.0f} s of validation, {self.preparing:.0f} s before)."
+        )
+
+    def to_json(self) -> dict[str, float | str]:
+        """For JSON."""
+        return asdict(self)
 
 
 def estimate(
@@ -99,7 +115,7 @@ def _seconds_per_step(
         loss.backward()
         optimizer.step()
         if ensembling is not None:
-            ensembling.update(float(loss))
+            ensembling.update(float(loss.detach()))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
