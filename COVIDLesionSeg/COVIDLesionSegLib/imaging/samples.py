@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..resources import load_json, resource
-from .phantom import Phantom, synthetic_chest
+from .phantom import synthetic_chest
 from .volume import LabelVolume
 from .writing import write_labels, write_volume
 
@@ -124,12 +124,7 @@ def make_sample(sample: Sample, folder: Path | str, progress: Progress | None = 
         if file.content == "ct":
             write_volume(chest.volume, paths[-1])
         else:
-            write_labels(_reference(chest), paths[-1])
+            lesion = LabelVolume(chest.lesion.astype(np.uint8), chest.volume.geometry, {1: "lesion"})
+            write_labels(lesion, paths[-1])
     report("writing", 1 + len(sample.files), 1 + len(sample.files))
     return paths
-
-
-def _reference(chest: Phantom) -> LabelVolume:
-    labels = chest.ggo.astype(np.uint8)
-    labels[chest.consolidation] = 2
-    return LabelVolume(labels, chest.volume.geometry, {1: "ground-glass opacity", 2: "consolidation"})
