@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,41 +12,49 @@ from ..errors import InputError
 from .faults import require_torch
 
 if TYPE_CHECKING:
+    from ..learning import TrainingConfig
     from .job_runner import JobContext
+
+Progress = Callable[[str, int, int], None]
 
 #: task -> where its function is; it takes the job's context and returns plain values
 TASKS = {"fine_tune": "COVIDLesionSegLib.worker.job_tasks:fine_tune"}
 
 _POINTS = 500
 _PARAMETERS = ("cases", "base_model", "config", "device", "steps", "resume")
+# of a case store only, see cases.training.fine_tune_store
+_STORE_PARAMETERS = ("replay_share", "validation", "validation_share", "by")
 
 
 def fine_tune(job: JobContext) -> dict[str, Any]:
     """Go on training a model on corrected cases.
 
     Parameters of the job: ``cases`` (case store, manifest or folder of cases), and if given ``base_model`` (id or
-    file), ``config`` (TOML file), ``device``, ``steps``, ``resume``. Curves: ``loss`` over the training step, and the
-    Dice of each judged network (``student_dice``, ``teacher_dice``) on the frozen validation patients.
+    file), ``config`` (TOML file), ``device``, ``steps``, ``resume``; for a case store also ``replay_share``,
+    ``validation``, ``validation_share`` and ``by``. Curves: ``loss`` over the training step, and the Dice of each
+    judged network (``student_dice``, ``teacher_dice``) on the frozen validation patients.
 
     Returns:
-        ``model`` (the file), ``card``, and the validation ``before`` and ``after``.
+        For a case store what ``FineTuneResult.to_json`` gives: the round, the model, the gate's decision; else
+        ``model`` (its id) and ``file``; both with the validation ``before`` and ``after``.
     """
-    wanted = dict(job.parameters)
-    unknown = [name for name in wanted if name not in _PARAMETERS]
-    if unknown:
-        raise InputError(f"A fine-tuning does not know {', '.join(unknown)}; it knows {', '.join(_PARAMETERS)}.")
+    wanted = {name: value for name, value in job.parameters.items() if value is not None}
     if not wanted.get("cases"):
         raise InputError("A fine-tuning needs cases: a case store, a manifest or a folder.")
+    cases = Path(wanted["cases"])
+    is_store = (cases / "store.json").is_file()
+    allowed = _PARAMETERS + (_STORE_PARAMETERS if is_store else ())
+    unknown = [name for name in wanted if name not in allowed]
+    if unknown:
+        raise InputError(f"A fine-tuning does not know {', '.join(unknown)} here; it knows {', '.join(allowed)}.")
     job.progress("loading", 0, 1)
     require_torch()
     from ..learning import TrainingConfig
-    from ..learning.fine_tuning import default_config, fine_tune
-    from ..models import ModelRegistry
+    from ..learning.fine_tuning import default_config
 
-    config = TrainingConfig.from_toml(Path(wanted["config"])) if wanted.get("config") else default_config()
-    given = {name: wanted[name] for name in ("steps", "device") if wanted.get(name) is not None}
+    config = TrainingConfig.from_toml(Path(wanted["config"])) if "config" in wanted else default_config()
+    given = {name: wanted[name] for name in ("steps", "device") if name in wanted}
     config = replace(config, run=replace(config.run, **given))
-    base = wanted.get("base_model") or ModelRegistry().default()
     job.progress("loading", 1, 1)
     curves = _Curves(job, config.run.steps)
 
@@ -53,16 +62,49 @@ def fine_tune(job: JobContext) -> dict[str, Any]:
         job.progress(phase, done, total)
         curves.follow()
 
-    resume = bool(wanted.get("resume")) and (job.work / "state.pt").exists()
-    model = fine_tune(base, wanted["cases"], config, job.work, resume, progress, job.is_cancelled)
+    # of a run that was stopped before it began nothing is there to go on with
+    resume = bool(wanted.get("resume")) and any(job.work.iterdir())
+    run = _in_store if is_store else _on_cases
+    result = run(job, wanted, config, resume, progress)
     curves.follow()
+    return result
+
+
+def _on_cases(
+    job: JobContext, wanted: dict[str, Any], config: TrainingConfig, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    from ..learning import fine_tune
+    from ..models import ModelRegistry
+
+    base = wanted.get("base_model") or ModelRegistry().default()
+    model = fine_tune(base, wanted["cases"], config, job.work, resume, progress, job.is_cancelled)
     metrics = model.card.metrics
     return {
-        "model": str(job.work / "best.safetensors"),
-        "id": model.card.id,
+        "model": model.card.id,
+        "file": str(job.work / "best.safetensors"),
         "before": metrics.get("base"),
         "after": metrics.get("validation"),
     }
+
+
+def _in_store(
+    job: JobContext, wanted: dict[str, Any], config: TrainingConfig, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    from ..cases.store import Store
+    from ..cases.training import fine_tune_store
+
+    extra = {name: wanted[name] for name in _STORE_PARAMETERS if name in wanted}
+    found = fine_tune_store(
+        Store(wanted["cases"]),
+        wanted.get("base_model"),
+        config=config,
+        folder=job.work,
+        resume=resume,
+        progress=progress,
+        cancelled=job.is_cancelled,
+        **extra,
+    )
+    return found.to_json()
 
 
 class _Curves:
