@@ -1,0 +1,183 @@
+"""The panel as people see it: known widgets, narrow and dark panels, translated, quick to open, free of PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from panel_fixtures import apply_and_wait, let_run, wait_for
+
+UI = sorted((REPOSITORY / "Resources" / "UI").glob("*.ui"))
+# Widgets that the stand-in for Slicer can't imitate and the panel may use all the same: none.
+ALLOWED_INERT: set[str] = set()
+
+
+def test_every_widget_is_one_that_the_host_knows(panel):
+    from host.gui import inert_widgets
+
+    assert inert_widgets - {"qMRMLVolumeThresholdWidget"} <= ALLOWED_INERT  # that one is asked for by the host's test
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.name)
+def test_a_form_has_no_fixed_colors_and_explains_its_controls(path):
+    from host import gui
+
+    root = ET.parse(path).getroot()
+    text = path.read_text(encoding="utf-8")
+    assert "styleSheet" not in text and "<color" not in text and "<palette" not in text
+    for widget in root.iter("widget"):
+        name = widget.get("class")
+        known = name in gui._WIDGETS or name.startswith("Q")
+        assert known, f"{name} is not imitated by the host"
+        properties = {p.get("name") for p in widget.findall("property")}
+        if name in ("QPushButton", "QCheckBox", "QComboBox", "QDoubleSpinBox", "QLineEdit", "qMRMLNodeComboBox"):
+            assert "toolTip" in properties, f"{widget.get('name')} in {path.name} has no tooltip"
+    declared = {custom.findtext("class") for custom in root.iter("customwidget")}
+    used = {w.get("class") for w in root.iter("widget") if not w.get("class").startswith("Q")}
+    assert used == declared
+
+
+def test_all_tabs_fit_into_320_pixels(panel, ct):
+    apply_and_wait(panel)
+    for tab in (panel.segment, panel.correct, panel.measure, panel.learn):
+        for button in ("optionsButton", "cardButton", "exportButton", "earlierButton", "chartsButton", "torchButton"):
+            if hasattr(tab.ui, button):
+                getattr(tab.ui, button).collapsed = False
+        assert tab.form.minimumSizeHint().width() <= 320 - 24, type(tab).__name__
+    window = panel.tabs.parentWidget()
+    window.resize(320, 900)
+    let_run(0.02)
+    assert window.width <= 320
+
+
+def luminance(color):
+    return (0.2126 * color.redF() + 0.7152 * color.greenF() + 0.0722 * color.blueF()) ** 1.0
+
+
+def test_text_is_readable_on_a_dark_theme(panel, ct, slicer_gui):
+    import qt
+
+    before = slicer_gui.app.palette()
+    dark = qt.QPalette()
+    roles = qt.QPalette
+    for role, value in (
+        (roles.Window, 45),
+        (roles.Base, 30),
+        (roles.AlternateBase, 40),
+        (roles.Button, 55),
+        (roles.WindowText, 230),
+        (roles.Text, 230),
+        (roles.ButtonText, 230),
+    ):
+        dark.setColor(role, qt.QColor(value, value, value))
+    window = panel.tabs.parentWidget()
+    slicer_gui.app.setPalette(dark)
+    try:
+        apply_and_wait(panel)
+        for index in range(panel.tabs.count):
+            panel.tabs.setCurrentIndex(index)
+            wait_for(lambda: not panel.session.live.busy, "rest")
+            image = window.grab().toImage()
+            pixels = [image.pixelColor(x, y) for x in range(0, image.width(), 3) for y in range(0, image.height(), 3)]
+            values = np.array([luminance(color) for color in pixels])
+            # mostly dark, with light text on it, and nothing that was painted white
+            assert np.median(values) < 0.3 and values.max() > 0.6 and (values > 0.95).mean() < 0.02, index
+    finally:
+        slicer_gui.app.setPalette(before)
+
+
+def test_every_word_of_the_code_can_be_translated(open_panel, monkeypatch):
+    """With a translation that marks what it was asked for, no label that the code sets is without the mark."""
+    import importlib
+
+    from COVIDLesionSegLib.panel import correct_tab, devices, measure_tab, module_panel, segment_tab
+
+    for module in (correct_tab, devices, measure_tab, module_panel, segment_tab):
+        monkeypatch.setattr(importlib.import_module(module.__name__), "_", lambda text: f"«{text}»")
+    panel = open_panel()
+    titles = [panel.tabs.tabText(index) for index in range(panel.tabs.count)]
+    assert titles == ["«Segment»", "«Correct»", "«Measure»", "«Learn»"]
+    ui = panel.segment.ui
+    for combo in (
+        ui.deviceCombo,
+        ui.lungsCombo,
+        ui.viewCombo,
+        panel.correct.ui.regionCombo,
+        panel.measure.ui.tableCombo,
+    ):
+        assert all("«" in combo.itemText(index) for index in range(combo.count))
+    assert ui.applyButton.text == "«Apply»"
+
+
+OPEN = """
+import sys
+sys.path[:0] = {paths!r}
+import host
+host.boot_gui()
+from host.scripted import load_module
+loaded = load_module({module!r})
+loaded.widget.enter()
+heavy = {{"torch", "scipy", "SimpleITK", "matplotlib", "pydicom", "safetensors"}} & set(sys.modules)
+assert not heavy, heavy
+loaded.widget.cleanup()
+"""
+
+
+def test_the_module_opens_without_heavy_packages(slicer_gui, tmp_path, monkeypatch):
+    monkeypatch.setenv("COVIDLESIONSEG_MODELS", str(tmp_path))
+    folder = REPOSITORY / "COVIDLesionSeg"
+    code = OPEN.format(paths=[str(REPOSITORY / "Testing"), str(folder)], module=str(folder / "COVIDLesionSeg.py"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_entry_file_is_small_and_resources_are_found(slicer_gui):
+    from pathlib import Path
+
+    from host.scripted import load_module
+
+    file = REPOSITORY / "COVIDLesionSeg" / "COVIDLesionSeg.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 120
+    loaded = load_module(file)
+    for holder in (loaded.module, loaded.widget):
+        assert Path(holder.resourcePath("UI/Segment.ui")) == REPOSITORY / "Resources" / "UI" / "Segment.ui"
+    assert loaded.module.parent.title == "COVIDLesionSeg" and loaded.module.parent.categories
+    names = ("COVIDLesionSegLogic", "COVIDLesionSegTrainingLogic", "COVIDLesionSegTest")
+    assert all(hasattr(loaded.python, name) for name in names)
+    loaded.widget.cleanup()
+
+
+def test_keys_do_what_buttons_do(panel, ct, qt_keys):
+    qt_keys("Ctrl+Return")
+    wait_for(lambda: panel.session.live is not None and not panel.session.run.busy, "the run")
+    from COVIDLesionSegLib import mrml
+
+    assert mrml.moduleParameters().lesionSegmentation is not None
+    qt_keys("Alt+2")
+    assert panel.tabs.currentIndex == 1
+    wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")
+    qt_keys("Alt+N")
+    assert "Lesion 1 of 2" in panel.correct.ui.lesionLabel.text
+    qt_keys("Alt+P")
+    assert "Lesion 2 of 2" in panel.correct.ui.lesionLabel.text
+
+
+@pytest.fixture
+def qt_keys(panel):
+    """Function that presses keys in the panel's window."""
+    import qt
+
+    # the off-screen window has no focus, so the shortcuts are told themselves
+    def press(keys):
+        for holder in (panel, panel.segment, panel.correct):
+            for shortcut in holder._shortcuts:
+                if shortcut.key.toString() == qt.QKeySequence(keys).toString() and shortcut.isEnabled():
+                    shortcut.activated.emit()
+                    return
+        pytest.fail(f"no shortcut {keys}")
+
+    return press
