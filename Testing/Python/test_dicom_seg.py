@@ -196,6 +196,25 @@ def coded(item):
     return Code(item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning)
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("Lesion", "52988006"),
+        ("lesion 12 (2.1 mL)", "52988006"),
+        ("lesion_3", "52988006"),
+        ("consolidation (from -150 HU)", "CONSOLIDATION"),
+        ("ground-glass opacity (below -150 HU)", "112120"),
+        ("right lung nodule", "NAMED"),
+        ("lesion-free lung", "NAMED"),
+    ],
+)
+def test_one_of_several_lesions_is_coded_as_a_lesion(a_ct, name, code):
+    path, _ = written(a_ct, [a_segment(spotted((12, 24, 20)), name)])
+    segment = pydicom.dcmread(path).SegmentSequence[0]
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == code
+    assert segment.SegmentLabel == name
+
+
 def test_a_run_record_names_the_algorithm():
     record = {
         "model": {"name": "COPLE-Net", "version": "2", "weights_sha256": "ff"},

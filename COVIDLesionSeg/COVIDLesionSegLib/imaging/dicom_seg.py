@@ -7,8 +7,9 @@ a frame belongs to, what the segments are called and coded, what made them, and 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from ..errors import GeometryError, InputError, ReadError
 from ..files import atomic_path
 from .dicom import dicom_stack
 from .geometry import Geometry
-from .segments import Code, SegmentStyle, segment_style
+from .segments import Code, SegmentStyle, segment_style, segment_styles
 from .writing import require_other_file
 
 # Whoever offers to write a DICOM SEG says this before it does.
@@ -343,7 +344,7 @@ def _described(number: int, segment: DicomSegment) -> Any:
     import highdicom
     from pydicom.sr.codedict import codes
 
-    style = segment.style or segment_style(segment.name, number)
+    style = segment.style or _style_of(segment.name, number)
     algorithm = None
     if segment.algorithm.type != "MANUAL":
         algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -367,6 +368,17 @@ def _described(number: int, segment: DicomSegment) -> Any:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(style.modifier)]
     return described
+
+
+def _style_of(name: str, number: int) -> SegmentStyle:
+    """Codes by the name, also of "lesion 3 (2.1 mL)", "lesion_3" and "consolidation (from -150 HU)"."""
+    style = segment_style(name, number)
+    if style.id:
+        return style
+    for known in segment_styles():
+        if re.fullmatch(rf"({known.id}|{re.escape(known.name)})[\s_]*\d*\s*(\(.*\))?", name, re.IGNORECASE):
+            return replace(known, color=style.color)
+    return style
 
 
 def _concept(code: Code) -> Any:
