@@ -128,7 +128,7 @@ def test_ctest_runs_what_runs_inside_slicer(cmake, trees, slicer_gui, name, tmp_
         f"^py_{name}$",
         COVIDLESIONSEG_MODELS=str(tmp_path),
     )
-    assert "100% tests passed, 0 tests failed out of 1" in said
+    assert re.search(r"100% tests passed.* out of 1\n", said)
     # not an empty success: unittest says how many it ran, and none was left out
     assert int(re.search(r"Ran (\d+) tests? in", said)[1]) > 0
     assert "skipped" not in said
