@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import COVIDLesionSegError, ReadError
+from ..errors import COVIDLesionSegError, OutputError, ReadError
 from ..files import is_unfinished, sha256_file, write_json
+from ..locks import exclusive
 from ..models.card import tensors_sha256
 from .layout import case_number, numbered, read_json
 from .planning import folder_sha256
@@ -97,7 +98,8 @@ def check(
         OutputError: something is to be repaired, and the store can't be written to.
     """
     start = time.monotonic()
-    findings = [*_rests(store, repair), *_locks(store, repair)]
+    # locks first: what was being written under one that nobody holds any more is a rest
+    findings = [*_locks(store, repair), *_rests(store, repair)]
     cases, broken = _cases(store, repair)
     findings += broken
     models, broken = _models(store, repair)
@@ -133,6 +135,7 @@ def _rests(store: Store, repair: bool) -> list[Finding]:
     """What programs left that were killed while they wrote."""
     found = []
     limit = time.time() - _LEFT_S
+    gone = repair and _writer_is_gone(store)
     for folder, folders, files in os.walk(store.folder):
         # a training's own folder is the trainer's business
         folders[:] = [name for name in folders if not (name == "run" and Path(folder).parent == store.layout.rounds)]
@@ -142,7 +145,7 @@ def _rests(store: Store, repair: bool) -> list[Finding]:
             if path.is_dir():
                 folders.remove(name)
             # a clock that jumped back makes a rest look new: then it stays until the clock has caught up
-            if repair and path.stat().st_mtime > limit and not _writer_is_gone(store):
+            if repair and not gone and path.stat().st_mtime > limit:
                 continue
             found.append(_done(repair, name, "Left by a program that was ended while it wrote", path))
     for path in store.autosaves.orphans():
@@ -152,7 +155,17 @@ def _rests(store: Store, repair: bool) -> list[Finding]:
 
 def _writer_is_gone(store: Store) -> bool:
     """Nobody has anything open, and nothing is being changed: whatever is unfinished stays unfinished."""
-    return not any(path.suffix in (".lock", ".mutex") for path in store.layout.locks.iterdir())
+    busy = OutputError("somebody is at work")
+    for path in store.layout.locks.iterdir():
+        if path.suffix == ".lock":
+            return False
+        if path.suffix == ".mutex":
+            try:
+                with exclusive(path, busy):
+                    pass
+            except OutputError:
+                return False
+    return True
 
 
 def _done(repair: bool, where: str, text: str, path: Path) -> Finding:

@@ -56,6 +56,16 @@ class Session:
         self._running_since: float | None = time.monotonic()
 
     @property
+    def token(self) -> str:
+        """What ``Store.locks`` needs to renew or release the case in another process."""
+        return self._token
+
+    @property
+    def answer(self) -> NDArray[np.bool_] | None:
+        """The model's last answer, bool (z, y, x); None without one."""
+        return self._answer
+
+    @property
     def seconds(self) -> float:
         """Time spent since the case was opened or last saved, without pauses."""
         running = 0.0 if self._running_since is None else time.monotonic() - self._running_since
