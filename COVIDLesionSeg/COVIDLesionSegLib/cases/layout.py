@@ -156,3 +156,8 @@ def numbered(folder: Path) -> list[int]:
 def now() -> str:
     """The time for people to read, UTC; nothing is ordered by it, because clocks jump."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 slice", "2 slices"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, ReadError
 from ..files import sha256_file, write_json, write_text
 from .agreement import make_consensus
-from .layout import CONSENSUS, numbered, read_json
+from .layout import CONSENSUS, counted, numbered, read_json
 from .records import Case, Revision
 from .split import usable
 
@@ -77,10 +77,11 @@ def plan_training(store: Store) -> TrainingPlan:
         fresh, replayed = train, []
         notes.append("No label is new since the last round; all cases are drawn alike.")
     if excluded:
-        notes.append(f"{len(excluded)} slices marked 'fix it' are left out.")
+        verb = "is" if len(excluded) == 1 else "are"
+        notes.append(f"{counted(len(excluded), 'slice')} marked 'fix it' {verb} left out.")
     waiting = sum(len(case.open_reviews()) for case in cases.values())
     if waiting:
-        notes.append(f"{waiting} doubtful slices wait for a decision; until then they train as they are.")
+        notes.append(f"Doubtful slices that wait for a decision: {waiting}; until then they train as they are.")
     judges = {cases[name].patient for name, side in placed.items() if side == "validation"}
     if len(judges) == 1:
         notes.append("One patient judges; add patients to validation for figures that mean more.")

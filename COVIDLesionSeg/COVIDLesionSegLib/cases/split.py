@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..files import write_json
-from .layout import check_rater, now, read_json
+from .layout import check_rater, counted, now, read_json
 from .records import Case
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class StoreSplit:
         digest = hashlib.sha256(json.dumps(sides, sort_keys=True).encode()).hexdigest()
         moves = [act for act in values["history"] if act["act"] == "move"]
         judges = sorted({case.patient for case in cases})
-        moved = f"patients were moved {_count(len(moves), 'time')} since" if moves else "no patient was moved since"
+        moved = f"patients were moved {counted(len(moves), 'time')} since" if moves else "no patient was moved since"
         return {
             "store": self._store.id,
             "frozen": values["history"][0]["when"],
@@ -146,7 +146,7 @@ class StoreSplit:
             "validation_cases": [case.id for case in cases],
             "moves": moves,
             "text": (
-                f"Figures stand on {_count(len(cases), 'case')} of {_count(len(judges), 'patient')} kept from training "
+                f"Figures stand on {counted(len(cases), 'case')} of {counted(len(judges), 'patient')} kept from training "
                 f"since {values['history'][0]['when'][:10]}; {moved}."
             ),
         }
@@ -169,10 +169,6 @@ class StoreSplit:
                 "`covid-lesion-seg cases list` shows both.",
             )
         return found
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def usable(cases: Sequence[Case]) -> list[Case]:

@@ -136,7 +136,7 @@ class StoreModels:
             raise InputError(f"{model} was not judged on the frozen validation cases yet; let the gate decide first.")
         if stored is not None and stored.gate is not None and not stored.gate.accepted:
             raise InputError(
-                f"{model} did not pass the gate. {' '.join(stored.gate.reasons)}",
+                f"{model} can't become the default: {stored.gate.text}",
                 "Override the decision first, with a reason, if you must.",
             )
         self.path(model)
