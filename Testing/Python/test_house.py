@@ -37,7 +37,7 @@ ONLY_IN = {
 }
 
 # Who may import PyTorch at file scope: everything that Slicer's process loads stays free of it.
-TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "models/checkpoints.py", "worker/server.py"}
+TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "models/checkpoints.py"}
 LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib",
     "COVIDLesionSegLib.imaging",
@@ -48,10 +48,15 @@ LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib.inference",
     "COVIDLesionSegLib.inference.record",
     "COVIDLesionSegLib.inference.postprocess",
+    "COVIDLesionSegLib.worker",
+    "COVIDLesionSegLib.worker.client",
+    "COVIDLesionSegLib.worker.jobs",
+    "COVIDLesionSegLib.worker.server",
+    "COVIDLesionSegLib.worker.measurement_tasks",
     "COVIDLesionSegLib.cli",
 ]
 # What Slicer's process loads imports nothing more than this at file scope (and what Slicer itself brings).
-LIGHT_ROOMS = {"imaging", "measurement", "cases", "mrml", "panel"}
+LIGHT_ROOMS = {"imaging", "measurement", "cases", "worker", "mrml", "panel"}
 LIGHT_IMPORTS = {"numpy", "slicer", "vtk", "qt", "ctk"}
 
 

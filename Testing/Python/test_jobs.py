@@ -233,10 +233,18 @@ def test_a_restart_of_the_machine_is_named(tmp_path):
 
 
 def test_a_job_on_another_machine_lives_by_its_heartbeat(tmp_path):
-    job = fake_job(tmp_path / "job", machine="another", pid=1)
+    job = fake_job(tmp_path / "job", machine="another", pid=1, start_time="another-start 5")
     assert job.status().state == "running"
     os.utime(job.folder / "heartbeat", (0, 0))
     assert job.status().state == "died"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the boot is known on Linux only")
+def test_a_machine_that_was_renamed_is_still_this_one(tmp_path):
+    job = fake_job(tmp_path / "job", machine="the old name")
+    os.utime(job.folder / "heartbeat", (0, 0))
+    assert job.status().state == "running"
+    assert fake_job(tmp_path / "other", machine="the old name", pid=2**22).status().state == "died"
 
 
 def test_a_job_without_a_heartbeat_is_said_to_be_silent(tmp_path):
@@ -334,9 +342,12 @@ def test_a_fine_tuning_is_cancelled_resumed_and_hands_in_a_model(tmp_path):
     save_model(COPLENet(channels=(2, 4, 8, 16, 32)), card, base)
     cases = write_cases(tmp_path / "cases")
     config = tmp_path / "config.toml"
-    config.write_text(
-        tiny_config(cases, run={"steps": 4000, "checkpoint_interval": 1, "validation_interval": 4}).to_toml()
-    )
+
+    def of_steps(steps):
+        run = {"steps": steps, "checkpoint_interval": 1, "validation_interval": 4}
+        config.write_text(tiny_config(cases, run=run).to_toml())
+
+    of_steps(4000)
     parameters = {"cases": str(cases), "base_model": str(base), "config": str(config), "device": "cpu"}
 
     job = start_job(tmp_path / "job", "fine_tune", parameters, SETTINGS)
@@ -348,8 +359,8 @@ def test_a_fine_tuning_is_cancelled_resumed_and_hands_in_a_model(tmp_path):
     assert job.wait(60).state == "cancelled"
     reached = job.status().curves["loss"][-1][0]
 
-    shorter = {**parameters, "steps": reached + 8 - reached % 4, "resume": True}
-    status = start_job(job.folder, "fine_tune", shorter, SETTINGS).wait(120)
+    of_steps(reached + 12 - reached % 4)
+    status = start_job(job.folder, "fine_tune", {**parameters, "resume": True}, SETTINGS).wait(120)
     assert status.state == "done", status.error
     assert {"loss", "student_dice", "teacher_dice"} <= set(status.curves)
     steps = [point[0] for point in status.curves["loss"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,7 +102,21 @@ def streamed(message, arrays, compress=False):
 
 
 def announced(arrays, compress=False):
-    return p.Result(7, {}, [p.ArrayHeader.of(f"a{i}", array, compress=compress) for i, array in enumerate(arrays)])
+    headers = [p.ArrayHeader.of(f"a{i}", array) for i, array in enumerate(arrays)]
+    return p.Result(7, {}, [replace(header, encoding="zlib" if compress else "raw") for header in headers])
+
+
+def test_only_what_shrinks_well_is_compressed():
+    mask = np.zeros((20, 300, 300), np.uint8)
+    mask[8:12, 100:200, 100:200] = 1
+    noise = np.random.default_rng(0).normal(-500, 200, (20, 300, 300)).astype(np.int16)
+
+    def encoding(array, compress=True):
+        return p.ArrayHeader.of("a", array, compress=compress).encoding
+
+    assert encoding(mask) == encoding(mask[:, ::-1, ::2]) == encoding(np.zeros(10**6)) == "zlib"
+    assert encoding(noise) == encoding(np.array(3.0)) == encoding(mask[:0]) == encoding(mask, compress=False) == "raw"
+    assert p.ArrayHeader.of("a", mask, "file.npy", compress=True).encoding == "raw"
 
 
 ARRAYS = [

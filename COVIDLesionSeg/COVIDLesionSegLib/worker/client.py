@@ -30,6 +30,7 @@ from .values import Kind, Process, Progress, Reply, Timer, WorkerError, WorkerSe
 
 # how often a request is given to a new child because the one before ended by itself
 _RESTARTS = 2
+_CHOOSE = "Choose another Python interpreter in the settings, or leave it empty for the built-in one."
 
 
 class WorkerFailedError(COVIDLesionSegError):
@@ -259,7 +260,12 @@ class Client:
         if self._connection is None:
             request.tell("starting", 0, 1)
             self.generation += 1
-            process = self._spawn(self._command(), child_environment(self.settings))
+            try:
+                process = self._spawn(self._command(), child_environment(self.settings))
+            except (OSError, COVIDLesionSegError) as error:
+                why = f"The worker could not be started: {str(error).rstrip('.')}."
+                self._conclude(request, WorkerError("start_failed", why, _CHOOSE, action="copy_report"))
+                return
             self._connection = Connection(self, process, self._timer, self._clock, self.settings, self.kind)
             self._connection.start()
         elif self._connection.state == "ready":

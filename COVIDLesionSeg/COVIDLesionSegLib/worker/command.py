@@ -54,7 +54,7 @@ def child_environment(settings: WorkerSettings) -> dict[str, str]:
 def own_python() -> str:
     """Slicer's own interpreter inside Slicer, else the running one."""
     slicers = shutil.which("PythonSlicer") if "slicer" in sys.modules else None
-    return slicers or sys.executable
+    return slicers or sys.executable or "python3"
 
 
 def split_prefix(text: str) -> tuple[str, ...]:

@@ -303,10 +303,11 @@ class Connection:
     def _through_pipe(self, job: Job) -> Iterator[None]:
         compress = self._settings.compress
         headers = [p.ArrayHeader.of(name, array, compress=compress) for name, array in job.arrays.items()]
+        packed = {header.name: header.encoding == "zlib" for header in headers}
         self._process.write(p.encode(p.Ask(job.number, job.task, job.parameters, headers, "", compress)))
         total, sent = sum(header.nbytes for header in headers), 0
-        for array in job.arrays.values():
-            for block, size in p.blocks(array, compress):
+        for name, array in job.arrays.items():
+            for block, size in p.blocks(array, packed[name]):
                 self._process.write(block)
                 sent += size
                 job.tell("sending", sent, total)

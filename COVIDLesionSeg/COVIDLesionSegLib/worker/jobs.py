@@ -25,6 +25,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -309,7 +310,7 @@ class Job:
         if process is None:
             # between job.json and the first sign of the process
             return self._age("job.json") < _START_SECONDS
-        if process["machine"] != socket.gethostname():
+        if not _is_here(process):
             # another machine's processes can't be looked at; its heartbeat can, through a shared folder
             return self._age("heartbeat") < SILENCE_SECONDS
         return _is_same(process)
@@ -317,7 +318,7 @@ class Job:
     def _kill(self) -> None:
         for name in ("process.json", "launcher.json"):
             process = _read(self.folder / name)
-            if process is not None and process["machine"] == socket.gethostname() and _is_same(process):
+            if process is not None and _is_here(process) and _is_same(process):
                 kill_tree(int(process["pid"]))
 
     def _age(self, name: str) -> float:
@@ -345,10 +346,9 @@ class Job:
         )
 
     def _death(self) -> WorkerError:
-        process = self._process() or {}
-        boot = str(process.get("start_time", "")).split(" ", maxsplit=1)[0]
-        own = str(start_time(os.getpid()) or "").split(" ", maxsplit=1)[0]
-        restarted = " " in str(process.get("start_time", "")) and boot != own
+        process = self._process()
+        known = process is not None and _is_here(process) and _boot(process["start_time"])
+        restarted = known and known != _boot(start_time(os.getpid()))
         why = "the machine was restarted" if restarted else "its process is gone and left no word"
         return WorkerError(
             "died",
@@ -411,6 +411,18 @@ class _Events:
 def describe_process(pid: int) -> dict[str, Any]:
     """What tells a process from all others, also after a restart."""
     return {"pid": pid, "start_time": start_time(pid), "machine": socket.gethostname(), "time": time.time()}
+
+
+def _is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process runs, or ran, on this machine; its name may change, what a start of it is called does not."""
+    boot = _boot(process["start_time"])
+    return process["machine"] == socket.gethostname() or (bool(boot) and boot == _boot(start_time(os.getpid())))
+
+
+def _boot(started: str | None) -> str:
+    """The start of the machine in a start time of a process, "" where the system does not name it."""
+    boot, space, _ = (started or "").partition(" ")
+    return boot if space and sys.platform == "linux" else ""
 
 
 def _is_same(process: Mapping[str, Any]) -> bool:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 _WINDOWS = sys.platform == "win32"
 _PROC = Path("/proc")
+# programs that kill trees on Windows; nobody waits for them
+_killers: list[subprocess.Popen[bytes]] = []
 
 
 class _Entry(NamedTuple):
@@ -73,6 +75,8 @@ def kill_descendants() -> None:
         # a process that ends with its job or console takes its children with it only if asked: children first
         for child in _windows_children(os.getpid()):
             _taskkill(child)
+        for killer in _killers:
+            killer.wait()
         return
     for victim in tree(os.getpid()):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -154,7 +158,9 @@ def _boot() -> str:
 def _taskkill(pid: int) -> None:
     command = ["taskkill", "/PID", str(pid), "/T", "/F"]
     flags: Any = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-    subprocess.run(command, capture_output=True, check=False, creationflags=flags)
+    nowhere = subprocess.DEVNULL
+    _killers[:] = [killer for killer in _killers if killer.poll() is None]
+    _killers.append(subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, creationflags=flags))
 
 
 def _windows_start(pid: int) -> str | None:

@@ -169,6 +169,8 @@ class Server:
                 break
             if isinstance(frame.message, p.Ask):
                 self._answer(worker, frame.message, frame)
+            # a CT need not lie in memory until the next request comes
+            del frame
         self.end(0)
 
     def end(self, status: int) -> None:

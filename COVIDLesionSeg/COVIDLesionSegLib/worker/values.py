@@ -111,7 +111,8 @@ class WorkerSettings:
         start_seconds: a child that does not report within this time is given up.
         cancel_seconds: time that a cancelled child has to stop by itself before its process tree is killed.
         transport: "file" (arrays through a private temporary folder), "pipe", or "auto": pipe with a prefix.
-        compress: whether arrays are compressed on their way through the pipe.
+        compress: whether arrays that shrink well (masks) are compressed on their way through the pipe. For a slow
+            network let the prefix compress all, e.g. ``ssh -C``.
 
     Raises:
         InputError: a value that is not allowed.

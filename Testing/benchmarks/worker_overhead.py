@@ -1,0 +1,135 @@
+"""What the way through a worker costs over a direct call, and how soon the table follows an edit.
+
+    python Testing/benchmarks/worker_overhead.py [--rounds N]
+
+The CT is the synthetic chest, stretched to 512 x 512 x 300 voxels (int16, 157 MB); all of it travels, mask and lungs of
+the same size come back. So that the two are told apart from the network's own time, the lungs given are those of eight
+slices. Direct call and worker (warm, second run) take turns on the same machine and threads; the smaller time of each
+counts. The table holds quantify and evaluate of the whole CT, lesion and reference; the time is that from the request
+with the changed box to the figures in the caller's hands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "COVIDLesionSeg"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from quantification import SHAPE, stretched
+
+from COVIDLesionSegLib.imaging import Geometry, Volume
+from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, wait
+from COVIDLesionSegLib.worker.protocol import geometry_to_json
+
+SLICES = slice(150, 158)
+EDITS = 12
+
+
+class WatchedLoop(BlockingLoop):
+    """Remembers how long the caller's thread was held at most by one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0.0
+
+    def timer(self, milliseconds, call):
+        return super().timer(milliseconds, lambda: self._timed(call))
+
+    def spawn(self, command, environment):
+        process = super().spawn(command, environment)
+        start = process.start
+
+        def watched(listener):
+            output = listener.output
+            listener.output = lambda data: self._timed(lambda: output(data))
+            start(listener)
+
+        process.start = watched
+        return process
+
+    def _timed(self, call):
+        start = time.perf_counter()
+        call()
+        self.longest = max(self.longest, time.perf_counter() - start)
+
+
+def made(kind: str, **settings) -> tuple[Client, WatchedLoop]:
+    loop = WatchedLoop()
+    return Client(loop.spawn, loop.timer, WorkerSettings(**settings), kind, pump=loop.run_once), loop
+
+
+def seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    from COVIDLesionSegLib.inference import Predictor
+
+    chest = synthetic_chest(oblique=False)
+    geometry = Geometry(SHAPE[::-1], (0.7, 0.7, 1.0))
+    volume = Volume(stretched(chest.volume.array), geometry)
+    lesion, lungs = stretched(chest.lesion), stretched(chest.lungs)
+    few = np.zeros_like(lungs)
+    few[SLICES] = lungs[SLICES]
+    grid = geometry_to_json(geometry)
+
+    predictor = Predictor(device="cpu")
+    predictor.segment(volume, few)
+    for transport in ("file", "pipe"):
+        client, loop = made("lesions", transport=transport)
+        parameters = {"geometry": grid, "device": "cpu"}
+        arrays = {"volume": volume.array, "lungs": few}
+
+        def through(client=client, parameters=parameters, arrays=arrays):
+            return wait(client.request("segment", parameters, arrays))
+
+        first = seconds(through)
+        loop.longest = 0.0
+        direct, worker = [], []
+        for _ in range(arguments.rounds):
+            direct.append(seconds(lambda: predictor.segment(volume, few)))
+            worker.append(seconds(through))
+        same = np.array_equal(through().arrays["mask"] != 0, predictor.segment(volume, few).mask)
+        client.kill()
+        over = min(worker) - min(direct)
+        bar = "   (bar: 1 s)" if transport == "file" else ""
+        print(f"arrays by {transport}: direct {min(direct):.2f} s, worker {min(worker):.2f} s", end=" ")
+        print(f"warm, {first:.2f} s cold; overhead {over:.2f} s{bar}; same mask: {same};", end=" ")
+        print(f"caller held {1000 * loop.longest:.0f} ms at most")
+
+    client, loop = made("measurement")
+    reference = np.roll(lesion, 2, axis=1)
+    arrays = {"volume": volume.array, "lungs": lungs, "lesion": lesion, "reference": reference}
+    opening = seconds(lambda: wait(client.request("open", {"study": "a", "geometry": grid}, arrays)))
+    generator = np.random.default_rng(0)
+    times = []
+    loop.longest = 0.0
+    for _ in range(EDITS):
+        z, y, x = (int(generator.integers(n // 3, 2 * n // 3)) for n in SHAPE)
+        box = [[z, z + 3], [y, y + 40], [x, x + 40]]
+        stroke = np.ones((3, 40, 40), np.uint8)
+
+        def edit(box=box, stroke=stroke):
+            wait(client.request("update", {"study": "a", "box": box}, {"lesion": stroke}))
+
+        times.append(seconds(edit))
+    client.kill()
+    ml = np.count_nonzero(lesion) * geometry.voxel_ml
+    print(f"table: open {opening:.2f} s; after an edit {np.median(times):.2f} s (median of {EDITS}),", end=" ")
+    print(f"{max(times):.2f} s at most   (bar: 0.5 s); lesion {ml:.0f} mL; caller held {1000 * loop.longest:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
