@@ -59,6 +59,7 @@ def choose_reference(panel, node):
 
 
 def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameters):
+    wait_for(lambda: not panel.measure.ui.stateLabel.text, "rest")
     shown = figures(panel)
     ml = chest()[1].sum() * VOXEL_ML
     assert float(shown["Lesion volume"].split()[0]) == pytest.approx(ml, rel=0.01)
@@ -89,6 +90,7 @@ def test_the_table_follows_an_edit_and_only_the_box_travels(panel, segmentation,
     assert asked.parameters["box"] == [[4, 6], [20, 30], [50, 60]]
     assert asked.arrays["lesion"].shape == (2, 10, 10)
     assert len(worker.named("open")) == 1
+    wait_for(lambda: not panel.measure.ui.stateLabel.text, "rest")
     ml = (chest()[1].sum() + 200) * VOXEL_ML
     assert panel.session.live.quantities["lesion_volume"]["value"] == pytest.approx(ml)
     assert figures(panel)["Number of lesions"] == "3"

@@ -39,13 +39,14 @@ class FigureList:
         self._widget = widget
         widget.setHorizontalHeaderLabels([_("Quantity"), _("Value")])
         widget.verticalHeader().hide()
+        widget.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header = widget.horizontalHeader()
         header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         header.setSectionResizeMode(1, qt.QHeaderView.ResizeToContents)
 
     def show(self, quantities: Entries, evaluation: Entries) -> None:
-        """Show what was measured; empty mappings empty the list."""
-        rows = [*_quantityRows(quantities), *_evaluationRows(evaluation)]
+        """Show what was measured, the comparison with a reference first; empty mappings empty the list."""
+        rows = [*_evaluationRows(evaluation), *_quantityRows(quantities)]
         self._widget.setRowCount(len(rows))
         for row, (name, value, tip) in enumerate(rows):
             for column, text in enumerate((name, value)):

@@ -235,7 +235,8 @@ class LiveMeasurement(VTKObservationMixin):
             box = changedBox(before, now)
             self._mask = now
             if box is None:
-                self.changed.emit()
+                # told when this step is over
+                self._session.timer(0, self.changed.emit)
                 return
             where = [[side.start, side.stop] for side in box]
             patch = np.ascontiguousarray(now[box]).view(np.uint8)

@@ -148,6 +148,7 @@ class MeasureTab:
         node = getattr(self._parameters, chosenData(self.ui.tableCombo))
         if self.ui.tableView.mrmlTableNode() is not node:
             self.ui.tableView.setMRMLTableNode(node)
+            self.ui.tableView.resizeColumnsToContents()
 
     def _onMap(self, shown: bool, *_ignored: Any) -> None:
         if self._parameters is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,6 +73,12 @@ class QtProcess:
         if self.is_running and self._pid is not None:
             kill_tree(self._pid)
 
+    def abandon(self) -> None:
+        """Kill the process and hear no more of it: Python ends."""
+        self._process.blockSignals(True)
+        self.kill_tree()
+        self._listener = None
+
     def _started(self) -> None:
         self._pid = int(self._process.processId())
 
@@ -127,8 +134,20 @@ class QtTimer:
         _kept.discard(self)
         self._timer.stop()
 
+    def abandon(self) -> None:
+        """Never call: Python ends."""
+        self.stop()
+
     def _call(self) -> None:
         callback, self._callback = self._callback, None
         _kept.discard(self)
         if callback is not None:
             callback()
+
+
+@atexit.register
+def _abandon_all() -> None:
+    """Qt's objects go before Python's: nothing may call from one to the other then."""
+    for kept in list(_kept):
+        kept.abandon()
+    _kept.clear()
