@@ -146,8 +146,8 @@ class StoreSplit:
             "validation_cases": [case.id for case in cases],
             "moves": moves,
             "text": (
-                f"Figures stand on {counted(len(cases), 'case')} of {counted(len(judges), 'patient')} kept from training "
-                f"since {values['history'][0]['when'][:10]}; {moved}."
+                f"Figures stand on {counted(len(cases), 'case')} of {counted(len(judges), 'patient')} "
+                f"kept from training since {values['history'][0]['when'][:10]}; {moved}."
             ),
         }
 
