@@ -40,8 +40,13 @@ def segment_fields(
     Raises:
         InputError: more segments than a segmentation can sensibly hold.
     """
-    # slice by slice: bincount counts in 64-bit copies
-    present = np.unique(np.concatenate([np.flatnonzero(np.bincount(part.ravel())) for part in labels.array]))
+    # slice by slice: bincount counts in 64-bit copies; a mask, which is most of what is written, needs none
+    largest = labels.array.max(initial=0)
+    present = (
+        np.arange(largest + 1)
+        if largest <= 1
+        else np.unique(np.concatenate([np.flatnonzero(np.bincount(part.ravel())) for part in labels.array]))
+    )
     names = {int(value): f"label {value}" for value in present if value} | {int(k): v for k, v in labels.names.items()}
     if len(names) > _MOST_SEGMENTS:
         raise InputError(
