@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
@@ -317,8 +318,13 @@ def revision_from_json(values: Mapping[str, Any]) -> Revision:
 
 def from_mapping(kind: type[Record], values: Mapping[str, Any]) -> Record:
     """A dataclass from a mapping; keys that it does not have are left out."""
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    known = _names(kind)
     return kind(**{name: value for name, value in values.items() if name in known})
+
+
+@functools.cache
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(item.name for item in fields(kind))
 
 
 def _duration(seconds: float) -> str:
