@@ -12,6 +12,7 @@ from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import removeNode, requireNode
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
+from .patients import patientOf
 from .plots import showHistogram, showLossCurves, showZones
 from .records import attachRecord, recordOf
 from .segmentations import (
@@ -29,6 +30,7 @@ from .segmentations import (
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
 from .terminology import loadTerminology
+from .training_plots import showTrainingCurves
 from .undo import UndoHistory
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
 from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
@@ -58,6 +60,7 @@ __all__ = [
     "lungsFromSegmentation",
     "moduleParameters",
     "nodeFromVolume",
+    "patientOf",
     "placeUnderStudy",
     "recordOf",
     "removeLostAnswers",
@@ -82,6 +85,7 @@ __all__ = [
     "showMapInViews",
     "showProbability",
     "showRegions",
+    "showTrainingCurves",
     "showUncertainty",
     "showZones",
     "shownSlice",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .cases_page import CasesPage
 from .forms import loadForm
 from .models_page import ModelsPage
 from .notices import Notice
@@ -21,18 +22,18 @@ class LearnTab:
         note: shows a :class:`.notices.Notice`.
 
     Attributes:
-        cases: an empty widget for the work with cases.
+        cases: the work with cases.
     """
 
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self.form, self.ui = loadForm("Learn", scene)
-        self.cases = self.ui.casesContainer
-        self.cases.setVisible(False)
+        self.cases = CasesPage(session, scene, self.ui.casesContainer, note)
         self.models = ModelsPage(session, self.ui, note)
         self.torch = TorchPage(session, self.ui, note)
 
     def close(self) -> None:
         """Listen no more."""
+        self.cases.close()
         self.models.close()
         self.torch.close()
 

@@ -1,23 +1,37 @@
-"""Fine-tuning from the Python console: a detached job that outlives Slicer."""
+"""Fine-tuning from the Python console: detached jobs that outlive Slicer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..cases import Store
+from ..errors import CancelledError, InputError
 from ..models.catalog import default_folder
 from ..worker import WorkerSettings
+from ..worker.case_jobs import COMPARE, ESTIMATE, JUDGE, PREDICT
+from ..worker.client import exception_of
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
 from .session import readSettings
 
+FINE_TUNE = "fine_tune"
+_NAMES = {FINE_TUNE: "fine-tuning", PREDICT: "answers", ESTIMATE: "estimate", COMPARE: "comparison", JUDGE: "judgment"}
+
 
 class TrainingLogic:
-    """Starts, watches and cancels fine-tuning jobs.
+    """Starts, watches and cancels jobs of the correction loop: answers for waiting cases, fine-tuning, comparisons.
+
+    A job is a process of its own that goes on when Slicer ends, and is found again by :meth:`jobs` at the next start.
 
     Args:
         settings: how the worker is started; None takes the application's settings.
         root: folder of the jobs' folders; None takes one beside the user's models.
+
+    Example:
+        >>> training = TrainingLogic()  # doctest: +SKIP
+        >>> job = training.fineTune("loop", steps=300)  # doctest: +SKIP
+        >>> training.wait(job).result["gate"]["reasons"]  # doctest: +SKIP
     """
 
     def __init__(self, settings: WorkerSettings | None = None, root: str | Path | None = None) -> None:
@@ -26,71 +40,198 @@ class TrainingLogic:
 
     def fineTune(
         self,
-        cases: str | Path,
+        cases: Store | str | Path,
         baseModel: str | Path | None = None,
         folder: str | Path | None = None,
         *,
         config: str | Path | None = None,
         device: str = "auto",
         steps: int | None = None,
+        replayShare: float | None = None,
+        validation: Sequence[str] = (),
+        validationShare: float | None = None,
+        by: str = "",
         resume: bool = False,
     ) -> Job:
         """Go on training a model on corrected cases; returns at once.
 
+        With a case store the result is judged on the store's frozen validation cases, and becomes the store's default
+        model if the gate lets it through; doubtful labels come onto its review list.
+
         Args:
             cases: a case store, a manifest, or a folder of cases.
-            baseModel: id or file; None takes the default model.
+            baseModel: id or file; None takes the default model (of the store, if it is one).
             folder: of the run; None makes one in :attr:`root`.
             config: a TOML file of settings; None takes those of ``learning.fine_tune``.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            steps: of training; None takes the configuration's.
+            steps: of training; None takes the configuration's (300).
+            replayShare: of each batch from cases that earlier rounds have learned from, in [0, 1); None takes half.
+                This and the next ones are for a case store only.
+            validation: patients (keys, or ids of their cases) that judge, at the first time; empty draws them.
+            validationShare: of the drawn patients; None takes a fifth.
+            by: who asks; recorded.
             resume: go on with an interrupted run in the folder.
 
         Returns:
-            The job: :meth:`status` and :meth:`cancel` take it, now or after a restart of Slicer.
+            The job: :meth:`status` and :meth:`cancel` take it, now or after a restart of Slicer. Its result is
+            ``cases.training.FineTuneResult.to_json()`` for a case store.
 
         Raises:
             InputError: cases that are not there, or a folder that holds another run.
             OutputError: the folder can't be written.
         """
-        cases = Path(cases).absolute()
-        if not cases.exists():
-            raise InputError(f"There are no cases at {cases}.", "Give a case store, a manifest or a folder.")
-        parameters: dict[str, Any] = {
-            "cases": str(cases),
+        parameters = {
             "base_model": None if baseModel is None else str(baseModel),
             "config": None if config is None else str(Path(config).absolute()),
             "device": device,
             "steps": steps,
+            "replay_share": replayShare,
+            "validation": list(validation) or None,
+            "validation_share": validationShare,
+            "by": by or None,
             "resume": resume,
         }
-        parameters = {name: value for name, value in parameters.items() if value is not None}
-        place = self._newFolder() if folder is None else Path(folder).absolute()
-        settings = readSettings() if self._settings is None else self._settings
-        return start_job(place, "fine_tune", parameters, settings)
+        return self._start(FINE_TUNE, cases, parameters, folder)
 
-    def jobs(self) -> list[Job]:
-        """All jobs below :attr:`root`, newest first."""
-        return find_jobs(self.root)
+    def predict(
+        self, store: Store | str | Path, model: str | None = None, *, ids: Sequence[str] = (), device: str = "auto"
+    ) -> Job:
+        """Let a model answer the cases that wait, with the uncertainty that the queue sorts by; returns at once.
+
+        Args:
+            store: the case store.
+            model: id; None takes the store's default.
+            ids: of cases; empty takes all that are new, or answered by an earlier model only.
+            device: see :meth:`fineTune`.
+        """
+        return self._start(PREDICT, store, {"model": model, "ids": list(ids) or None, "device": device})
+
+    def estimate(
+        self,
+        store: Store | str | Path,
+        baseModel: str | None = None,
+        *,
+        steps: int | None = None,
+        config: str | Path | None = None,
+        device: str = "auto",
+    ) -> Job:
+        """Find out how long a fine-tuning would take here: a few steps are measured; returns at once.
+
+        Returns:
+            A job whose result has ``total`` (s) and ``text``.
+        """
+        file = None if config is None else str(Path(config).absolute())
+        given = {"base_model": baseModel, "steps": steps, "config": file, "device": device}
+        return self._start(ESTIMATE, store, given)
+
+    def compare(
+        self, models: Sequence[str], store: Store | str | Path | None = None, *, device: str = "auto", wait: bool = True
+    ) -> Any:
+        """Judge models on the frozen validation cases of a store: Dice, RVE and HD95 a case.
+
+        Args:
+            models: ids.
+            store: the case store; None takes that of the newest fine-tuning.
+            device: see :meth:`fineTune`.
+            wait: False returns the job at once.
+
+        Returns:
+            ``models``, ``mean_dice`` (model -> mean), ``cases`` (a row a case and model), ``split``.
+
+        Raises:
+            InputError, ModelError: no such model or store, or no frozen split yet.
+        """
+        if not models:
+            raise InputError("Name the models to compare, e.g. the default and the one before it.")
+        place = self._job(None).parameters["cases"] if store is None else store
+        job = self._start(COMPARE, place, {"models": list(models), "device": device})
+        return resultOf(job.wait()) if wait else job
+
+    def judge(self, store: Store | str | Path, model: str, *, device: str = "auto") -> Job:
+        """Let the gate decide about a model of a store, e.g. what a cancelled fine-tuning has left; returns at once."""
+        return self._start(JUDGE, store, {"model": model, "device": device})
+
+    def jobs(self, store: Store | str | Path | None = None, task: str | None = None) -> list[Job]:
+        """Jobs below :attr:`root`, newest first: all, or those on one store, or of one task."""
+        found = find_jobs(self.root)
+        if store is not None:
+            place = str(_folder(store))
+            found = [job for job in found if job.parameters.get("cases") == place]
+        return [job for job in found if task is None or job.task == task]
 
     def status(self, job: Job | None = None) -> JobStatus:
-        """State of a job: running, done, failed or cancelled, how far, what it says; None takes the newest one."""
+        """How a job stands: running, done, failed or cancelled, how far, its curves, what it says.
+
+        Args:
+            job: None takes the newest fine-tuning.
+        """
         return self._job(job).status()
 
     def cancel(self, job: Job | None = None) -> None:
-        """Ask a job to stop; it is killed with all its processes if it does not. None takes the newest one."""
+        """Ask a job to stop, and to keep what is best so far; it is killed with all its processes if it does not.
+
+        Args:
+            job: None takes the newest fine-tuning.
+        """
         self._job(job).cancel()
+
+    def wait(self, job: Job | None = None, timeout: float | None = None) -> JobStatus:
+        """Wait for the end of a job; Slicer does not answer meanwhile.
+
+        Args:
+            job: None takes the newest fine-tuning.
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: it has not ended by then.
+        """
+        return self._job(job).wait(timeout)
+
+    def resume(self, job: Job) -> Job:
+        """Go on with a job that was cancelled or died."""
+        return job.resume(self._workerSettings())
+
+    def _start(
+        self, task: str, cases: Store | str | Path, parameters: Mapping[str, Any], folder: str | Path | None = None
+    ) -> Job:
+        place = _folder(cases)
+        if not place.exists():
+            raise InputError(f"There are no cases at {place}.", "Give a case store, a manifest or a folder.")
+        given = {"cases": str(place)} | {name: value for name, value in parameters.items() if value is not None}
+        where = self._newFolder(_NAMES[task]) if folder is None else Path(folder).absolute()
+        return start_job(where, task, given, self._workerSettings())
+
+    def _workerSettings(self) -> WorkerSettings:
+        return readSettings() if self._settings is None else self._settings
 
     def _job(self, job: Job | None) -> Job:
         if job is not None:
             return job
-        known = self.jobs()
+        known = self.jobs(task=FINE_TUNE)
         if not known:
             raise InputError(f"There is no job in {self.root}.", "Start one with fineTune.")
         return known[0]
 
-    def _newFolder(self) -> Path:
+    def _newFolder(self, name: str) -> Path:
         number = 1
-        while (self.root / f"fine-tuning-{number}").exists():
+        while (self.root / f"{name}-{number}").exists():
             number += 1
-        return self.root / f"fine-tuning-{number}"
+        return self.root / f"{name}-{number}"
+
+
+def resultOf(status: JobStatus) -> dict[str, Any]:
+    """The result of a job that is done; the exception that fits if it is not.
+
+    Raises:
+        InputError, ModelError, ...: as the job's work raised them.
+        CancelledError: it was cancelled.
+    """
+    if status.error is not None:
+        raise exception_of(status.error)
+    if status.state != "done" or status.result is None:
+        raise CancelledError("The job was cancelled.")
+    return status.result
+
+
+def _folder(cases: Store | str | Path) -> Path:
+    return (cases.folder if isinstance(cases, Store) else Path(cases)).absolute()

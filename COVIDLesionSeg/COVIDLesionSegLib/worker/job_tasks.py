@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +48,11 @@ def fine_tune(job: JobContext) -> dict[str, Any]:
         raise InputError(f"A fine-tuning does not know {', '.join(unknown)} here; it knows {', '.join(allowed)}.")
     job.progress("loading", 0, 1)
     require_torch()
+    from ..cases.planning import configured
     from ..learning import TrainingConfig
-    from ..learning.fine_tuning import default_config
 
-    config = TrainingConfig.from_toml(Path(wanted["config"])) if "config" in wanted else default_config()
-    given = {name: wanted[name] for name in ("steps", "device") if name in wanted}
-    config = replace(config, run=replace(config.run, **given))
+    config = TrainingConfig.from_toml(Path(wanted["config"])) if "config" in wanted else None
+    config = configured(config, wanted.get("steps"), wanted.get("device"))
     job.progress("loading", 1, 1)
     curves = _Curves(job, config.run.steps)
 

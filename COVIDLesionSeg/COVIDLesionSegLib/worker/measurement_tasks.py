@@ -16,6 +16,7 @@ from ..measurement import LiveEvaluation, compare_timepoints, error_map, evaluat
 from ..measurement._parallel import run_all
 from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
+from .case_tasks import CaseTasks
 from .faults import NotOpenError
 from .protocol import geometry_from_json
 from .tasks import Answer, Work, find_lungs_in
@@ -56,6 +57,8 @@ class Measurements:
     ``series``, ``record``, and ``segments``, a list of ``name``, ``array`` and ``edited`` whose arrays come along; by
     default the study's lesion. Answers ``files`` and ``notes``. It carries the patient's identity: say so first.
     ``lungs``: as the worker of kind "lesions" does.
+
+    Those about a case store are in :mod:`.case_tasks`.
     """
 
     def __init__(self) -> None:
@@ -72,6 +75,7 @@ class Measurements:
             "report": self.report,
             "dicom_seg": self.dicom_seg,
             "lungs": find_lungs_in,
+            **CaseTasks().tasks,
         }
 
     def open(self, work: Work) -> Answer:

@@ -1,0 +1,523 @@
+"""The case that is open: out of the store into the scene, autosaved while it is edited, saved as a revision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+from numpy.typing import NDArray
+from slicer.util import VTKObservationMixin
+
+from .. import mrml
+from ..cases import RENEW_S, Store
+from ..errors import COVIDLesionSegError, InputError
+from ..imaging import Volume
+from ..inference import PostProcessing, RunRecord
+from ..worker import Progress, Reply, Request, Timer, WorkerError
+from ..worker.protocol import geometry_from_json
+from .events import Signal
+from .notices import Notice, noticeOf
+from .steps import Steps
+from .store_client import StoreClient
+from .text import _
+
+if TYPE_CHECKING:
+    from .session import Session
+
+# edits are kept this long after the first of them
+AUTOSAVE_MS = 20_000
+# nobody works that long on one stroke: a longer pause counts as this much
+_LONGEST_PAUSE_S = 300.0
+_EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
+
+
+class CaseWork(VTKObservationMixin):
+    """One case at a time.
+
+    Args:
+        session: shared by all panels.
+        store: the store.
+
+    Attributes:
+        changed: signal: another case or state.
+        noted: signal: a :class:`.notices.Notice`.
+        state: "", "opening", "predicting", "showing", "open" or "saving".
+        case: what the overview says of the open case, or empty.
+        reason: why it is this case, or "".
+        startFrom: what the mask was at the beginning, as a phrase.
+        recovered: when unsaved work that was brought back had been kept, or "".
+        progress: of the model that answers, or None.
+    """
+
+    def __init__(self, session: Session, store: StoreClient) -> None:
+        VTKObservationMixin.__init__(self)
+        self._session, self._store = session, store
+        self.changed, self.noted = Signal(), Signal()
+        self.state = ""
+        self.progress: Progress | None = None
+        self._steps = Steps(session.timer)
+        self._timers: dict[str, Timer] = {}
+        self._request: Request | None = None
+        self._forget()
+        scene = slicer.mrmlScene
+        self._sceneEvents = (scene.NodeRemovedEvent, scene.EndCloseEvent)
+
+    def _forget(self) -> None:
+        self.case: Mapping[str, Any] = {}
+        self.reason = self.startFrom = self.recovered = self.model = ""
+        self._folder = self._token = ""
+        self._reply: Reply | None = None
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._volumeNode: Any = None
+        self._lungNode: Any = None
+        self._segmentationNode: Any = None
+        self._edits = self._kept = 0
+        self._seconds, self._last = 0.0, time.monotonic()
+        self._then: Callable[[], None] | None = None
+
+    # ---- what is so -------------------------------------------------------------------------------------------------
+
+    @property
+    def caseId(self) -> str:
+        """Id of the case, or ""."""
+        return str(self.case.get("id", ""))
+
+    @property
+    def isOpen(self) -> bool:
+        """Whether a case is in the scene, ready to be edited."""
+        return self.state in ("open", "saving")
+
+    @property
+    def isEdited(self) -> bool:
+        """Whether there are edits that are no revision yet."""
+        return self._edits > 0 or bool(self.recovered)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent since the case was opened or last saved; of a pause five minutes at most."""
+        return self._seconds + min(time.monotonic() - self._last, _LONGEST_PAUSE_S)
+
+    # ---- opening ----------------------------------------------------------------------------------------------------
+
+    def openNext(self, by: str, states: Sequence[str]) -> None:
+        """Put the open case aside and open the next one.
+
+        Args:
+            by: order of the queue.
+            states: which cases wait.
+
+        Raises:
+            InputError: something is on, or no store.
+        """
+        self._open({"by": by, "states": list(states), "besides": self.caseId})
+
+    def openCase(self, case: str, takeOver: bool = False, then: Callable[[], None] | None = None) -> None:
+        """Put the open case aside and open this one; nothing but ``then`` is done where it is open already."""
+        if self.isOpen and case == self.caseId:
+            if then is not None:
+                then()
+            return
+        self._open({"case": case, "take_over": takeOver}, then)
+
+    def _open(self, wanted: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
+        if self.state not in ("", "open"):
+            raise InputError(_("A case is being opened or saved."), _("Wait a moment."))
+        if not self._store.rater:
+            raise InputError(_("Nobody is named as the one who corrects."), _("Write a name or initials above."))
+        self.putAside()
+        self._enter("opening")
+        self._then = then
+        self._folder = self._store.folder
+        try:
+            self._store.ask(
+                "case_open",
+                {**wanted, "rater": self._store.rater},
+                self._onOpened,
+                failed=self._onNotOpened,
+            )
+        except COVIDLesionSegError:
+            self._enter("")
+            raise
+
+    def _onNotOpened(self, error: WorkerError) -> None:
+        self._forget()
+        self._enter("")
+        self.noted.emit(noticeOf(error))
+
+    def _onOpened(self, reply: Reply) -> None:
+        values = reply.values
+        if not values["found"]:
+            self._forget()
+            self._enter("")
+            self.noted.emit(Notice(_("No case waits.")))
+            return
+        if self.state != "opening":
+            self._store.ask("case_close", {"case": values["case"]["id"], "token": values["token"]})
+            return
+        self.case, self.reason, self._token = values["case"], values["reason"], values["token"]
+        self.startFrom, self.recovered = values["start_from"], values["recovered"] or ""
+        self.model = values.get("model", "")
+        self._seconds = float(values["seconds"])
+        self._reply, self._arrays = reply, dict(reply.arrays)
+        for text in values["skipped"]:
+            self.noted.emit(Notice(text))
+        self._startTimer("renew", RENEW_S * 1000, self._renew)
+        self._enter("showing")
+        steps = [self._showVolume, self._showLungs]
+        waits = values["is_untouched"]
+        self._steps.start([*steps, self._predict] if waits else [*steps, *self._maskSteps()], self._onError)
+
+    def _maskSteps(self) -> list[Callable[[], Any]]:
+        return [self._showAnswer, self._keepAnswer, self._showMask, self._finish]
+
+    def _showVolume(self) -> None:
+        assert self._reply is not None  # noqa: S101  # _onOpened has set it
+        geometry = geometry_from_json(self._reply.values["geometry"])
+        self._volumeNode = mrml.nodeFromVolume(Volume(self._arrays["volume"], geometry, self.caseId), self.caseId)
+        mrml.showInViews(self._volumeNode)
+        for event in self._sceneEvents:
+            self.addObserver(slicer.mrmlScene, event, self._onNodesGone)
+
+    def _showLungs(self) -> None:
+        if "lungs" in self._arrays:
+            self._lungNode = mrml.showFoundLungs(self._volumeNode, self._arrays["lungs"])
+
+    # ---- the model's answer -----------------------------------------------------------------------------------------
+
+    def _predict(self) -> None:
+        """The case has no answer yet: the store's default model gives one first."""
+        arrays = {name: array for name, array in self._arrays.items() if name in ("volume", "lungs")}
+        assert self._reply is not None  # noqa: S101  # _onOpened has set it
+        values = {
+            "geometry": self._reply.values["geometry"],
+            "model": self._store.modelFile(str(self._store.overview.get("default") or "")) or None,
+            "device": mrml.moduleParameters().device,
+            "postprocessing": PostProcessing().to_json(),
+            "name": self.caseId,
+        }
+        self._enter("predicting")
+        self._request = self._session.client("lesions").request(
+            "segment",
+            values,
+            arrays,
+            progress=self._onProgress,
+            finished=self._onAnswer,
+            failed=self._onNoAnswer,
+        )
+
+    def cancelPrediction(self) -> None:
+        """Let the case be opened without an answer."""
+        if self._request is not None:
+            self._request.cancel()
+
+    def _onProgress(self, progress: Progress) -> None:
+        self.progress = progress
+        self.changed.emit()
+
+    def _onAnswer(self, reply: Reply) -> None:
+        self._request = None
+        if self.state != "predicting":
+            return
+        record = reply.values["record"]
+        mask, lungs = reply.arrays["mask"], reply.arrays["lungs"]
+        self._store.ask("case_answer", {"case": self.caseId, "record": record}, arrays={"mask": mask, "lungs": lungs})
+        self.model = str(record["model"].get("id") or record["model"].get("name") or "")
+        self.startFrom = _("the answer of {model}").format(model=self.model)
+        self._arrays |= {"answer": mask, "mask": mask} | ({} if "lungs" in self._arrays else {"lungs": lungs})
+        assert self._reply is not None  # noqa: S101  # _onOpened has set it
+        self._reply.values["record"] = record
+        steps = [] if self._lungNode is not None else [self._showLungs]
+        self._enter("showing")
+        self._steps.start([*steps, *self._maskSteps()], self._onError)
+
+    def _onNoAnswer(self, error: WorkerError) -> None:
+        self._request = None
+        if self.state != "predicting":
+            return
+        self.noted.emit(noticeOf(error))
+        self.noted.emit(Notice(_("The case is open without an answer of a model; draw, or segment it yourself.")))
+        self._enter("showing")
+        self._steps.start(self._maskSteps(), self._onError)
+
+    # ---- into the scene ---------------------------------------------------------------------------------------------
+
+    def _showAnswer(self) -> None:
+        first = self._arrays.get("answer", self._arrays["mask"])
+        self._segmentationNode = mrml.showLesions(self._volumeNode, first.view(bool))
+        assert self._reply is not None  # noqa: S101  # _onOpened has set it
+        record = self._reply.values.get("record")
+        if record:
+            mrml.attachRecord(self._segmentationNode, RunRecord.from_json(record))
+
+    def _keepAnswer(self) -> None:
+        if "answer" in self._arrays:
+            mrml.keepAnswer(self._segmentationNode)
+
+    def _showMask(self) -> None:
+        if "answer" in self._arrays:
+            self._write(self._arrays["mask"].view(bool))
+
+    def _write(self, mask: NDArray[np.bool_]) -> None:
+        identity = mrml.segmentsWithRole(self._segmentationNode)[0]
+        mrml.writeSegment(self._segmentationNode, identity, mask, self._volumeNode)
+
+    def _finish(self) -> None:
+        mrml.moduleParameters().update(
+            inputVolume=self._volumeNode,
+            lesionSegmentation=self._segmentationNode,
+            lungSegmentation=self._lungNode,
+            referenceSegmentation=None,
+            lesionSegmentId="",
+        )
+        self._reply, self._arrays = None, {}
+        self._edits = self._kept = 0
+        self._last = time.monotonic()
+        for event in _EDITED:
+            self.addObserver(
+                self._segmentationNode.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onEdited
+            )
+        self._enter("open")
+        text = _("{case} is open, from {start}.").format(case=self.caseId, start=self.startFrom)
+        self.noted.emit(Notice(" ".join(filter(None, [text, self.reason]))))
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def _onError(self, error: Exception) -> None:
+        self.noted.emit(noticeOf(error))
+        self.putAside()
+
+    # ---- while it is edited -----------------------------------------------------------------------------------------
+
+    def _onEdited(self, *_ignored: Any) -> None:
+        now = time.monotonic()
+        self._seconds, self._last = self._seconds + min(now - self._last, _LONGEST_PAUSE_S), now
+        self._edits += 1
+        if "autosave" not in self._timers:
+            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
+        if self._edits == 1:
+            self.changed.emit()
+
+    def autosave(self) -> None:
+        """Keep the edits without making a revision of them."""
+        self._stopTimer("autosave")
+        if not self.isOpen or self._edits == self._kept:
+            return
+        edits = self._edits
+
+        def kept(_reply: Reply) -> None:
+            self._kept = max(self._kept, edits)
+
+        try:
+            values = {"case": self.caseId, "rater": self._store.rater, "token": self._token, "seconds": self.seconds}
+            mask = self._mask().view(np.uint8)
+            self._store.ask("case_autosave", values, kept, arrays={"mask": mask}, refresh=False)
+        except COVIDLesionSegError as error:
+            self.noted.emit(noticeOf(error))
+
+    def _renew(self) -> None:
+        if self._token:
+            self._startTimer("renew", RENEW_S * 1000, self._renew)
+            self._store.ask("case_renew", {"case": self.caseId, "token": self._token}, refresh=False)
+
+    def _mask(self) -> NDArray[np.bool_]:
+        """All lesion segments; nothing where they were deleted."""
+        if not mrml.segmentsWithRole(self._segmentationNode):
+            return np.zeros(mrml.gridOfNode(self._volumeNode).shape, bool)
+        return mrml.lesionMask(self._segmentationNode, self._volumeNode)
+
+    def startAgain(self) -> None:
+        """Throw the unsaved work away and begin from what is saved."""
+        self._requireOpen()
+
+        def restarted(reply: Reply) -> None:
+            def show() -> None:
+                self._write(reply.arrays["mask"].view(bool))
+                self.recovered, self.startFrom = "", reply.values["start_from"]
+                self._edits = self._kept = 0
+                self._stopTimer("autosave")
+                self._seconds, self._last = 0.0, time.monotonic()
+                self.changed.emit()
+
+            self._steps.start([show], self._onError)
+
+        self._store.ask("case_restart", {"case": self.caseId, "rater": self._store.rater}, restarted)
+
+    # ---- saving and closing -----------------------------------------------------------------------------------------
+
+    def save(
+        self, *, noLesion: bool = False, close: bool = False, comment: str = "", then: Callable[[], None] | None = None
+    ) -> None:
+        """Save the lesions as the next revision of this rater.
+
+        Args:
+            noLesion: the case has no lesion. What the model marked is erased first; what a person has drawn is not.
+            close: close the case then.
+            comment: free text.
+            then: called when it is saved.
+
+        Raises:
+            InputError: no case is open, or edits of a case that is to have no lesion.
+        """
+        self._requireOpen()
+        mask = self._mask()
+        if noLesion and mask.any():
+            if self._edits and not self._isAnswer(mask):
+                raise InputError(
+                    _("There are edited lesions in this case."), _("Erase them before you say that it has no lesion.")
+                )
+            mask = np.zeros_like(mask)
+            self._write(mask)
+        others = self._othersOfTheUser()
+        edits, seconds = self._edits, self.seconds
+        self._stopTimer("autosave")
+        self._enter("saving")
+        values = {
+            "case": self.caseId,
+            "rater": self._store.rater,
+            "seconds": seconds,
+            "no_lesion": noLesion,
+            "comment": comment,
+        } | ({"token": self._token} if close else {})
+
+        def saved(reply: Reply) -> None:
+            self._onSaved(reply, edits, close, others)
+            if then is not None:
+                then()
+
+        self._store.ask("case_save", values, saved, arrays={"mask": mask.view(np.uint8)}, failed=self._onNotSaved)
+
+    def _isAnswer(self, mask: NDArray[np.bool_]) -> bool:
+        return mrml.hasAnswer(self._segmentationNode) and np.array_equal(
+            mask, mrml.answerMask(self._segmentationNode, self._volumeNode)
+        )
+
+    def _othersOfTheUser(self) -> list[str]:
+        segmentation = self._segmentationNode.GetSegmentation()
+        ours = mrml.segmentsWithRole(self._segmentationNode)
+        return [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs() if i not in ours]
+
+    def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> None:
+        revision = reply.values["revision"]
+        volume = _("no lesion") if revision["lesion_free"] else f"{revision['lesion_ml']:.1f} mL"
+        text = _("{case}: saved as revision {number} of {rater}, {volume}.").format(
+            case=self.caseId, number=revision["number"], rater=revision["rater"], volume=volume
+        )
+        if revision["dice_to_prediction"] is not None:
+            overlap = f"{revision['dice_to_prediction']:.3f}"
+            text += " " + _("Dice {dice} to the model's answer.").format(dice=overlap)
+        self.noted.emit(Notice(text))
+        if others:
+            names = ", ".join(others)
+            self.noted.emit(
+                Notice(_("Segments of your own are not lesion and were not saved: {names}.").format(names=names))
+            )
+        if close:
+            self._token = ""
+            self._leave()
+            return
+        self.case = reply.values["case"]
+        self.recovered = ""
+        self._seconds, self._last = 0.0, time.monotonic()
+        # strokes that came while the file was written are edits of the next revision
+        self._edits -= edits
+        self._kept = 0
+        if self._edits:
+            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
+        self._enter("open")
+
+    def _onNotSaved(self, error: WorkerError) -> None:
+        self._enter("open")
+        self.noted.emit(noticeOf(error))
+        if self._edits != self._kept:
+            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
+
+    def putAside(self) -> None:
+        """Close the case; what is not saved is kept, and brought back when it is opened again."""
+        if not self.caseId:
+            return
+        if self.isOpen:
+            self.autosave()
+        if self._token:
+            self._store.ask("case_close", {"case": self.caseId, "token": self._token})
+        self._leave()
+
+    def close(self) -> None:
+        """The panel goes: keep what is not saved, here and now, and let others open the case."""
+        if self.isOpen and self._edits != self._kept:
+            self._keepHere()
+        if self._token:
+            self._releaseHere()
+        self._leave(removeNodes=False)
+
+    def _keepHere(self) -> None:
+        """Autosave in this process: the child may end before it takes another request."""
+        from ..cases.masks import as_labels
+
+        try:
+            store = Store(self._folder)
+            labels = as_labels(self._mask(), store.case(self.caseId), "mask")
+            store.autosaves.write(self.caseId, self._store.rater, labels, self.seconds)
+        except COVIDLesionSegError as error:
+            self.noted.emit(noticeOf(error))
+
+    def _releaseHere(self) -> None:
+        try:
+            Store(self._folder).locks.release(self.caseId, self._token)
+        except COVIDLesionSegError as error:
+            self.noted.emit(noticeOf(error))
+
+    def _leave(self, removeNodes: bool = True) -> None:
+        self._steps.stop()
+        if self._request is not None:
+            self._request.cancel()
+            self._request = None
+        self.removeObservers()
+        for name in list(self._timers):
+            self._stopTimer(name)
+        if removeNodes:
+            for node in (self._segmentationNode, self._lungNode, self._volumeNode):
+                mrml.removeNode(node)
+            mrml.removeLostAnswers()
+        self._forget()
+        self._enter("")
+
+    def _onNodesGone(self, *_ignored: Any) -> None:
+        nodes = (self._volumeNode, self._segmentationNode)
+        if not self.caseId or all(node is None or node.GetScene() is not None for node in nodes):
+            return
+        edited = self._edits != self._kept
+        if self._token:
+            self._store.ask("case_close", {"case": self.caseId, "token": self._token})
+        case = self.caseId
+        self._leave()
+        lost = " " + _("Edits of the last seconds are gone; earlier ones were kept.") if edited else ""
+        text = _("{case} was closed, because its nodes were removed from the scene.").format(case=case)
+        self.noted.emit(Notice(text + lost, is_error=edited))
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _requireOpen(self) -> None:
+        if self.state != "open":
+            raise InputError(_("No case is open."), _("Open one first."))
+
+    def _enter(self, state: str) -> None:
+        self.state, self.progress = state, None
+        self.changed.emit()
+
+    def _startTimer(self, name: str, milliseconds: float, action: Callable[[], None]) -> None:
+        self._stopTimer(name)
+
+        def go() -> None:
+            self._timers.pop(name, None)
+            action()
+
+        self._timers[name] = self._session.timer(round(milliseconds), go)
+
+    def _stopTimer(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.stop()

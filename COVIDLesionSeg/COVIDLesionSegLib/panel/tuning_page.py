@@ -1,0 +1,356 @@
+"""Fine-tuning from the panel: an honest estimate, live curves, the gate's decision, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import qt
+
+from .. import mrml
+from ..errors import COVIDLesionSegError
+from ..models.catalog import ModelEntry
+from ..worker import Reply
+from ..worker.case_jobs import ESTIMATE, JUDGE
+from ..worker.jobs import Job, JobStatus
+from .adding_page import endOf, jobText, showProgress
+from .forms import chosenData, showText
+from .gate_text import gateHtml
+from .job_watch import JobWatch
+from .notices import Notice, noticeOf
+from .store_client import StoreClient
+from .text import _
+from .training import FINE_TUNE, TrainingLogic
+
+if TYPE_CHECKING:
+    from .session import Session
+
+_ID = qt.Qt.UserRole
+
+
+class TuningPage:
+    """Fills the part of the form that trains.
+
+    Args:
+        session: shared by all panels.
+        store: the store.
+        training: starts the jobs.
+        ui: the form's widgets.
+        note: shows a :class:`.notices.Notice`.
+    """
+
+    def __init__(
+        self, session: Session, store: StoreClient, training: TrainingLogic, ui: Any, note: Callable[[Notice], None]
+    ) -> None:
+        self._session, self._store, self._training = session, store, training
+        self._ui, self._note = ui, note
+        self.watch, self.helper = JobWatch(session), JobWatch(session)
+        self._folder = ""
+        self._shown: tuple[Any, ...] = ()
+        self._estimated: tuple[Any, ...] = ()
+        self._estimate = ""
+        self._charts: tuple[Any, Any] = (None, None)
+        self._points = 0
+        ui.estimateButton.connect("clicked(bool)", self.onEstimate)
+        ui.startButton.connect("clicked(bool)", self.onStart)
+        ui.tuneCancelButton.connect("clicked(bool)", self.onCancel)
+        ui.resumeButton.connect("clicked(bool)", self.onResume)
+        ui.curvesButton.connect("clicked(bool)", self.onCurves)
+        ui.useButton.connect("clicked(bool)", self.onUse)
+        ui.judgeButton.connect("clicked(bool)", self.onJudge)
+        ui.overrideButton.connect("clicked(bool)", self.onOverride)
+        ui.storeModelList.connect("currentRowChanged(int)", lambda *_ignored: self._showChosen())
+        ui.overrideEdit.connect("textChanged(QString)", lambda *_ignored: self._showButtons())
+        for signal, widget in (("currentIndexChanged(int)", ui.baseCombo), ("valueChanged(int)", ui.stepsSpin)):
+            widget.connect(signal, lambda *_ignored: self._showState())
+        store.changed.connect(self.show)
+        session.modelsChanged.connect(self.show)
+        for watch in (self.watch, self.helper):
+            watch.changed.connect(self._showState)
+        self.watch.ended.connect(self._onTuned)
+        self.helper.ended.connect(self._onHelped)
+        self.show()
+
+    def close(self) -> None:
+        """Listen no more; jobs go on."""
+        self._store.changed.disconnect(self.show)
+        self._session.modelsChanged.disconnect(self.show)
+        self.watch.stop()
+        self.helper.stop()
+
+    # ---- what there is ----------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """Show the store's models; a fine-tuning of an earlier start of Slicer is found again."""
+        store = self._store
+        if store.folder != self._folder:
+            self._folder, self._estimated = store.folder, ()
+            jobs = self._training.jobs(store.folder, FINE_TUNE) if store.folder else []
+            self.watch.follow(jobs[0] if jobs else None)
+            helpers = self._training.jobs(store.folder, JUDGE) if store.folder else []
+            self.helper.follow(next((job for job in helpers if job.status().is_active), None))
+            if self.watch.isActive:
+                self._note(Notice(_("A fine-tuning of this store is on.")))
+        overview = store.overview
+        models = list(overview.get("models", ()))
+        others = [entry for entry in self._session.registry.list() if entry.is_usable]
+        shown = (models, overview.get("default"), [entry.id for entry in others])
+        if shown != self._shown:
+            self._shown = shown
+            self._showModels(models, others, str(overview.get("default", "")))
+        text = _("No patient judges yet: the first fine-tuning chooses who does, for good.")
+        if overview.get("frozen"):
+            count = overview["validation_patients"]
+            text = _("{count} patients only judge, always the same ones; all others train.").format(count=count)
+        showText(self._ui.splitLabel, text if overview else "")
+        self._ui.judgesEdit.setEnabled(bool(overview) and not overview.get("frozen"))
+        self._showState()
+
+    def _showModels(self, models: list[Mapping[str, Any]], others: list[ModelEntry], default: str) -> None:
+        ui, before = self._ui, chosenData(self._ui.baseCombo)
+        blocked = ui.baseCombo.blockSignals(True)
+        ui.baseCombo.clear()
+        ui.baseCombo.addItem(_("What answers now: {model}").format(model=default), "")
+        for model in reversed(models):
+            ui.baseCombo.addItem(model["id"], model["id"])
+        for entry in others:
+            ui.baseCombo.addItem(entry.name, entry.id)
+        ui.baseCombo.setCurrentIndex(max(ui.baseCombo.findData(before), 0))
+        ui.baseCombo.blockSignals(blocked)
+        chosen = self.chosenModel
+        blocked = ui.storeModelList.blockSignals(True)
+        ui.storeModelList.clear()
+        # the installation's model stands first, so that one can go back to the beginning
+        history = self._store.overview.get("history", ())
+        rows = [{"id": history[0]["model"]}, *models] if history else models
+        for model in rows:
+            item = qt.QListWidgetItem(_modelText(model, model["id"] == default))
+            item.setData(_ID, model["id"])
+            ui.storeModelList.addItem(item)
+        ids = [model["id"] for model in rows]
+        wanted = chosen if chosen in ids else default
+        ui.storeModelList.setCurrentRow(ids.index(wanted) if wanted in ids else -1)
+        ui.storeModelList.blockSignals(blocked)
+        self._showChosen()
+
+    @property
+    def chosenModel(self) -> str:
+        """Id of the model that is chosen in the list, or ""."""
+        item = self._ui.storeModelList.currentItem()
+        return "" if item is None else str(item.data(_ID))
+
+    def _chosenFacts(self) -> Mapping[str, Any]:
+        return next((m for m in self._store.overview.get("models", ()) if m["id"] == self.chosenModel), {})
+
+    def _showChosen(self) -> None:
+        gate = self._chosenFacts().get("gate")
+        self._ui.gateBrowser.setVisible(bool(gate))
+        self._ui.gateBrowser.setHtml(gateHtml(gate) if gate else "")
+        self._showButtons()
+
+    # ---- jobs -------------------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> tuple[Any, ...]:
+        ui = self._ui
+        return self._store.folder, chosenData(ui.baseCombo) or None, ui.stepsSpin.value, mrml.moduleParameters().device
+
+    def onEstimate(self, *_ignored: Any) -> None:
+        """Find out how long it would take."""
+        folder, base, steps, device = self._wanted()
+        self._estimated, self._estimate = (), ""
+        self._try(
+            lambda: self.helper.follow(self._training.estimate(folder, base, steps=steps, device=device)),
+        )
+
+    def onStart(self, *_ignored: Any) -> None:
+        """Train, if it was said how long that takes; else say it first."""
+        if self._estimated != self._wanted():
+            self.onEstimate()
+            return
+        folder, base, steps, device = self._wanted()
+        judges = self._ui.judgesEdit.text.replace(",", " ").split() if not self._store.overview.get("frozen") else []
+        self._charts, self._points = (None, None), 0
+        self._try(
+            lambda: self.watch.follow(
+                self._training.fineTune(
+                    folder,
+                    base,
+                    device=device,
+                    steps=steps,
+                    replayShare=self._ui.replaySpin.value / 100,
+                    validation=judges,
+                    by=self._store.rater,
+                )
+            )
+        )
+
+    def onCancel(self, *_ignored: Any) -> None:
+        """Stop; the best so far is kept."""
+        for watch in (self.helper, self.watch):
+            if watch.isActive and watch.job is not None:
+                self._try(watch.job.cancel)
+                return
+
+    def onResume(self, *_ignored: Any) -> None:
+        """Go on with what was stopped."""
+        job = self.watch.job
+        if job is not None:
+            self._try(lambda: self.watch.follow(self._training.resume(job)))
+
+    def onJudge(self, *_ignored: Any) -> None:
+        """Let the gate decide about the chosen model."""
+        model, device = self.chosenModel, mrml.moduleParameters().device
+        self._try(lambda: self.helper.follow(self._training.judge(self._store.folder, model, device=device)))
+
+    def onCurves(self, *_ignored: Any) -> None:
+        """Show the curves in the layout."""
+        self._points = 0
+        self._fillCharts()
+        chart = self._charts[1] or self._charts[0]
+        if chart is None:
+            self._note(Notice(_("There are no curves yet.")))
+            return
+        self._try(lambda: mrml.showChart(chart))
+
+    def _fillCharts(self) -> None:
+        status = self.watch.status
+        count = 0 if status is None else sum(len(points) for points in status.curves.values())
+        if status is None or count == self._points:
+            return
+        self._points = count
+        # nodes go with a scene that is closed
+        kept = [chart if chart is not None and chart.GetScene() is not None else None for chart in self._charts]
+        self._charts = mrml.showTrainingCurves(status.curves, *kept)
+
+    def _showState(self) -> None:
+        ui, status = self._ui, self.watch.status
+        helping, tuning = self.helper.isActive, self.watch.isActive
+        text = ""
+        if helping and self.helper.status is not None:
+            text = jobText(self.helper.status)
+            if self.helper.job is not None and self.helper.job.task == ESTIMATE:
+                text = _("Measuring how long it would take. {text}").format(text=text)
+            showProgress(ui.tuneProgress, self.helper.status)
+        elif tuning and status is not None:
+            text = jobText(status)
+            showProgress(ui.tuneProgress, status)
+        elif self._estimate and self._estimated == self._wanted():
+            text = self._estimate
+        elif status is not None:
+            text = _ended(status)
+        showText(ui.tuneState, text)
+        ui.tuneProgress.setVisible(helping or tuning)
+        if tuning and self._charts != (None, None):
+            self._fillCharts()
+        self._showButtons()
+
+    def _showButtons(self) -> None:
+        ui, status = self._ui, self.watch.status
+        busy = self.helper.isActive or self.watch.isActive
+        ready = bool(self._store.cases) and not busy
+        ui.estimateButton.setEnabled(ready)
+        ui.startButton.setEnabled(ready)
+        ui.tuneCancelButton.setEnabled(busy)
+        ui.resumeButton.setVisible(not busy and status is not None and status.state in ("cancelled", "died", "failed"))
+        ui.curvesButton.setEnabled(status is not None and bool(status.curves))
+        facts, chosen = self._chosenFacts(), self.chosenModel
+        gate = facts.get("gate")
+        free = bool(chosen) and chosen != self._store.overview.get("default")
+        refused = gate is not None and not gate["accepted"]
+        ui.useButton.setEnabled(free and (not facts or (gate is not None and not refused)))
+        ui.judgeButton.setEnabled(bool(facts) and ready)
+        ui.overrideButton.setEnabled(free and refused and bool(ui.overrideEdit.text.strip()))
+        for widget in (ui.overrideEdit, ui.overrideEditCaption, ui.overrideButton):
+            widget.setVisible(free and refused)
+        hasModels = bool(self._store.overview.get("models"))
+        for widget in (ui.storeModelsCaption, ui.storeModelList, ui.useButton, ui.judgeButton):
+            widget.setVisible(hasModels)
+
+    # ---- what came of it --------------------------------------------------------------------------------------------
+
+    def _onHelped(self, status: JobStatus) -> None:
+        job, result = self.helper.job, status.result
+        if result is None:
+            self._note(endOf(status))
+        elif job is not None and job.task == ESTIMATE:
+            self._estimated, self._estimate = self._wanted(), result["text"]
+            self._note(Notice(result["text"] + " " + _("Press Start to begin.")))
+        else:
+            self._noteGate(result["gate"])
+        if job is not None and job.task == ESTIMATE:
+            self._try(job.remove)
+            self.helper.follow(None)
+        self._showState()
+        self._store.refresh()
+
+    def _onTuned(self, status: JobStatus) -> None:
+        if status.result is not None:
+            self._fillCharts()
+            self._noteGate(status.result["gate"])
+            count = status.result["review"]
+            if count:
+                self._note(Notice(_("{count} labels look doubtful; see Label review.").format(count=count)))
+            for text in status.result["notes"]:
+                self._note(Notice(text))
+        else:
+            self._note(endOf(status))
+        self._store.refresh()
+
+    def _noteGate(self, gate: Mapping[str, Any]) -> None:
+        words = " ".join(gate["reasons"])
+        if gate["passed"]:
+            text = _("{model} is better or as good, and answers from now on. {words}")
+        else:
+            text = _("{model} is worse than the present model and is not used. {words}")
+        self._note(Notice(text.format(model=gate["new"], words=words)))
+        for warning in gate["warnings"]:
+            self._note(Notice(warning))
+
+    def onUse(self, *_ignored: Any) -> None:
+        """Let the chosen model answer."""
+        self._changeModel({"act": "default", "reason": "chosen in the panel"})
+
+    def onOverride(self, *_ignored: Any) -> None:
+        """Let the chosen model answer although the gate refused it."""
+        self._changeModel({"act": "override", "accept": True, "reason": self._ui.overrideEdit.text})
+
+    def _changeModel(self, values: Mapping[str, Any]) -> None:
+        def changed(reply: Reply) -> None:
+            self._ui.overrideEdit.setText("")
+            self._note(Notice(_("{model} answers from now on.").format(model=reply.values["default"])))
+
+        given = {**values, "model": self.chosenModel, "by": self._store.rater}
+        self._try(lambda: self._store.ask("store_model", given, changed))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except COVIDLesionSegError as error:
+            self._note(noticeOf(error))
+
+
+def latestJob(training: TrainingLogic, folder: str) -> Job | None:
+    """The newest fine-tuning of a store, or None."""
+    return next(iter(training.jobs(folder, FINE_TUNE)), None)
+
+
+def _modelText(model: Mapping[str, Any], is_default: bool) -> str:
+    gate = model.get("gate")
+    if "base" not in model:
+        text = _("the model of the beginning")
+    elif gate is None:
+        text = _("not judged yet")
+    elif gate["passed"]:
+        text = _("passed the gate")
+    else:
+        text = _("accepted against the gate") if gate["accepted"] else _("did not pass the gate")
+    mark = _(", answers now") if is_default else ""
+    return f"{model['id']}: {text}{mark}"
+
+
+def _ended(status: JobStatus) -> str:
+    if status.state == "done":
+        return _("The last fine-tuning is done.")
+    if status.state == "cancelled":
+        return _("The last fine-tuning was cancelled; what was best is kept below, if it was judged on the way.")
+    return "" if status.error is None else str(status.error)
