@@ -40,6 +40,7 @@ def predict_cases(
     cases: Sequence[str] = (),
     states: Sequence[State] = ("new", "predicted"),
     device: str = "auto",
+    uncertainty: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> PredictionReport:
@@ -54,6 +55,7 @@ def predict_cases(
         cases: ids; empty takes all cases in ``states`` that this model has not answered yet.
         states: see there.
         device: see ``inference.Predictor``.
+        uncertainty: also compute it; four to five times the work.
         progress: called as progress("predicting", done, total).
         cancelled: asked between cases and within them; what is done by then is stored.
 
@@ -66,7 +68,7 @@ def predict_cases(
 
     model = model or store.models.default()
     predictor = Predictor(store.models.path(model), device)
-    partner_file = store.models.partner(model)
+    partner_file = store.models.partner(model) if uncertainty else None
     partner = Predictor(partner_file, device) if partner_file is not None else None
     chosen = [store.case(name) for name in cases] if cases else store.cases(*states)
     weights = predictor.model.card.weights_sha256
@@ -80,7 +82,7 @@ def predict_cases(
         try:
             volume = store.read_ct(case.id)
             lungs = store.read_lungs(case.id)
-            result = predictor.segment(volume, lungs, cancelled=cancelled, uncertainty="entropy")
+            result = predictor.segment(volume, lungs, cancelled=cancelled, uncertainty=uncertainty)
             values = {}
             if result.uncertainty is not None:
                 values["tta_entropy"] = mean_entropy(result.uncertainty, result.mask)

@@ -318,7 +318,7 @@ def revision_from_json(values: Mapping[str, Any]) -> Revision:
 
 def from_mapping(kind: type[Record], values: Mapping[str, Any]) -> Record:
     """A dataclass from a mapping; keys that it does not have are left out."""
-    known = _names(kind)
+    known = _names(kind)  # type: ignore[arg-type]  # classes are hashable
     return kind(**{name: value for name, value in values.items() if name in known})
 
 

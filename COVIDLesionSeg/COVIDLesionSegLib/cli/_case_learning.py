@@ -23,12 +23,18 @@ def _declare_predict(action: argparse.ArgumentParser) -> None:
     action.add_argument("case", nargs="*", metavar="CASE", help="ids (default: all that wait for this model's answer)")
     action.add_argument("--model", help="id (default: the store's default model)")
     action.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    action.add_argument("--fast", action="store_true", help="without uncertainty: a quarter of the work or less")
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     with ProgressBar("predict", arguments.quiet) as bar:
         report = predict_cases(
-            Store(arguments.store), arguments.model, arguments.case, device=arguments.device, progress=bar
+            Store(arguments.store),
+            arguments.model,
+            arguments.case,
+            device=arguments.device,
+            uncertainty=not arguments.fast,
+            progress=bar,
         )
     if arguments.json:
         done = {name: asdict(prediction) for name, prediction in report.done.items()}
