@@ -182,6 +182,9 @@ def test_a_failed_job_says_why(run):
     assert status.state == "failed"
     assert (status.error.kind, status.error.message) == ("model", "There is no model 'x'.")
     assert status.error.hint == "Choose another." and "Traceback" in status.error.details
+    report = job.report()
+    assert "words of the failing job" in report and "model: There is no model" in report
+    assert str(job.folder) not in report and "odd_jobs" in report
 
 
 def test_an_unknown_task_fails_with_a_sentence(tmp_path):

@@ -25,6 +25,7 @@ from COVIDLesionSegLib.worker import connection as connection_module
 from COVIDLesionSegLib.worker import protocol as p
 from COVIDLesionSegLib.worker.client import exception_of
 from COVIDLesionSegLib.worker.command import child_environment, command_line, split_prefix
+from COVIDLesionSegLib.worker.scrub import scrubbed
 
 HELLO = p.Hello("lesions", "0.1.0", "3.12", "Linux", 42, {"tasks": ["segment"]})
 VOLUME = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -722,6 +723,24 @@ def test_the_report_helps_and_holds_nothing_of_a_patient(world):
         assert secret not in report
     for useful in ("coplenet", "worker/server.py", "RuntimeError", "model:", "segment", "Python", "protocol 1"):
         assert useful in report
+
+
+@pytest.mark.parametrize(
+    ("text", "secret", "useful"),
+    [
+        ("Invalid value for VR PN: 'DOE^JANE^M', will be ignored", "DOE", "will be ignored"),
+        ("PatientName=Müller^Hans-Peter of the Clinic\nnext line", "Hans", "next line"),
+        ("date 1951-02-03 and 19510203 in (0010,0030)", "1951", "(0010,0030)"),
+        ("series 1.2.840.113619.2.55.3.604688 of numpy 2.4.6", "113619", "numpy 2.4.6"),
+        ("can't open C:\\Users\\me\\Doe Jane\\ct.nii", "Jane", "can't open"),
+        ("can't open /data/Doe Jane.nii.gz or /data/x: gone", "Jane", "gone"),
+        ("can't open '/data/Doe Jane/ct.nii': gone", "Jane", "gone"),
+        ("Linux-6.18.44 at 12:30:59 with 20480 bytes", "nothing", "Linux-6.18.44 at 12:30:59 with 20480 bytes"),
+    ],
+)
+def test_what_may_tell_about_a_patient_is_taken_out(text, secret, useful):
+    found = scrubbed(text, set())
+    assert secret not in found and useful in found
 
 
 def test_the_last_words_of_a_dead_child_stay_in_the_report(world):

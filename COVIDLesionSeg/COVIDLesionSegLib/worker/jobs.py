@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -33,11 +34,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import InputError, OutputError, ReadError
 from ..files import write_json
 from .client import WorkerFailedError
 from .command import child_environment, command_line
 from .processes import is_alive, kill_tree, start_time
+from .scrub import scrubbed, secrets
 from .values import Progress, WorkerError, WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -274,6 +277,21 @@ class Job:
             OutputError, WorkerFailedError: see :func:`start_job`.
         """
         return start_job(self.folder, self.task, {**self.parameters, "resume": True}, settings)
+
+    def report(self) -> str:
+        """A diagnostic report to copy, as :meth:`.client.Client.report`: nothing about a patient is in it."""
+        status = self.status()
+        progress = status.progress
+        lines = [
+            f"COVIDLesionSeg {__version__}, job {self.task}, {status.state} after {status.seconds:.0f} s",
+            f"Python {platform.python_version()}, {platform.platform()}",
+            *([f"{progress.phase}: {progress.done} of {progress.total}"] if progress else []),
+            *([f"{status.error.kind}: {status.error}", status.error.details] if status.error else []),
+            "",
+            "Last lines that it printed:",
+            *_last_lines(self.folder / "output.log"),
+        ]
+        return scrubbed("\n".join(lines), secrets(self.parameters))
 
     def remove(self) -> None:
         """Delete the folder with all that the task has made.

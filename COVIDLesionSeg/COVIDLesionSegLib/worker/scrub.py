@@ -1,4 +1,4 @@
-"""Taking out of diagnostic texts what may tell about a patient: names that requests carried, and paths of data."""
+"""Taking out of diagnostic texts what may tell about a patient: names, dates and identifiers, and paths of data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 # settings whose texts are the program's own words; a model may also be a file, which is taken out like all paths
-_PUBLIC = frozenset({"device", "precision", "model", "uncertainty", "variant", "registration", "format", "unit"})
+_PUBLIC = frozenset({"device", "precision", "model", "uncertainty", "variant", "registration", "kinds", "drop"})
 _QUOTED = re.compile(r"(['\"])(?P<path>(?:[A-Za-z]:|~)?[^'\"\n]{0,200}?[/\\][^'\"\n]*)\1")
-_PLAIN = re.compile(r"(?<![\w.~>])(?P<path>(?:[A-Za-z]:|~)?[/\\][^\s'\",;:()<>\[\]{}]+)")
+# a blank belongs to a path if another part of it, or the ending of a file of ours, follows
+_BLANK = r"\ (?=[^/\\\n'\":;,]{0,60}(?:[/\\]|\.(?:nii|gz|nrrd|dcm|mha|mhd|csv|json|html|png|toml|pth|safetensors)\b))"
+_PLAIN = re.compile(rf"(?<![\w.~>])(?P<path>(?:[A-Za-z]:|~)?[/\\](?:[^\s'\",;:()<>\[\]{{}}]|{_BLANK})+)")
+# what DICOM packages quote in their warnings: names of persons, dates, unique identifiers
+_DICOM = [
+    (re.compile(r"[^\s'\"=]*\w\^[^\n'\"]*"), "<name>"),
+    (re.compile(r"(?<![\w.])(?:19|20)\d\d[-./]?[01]\d[-./]?[0-3]\d(?![\w.])"), "<date>"),
+    (re.compile(r"(?<![\w.])[0-2](?:\.\d+){5,}"), "<identifier>"),
+]
 
 
 def secrets(parameters: Any, public: bool = False) -> set[str]:
@@ -27,9 +35,14 @@ def secrets(parameters: Any, public: bool = False) -> set[str]:
 
 
 def scrubbed(text: str, hidden: Iterable[str]) -> str:
-    """A text without the hidden words and without paths, but for the names of Python files in tracebacks."""
+    """A text without the hidden words, DICOM's kinds of names, dates and identifiers, and paths.
+
+    Of paths the last two parts of Python files stay, for tracebacks.
+    """
     for word in sorted(filter(None, hidden), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "<text>", text)
+    for pattern, instead in _DICOM:
+        text = pattern.sub(instead, text)
     text = _QUOTED.sub(lambda found: f"{found[1]}{_shortened(found['path'])}{found[1]}", text)
     return _PLAIN.sub(lambda found: _shortened(found["path"]), text)
 
