@@ -4,7 +4,7 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, isEdited, keepAnswer, removeLostAnswers, restoreAnswer
+from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
 from .contents import LESION_VIEWS, LesionView
 from .dicom_files import dicomFilesOf
 from .hierarchy import placeUnderStudy, studyOf
@@ -21,6 +21,7 @@ from .segmentations import (
     lesionMask,
     resultsOn,
     segmentMask,
+    segmentsMask,
     segmentsWithRole,
     showIn3D,
     showLesions,
@@ -51,7 +52,6 @@ __all__ = [
     "gridOfNode",
     "hasAnswer",
     "insideROI",
-    "isEdited",
     "jumpTo",
     "keepAnswer",
     "labelsFromNode",
@@ -69,6 +69,7 @@ __all__ = [
     "restoreAnswer",
     "resultsOn",
     "segmentMask",
+    "segmentsMask",
     "segmentsWithRole",
     "showChanges",
     "showChart",

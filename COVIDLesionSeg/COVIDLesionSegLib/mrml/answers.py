@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
-from .segmentations import SEGMENTATION, UndoStates, lesionMask, segmentMask, segmentsWithRole, writeSegment
+from .segmentations import (
+    SEGMENTATION,
+    UndoStates,
+    segmentMask,
+    segmentsMask,
+    segmentsWithRole,
+    writeSegment,
+)
 
 _REFERENCE = "COVIDLesionSeg.Answer"
 _ATTRIBUTE = "COVIDLesionSeg.IsAnswer"
@@ -58,22 +65,10 @@ def answerMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
         InputError: no answer is remembered, or a node that is not what it should be.
     """
     answer = _require_answer(segmentationNode)
-    mask: NDArray[np.bool_] | None = None
-    for identity in answer.GetSegmentation().GetSegmentIDs():
-        part = segmentMask(answer, identity, volumeNode)
-        mask = part if mask is None else mask | part
-    if mask is None:
+    identities = answer.GetSegmentation().GetSegmentIDs()
+    if not identities:
         raise InputError("The network's answer has no segments.", "Segment the CT again.")
-    return mask
-
-
-def isEdited(segmentationNode: Any, volumeNode: Any) -> bool:
-    """Whether the lesions are not what the network answered.
-
-    Raises:
-        InputError: no answer is remembered, or a node that is not what it should be.
-    """
-    return not np.array_equal(answerMask(segmentationNode, volumeNode), lesionMask(segmentationNode, volumeNode))
+    return segmentsMask(answer, identities, volumeNode)
 
 
 def restoreAnswer(
@@ -94,25 +89,35 @@ def restoreAnswer(
     answer = _require_answer(segmentationNode)
     if undo is not None:
         undo.saveStateForUndo()
-    segmentation = segmentationNode.GetSegmentation()
-    kept = answer.GetSegmentation()
-    here = set(segmentation.GetSegmentIDs())
+    segmentation, kept = segmentationNode.GetSegmentation(), answer.GetSegmentation()
+    # surfaces once at the end instead of after each segment
+    surfaces = segmentation.ContainsRepresentation("Closed surface")
+    if surfaces:
+        segmentationNode.RemoveClosedSurfaceRepresentation()
     # a segment that was deleted comes back; lesion segments that the answer has not are emptied inside the region
     for identity in dict.fromkeys([*kept.GetSegmentIDs(), *segmentsWithRole(segmentationNode)]):
-        answered = identity in kept.GetSegmentIDs()
-        if identity not in here:
+        if kept.GetSegment(identity) is None:
+            given = None
+        elif segmentation.GetSegment(identity) is None:
             segmentation.CopySegmentFromSegmentation(kept, identity, False)
-            edited = None
+            if region is not None:
+                inside = segmentMask(answer, identity, volumeNode) & region
+                writeSegment(segmentationNode, identity, inside, volumeNode)
+            continue
         else:
-            edited = segmentMask(segmentationNode, identity, volumeNode)
-        given = segmentMask(answer, identity, volumeNode) if answered else np.zeros_like(edited)
-        if region is None:
-            restored = given
-        else:
-            restored = given & region
-            if edited is not None:
-                restored |= edited & ~region
-        writeSegment(segmentationNode, identity, restored, volumeNode)
+            given = segmentMask(answer, identity, volumeNode)
+        edited = segmentMask(segmentationNode, identity, volumeNode)
+        writeSegment(segmentationNode, identity, _restored(edited, given, region), volumeNode)
+    if surfaces:
+        segmentationNode.CreateClosedSurfaceRepresentation()
+
+
+def _restored(
+    edited: NDArray[np.bool_], given: NDArray[np.bool_] | None, region: NDArray[np.bool_] | None
+) -> NDArray[np.bool_]:
+    if given is None:
+        given = np.zeros_like(edited)
+    return given if region is None else np.where(region, given, edited)
 
 
 def removeLostAnswers() -> None:

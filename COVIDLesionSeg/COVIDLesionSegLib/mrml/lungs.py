@@ -76,4 +76,7 @@ def showFoundLungs(volumeNode: Any, lungs: NDArray[Any], segmentationNode: Any =
         display = segmentationNode.GetDisplayNode()
         display.SetVisibility2DFill(False)
         display.SetOpacity3D(_SEE_THROUGH)
+    elif np.array_equal(lungsFromSegmentation(segmentationNode, volumeNode), lungs):
+        # the surfaces of the lungs are large; the same lungs keep theirs
+        return segmentationNode
     return showLungs(volumeNode, lungs, segmentationNode=segmentationNode)

@@ -7,7 +7,7 @@ all others, whoever made them, as they are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ from .volumes import gridOfNode, local_grid, volumeFromNode
 ROLE_TAG = "COVIDLesionSeg.Role"
 SEGMENTATION = "vtkMRMLSegmentationNode"
 _VOLUME = "vtkMRMLScalarVolumeNode"
-_SURFACE_SMOOTHING = "0.3"
+_SURFACE_SMOOTHING = 0.3
 # How far a segment's voxels may lie from the CT's, in voxels, to be taken as they are instead of resampled.
 _SAME_LATTICE = 0.01
 
@@ -125,16 +125,28 @@ def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArr
         InputError: a node that is not what it should be, or no such segment.
         GeometryError: a transform that is not linear.
     """
+    return segmentsMask(segmentationNode, [segmentId], volumeNode)
+
+
+def segmentsMask(segmentationNode: Any, segmentIds: Iterable[str], volumeNode: Any) -> NDArray[np.bool_]:
+    """Several segments together on the CT's grid, like :func:`segmentMask`."""
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
-    _require_segment(segmentationNode, segmentId)
     geometry = gridOfNode(volumeNode)
     if not segmentationNode.GetSegmentation().ContainsRepresentation("Binary labelmap"):
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         segmentationNode.CreateBinaryLabelmapRepresentation()
-    labelmap = slicer.vtkOrientedImageData()
     mask = np.zeros(geometry.shape, bool)
+    for identity in segmentIds:
+        _require_segment(segmentationNode, identity)
+        _add(mask, segmentationNode, identity, geometry)
+    return mask
+
+
+def _add(mask: NDArray[np.bool_], segmentationNode: Any, segmentId: str, geometry: Geometry) -> None:
+    """Put a segment into a mask on a grid."""
+    labelmap = slicer.vtkOrientedImageData()
     if not segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) or labelmap.IsEmpty():
-        return mask
+        return
     stored = vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(stored)
     world = world_from_parent(segmentationNode, "segmentation") @ array_of_matrix(stored)
@@ -144,9 +156,9 @@ def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArr
     corners = np.array(list(itertools.product(*extent))).T
     moved = between[:3, :3] @ corners + between[:3, 3:]
     if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE:
-        return _resampled(labelmap, world, geometry)
-    _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
-    return mask
+        mask |= _resampled(labelmap, world, geometry)
+    else:
+        _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
 
 
 def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
@@ -187,10 +199,7 @@ def lesionMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
     ids = segmentsWithRole(segmentationNode)
     if not ids:
         raise InputError("The segmentation has no lesion segments of this extension.", "Choose the segment instead.")
-    mask = segmentMask(segmentationNode, ids[0], volumeNode)
-    for identity in ids[1:]:
-        mask |= segmentMask(segmentationNode, identity, volumeNode)
-    return mask
+    return segmentsMask(segmentationNode, ids, volumeNode)
 
 
 def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_], volumeNode: Any) -> None:
@@ -214,8 +223,13 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
     _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
 
 
-def showIn3D(segmentationNode: Any, visible: bool = True) -> None:
+def showIn3D(segmentationNode: Any, visible: bool = True, smoothing: float = _SURFACE_SMOOTHING) -> None:
     """Make and show the closed surfaces of a segmentation, or remove them.
+
+    Args:
+        segmentationNode: the segmentation.
+        visible: False removes them.
+        smoothing: from 0, none and three times as fast, to 1.
 
     Raises:
         InputError: no segmentation.
@@ -224,7 +238,7 @@ def showIn3D(segmentationNode: Any, visible: bool = True) -> None:
     if not visible:
         segmentationNode.RemoveClosedSurfaceRepresentation()
         return
-    segmentationNode.GetSegmentation().SetConversionParameter("Smoothing factor", _SURFACE_SMOOTHING)
+    segmentationNode.GetSegmentation().SetConversionParameter("Smoothing factor", str(smoothing))
     segmentationNode.CreateClosedSurfaceRepresentation()
     segmentationNode.CreateDefaultDisplayNodes()
     segmentationNode.GetDisplayNode().SetVisibility3D(True)
@@ -307,7 +321,7 @@ def _paste(mask: NDArray[np.bool_], values: NDArray[Any], extent: NDArray[Any], 
         return
     target = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
     source = tuple(slice(a, b) for a, b in zip((low - first)[::-1], (high - first)[::-1], strict=True))
-    mask[target] = array[source] != 0
+    mask[target] |= array[source] != 0
 
 
 def _role_of(segment: Any) -> str:

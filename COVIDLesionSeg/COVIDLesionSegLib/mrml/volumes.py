@@ -13,6 +13,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from ..errors import COVIDLesionSegError, GeometryError, InputError
 from ..imaging import Geometry, LabelVolume, Volume, check_hounsfield
 from ..imaging.plausibility import compact, is_integral
+from .contents import bounding_box
 from .nodes import addNode, array_of_matrix, matrix_of_array, nodesOfClass, requireNode, world_from_parent
 
 # The intensity window of both networks' input, METHODS 1: the lung window that readers know, a little wider.
@@ -92,11 +93,8 @@ def valuesInside(node: Any, mask: NDArray[np.bool_]) -> NDArray[Any]:
         GridMismatchError: the mask is not on the CT's grid.
     """
     gridOfNode(node).require_shape(mask, "mask")
-    slices = np.flatnonzero([part.any() for part in mask])
-    if not len(slices):
-        return np.zeros(0, _voxels(node).dtype)
-    within = slice(int(slices[0]), int(slices[-1]) + 1)
-    values: NDArray[Any] = _voxels(node)[within][mask[within]]
+    box = bounding_box(mask)
+    values: NDArray[Any] = _voxels(node)[box][mask[box]]
     return values
 
 

@@ -160,7 +160,9 @@ class CorrectTab:
         ui = self.ui
         ui.previousButton.setEnabled(bool(lesions))
         ui.nextButton.setEnabled(bool(lesions))
-        self._lesion = min(self._lesion, len(lesions) - 1)
+        if lesions:
+            # while none are known, the place among them is kept
+            self._lesion = min(self._lesion, len(lesions) - 1)
         if not lesions:
             showText(ui.lesionLabel, self._session.live.stateText() or _("No lesions measured yet."))
         elif self._lesion < 0:
@@ -255,6 +257,7 @@ def _lesionRegion(
     along = np.clip(index[2], components.x, components.x + components.lengths - 1)
     runs = np.stack([components.z, components.y, along], axis=1)
     nearest = int(np.argmin((((runs - index) * spacing) ** 2).sum(axis=1)))
-    labels = components.image(inside)
-    region[box] = labels == components.labels[nearest] + 1
+    chosen = np.zeros_like(inside)
+    chosen[inside] = np.repeat(components.labels == components.labels[nearest], components.lengths)
+    region[box] = chosen
     return region

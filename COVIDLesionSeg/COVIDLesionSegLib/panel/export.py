@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,24 +90,35 @@ class Export:
             self._requests.append(("report", common | {"kinds": files}, {}))
         if "dicom" in kinds:
             source: Any = str(dicomFolder.absolute()) if dicomFolder else mrml.dicomFilesOf(parameters.inputVolume)
-            steps.append(lambda: self._addDicom(parameters, common | {"source": source}))
+            steps = self._dicomSteps(parameters, common | {"source": source})
         self._steps.start([*steps, self._next], self._onError)
 
     def _record(self, parameters: ModuleParameters) -> dict[str, Any] | None:
         record = mrml.recordOf(parameters.lesionSegmentation)
         return None if record is None else record.to_json()
 
-    def _addDicom(self, parameters: ModuleParameters, values: dict[str, Any]) -> None:
+    def _dicomSteps(self, parameters: ModuleParameters, values: dict[str, Any]) -> list[Callable[[], Any]]:
         """All lesions as one segment; the few of a view by attenuation each by itself."""
         node, volumeNode = parameters.lesionSegmentation, parameters.inputVolume
-        edited = mrml.hasAnswer(node) and mrml.isEdited(node, volumeNode)
         ids = mrml.segmentsWithRole(node)
+        apart = not parameters.lesionSegmentId and 1 < len(ids) <= _MOST_SEGMENTS
         arrays: dict[str, Any] = {}
-        segments = [{"name": segment_style("lesion").name, "array": "lesion", "edited": edited}]
-        if not parameters.lesionSegmentId and 1 < len(ids) <= _MOST_SEGMENTS:
-            arrays = {identity: mrml.segmentMask(node, identity, volumeNode).view(np.uint8) for identity in ids}
-            segments = [{"name": segment_style(i).name, "array": i, "edited": edited} for i in ids]
-        self._requests.append(("dicom_seg", values | {"segments": segments}, arrays))
+        found: dict[str, Any] = {}
+
+        def read(identity: str) -> None:
+            arrays[identity] = mrml.segmentMask(node, identity, volumeNode).view(np.uint8)
+
+        def readAnswer() -> None:
+            found["answer"] = mrml.answerMask(node, volumeNode) if mrml.hasAnswer(node) else None
+
+        def add() -> None:
+            _parameters, lesions = self._session.live.require()
+            edited = found["answer"] is None or not np.array_equal(found["answer"], lesions)
+            names = {identity: segment_style(identity).name for identity in (ids if apart else ["lesion"])}
+            segments = [{"name": name, "array": array, "edited": edited} for array, name in names.items()]
+            self._requests.append(("dicom_seg", values | {"segments": segments}, arrays))
+
+        return [readAnswer, *(functools.partial(read, identity) for identity in (ids if apart else [])), add]
 
     def _next(self) -> None:
         if self._requests:

@@ -163,6 +163,8 @@ class LiveMeasurement(VTKObservationMixin):
             geometry.update(geometry_to_json(volume.geometry))
 
         def readLesions() -> None:
+            # what is edited from now on brings an update of its own
+            self._dirty = False
             self._mask = self._read()
             arrays["lesion"] = self._mask.view(np.uint8)
 
@@ -174,8 +176,6 @@ class LiveMeasurement(VTKObservationMixin):
             arrays["reference"] = mask.view(np.uint8)
 
         def send() -> None:
-            # what was edited meanwhile is in the mask or brings an update of its own
-            self._dirty = False
             self._ask(
                 "open",
                 {"study": STUDY, "geometry": geometry, "consolidation_from": parameters.consolidationFrom},
@@ -227,22 +227,26 @@ class LiveMeasurement(VTKObservationMixin):
             self._opened = ()
             self.refresh()
             return
-        before = self._mask
+        before, found = self._mask, {}
+
+        def read() -> None:
+            self._dirty = False
+            found["now"] = self._read()
 
         def send() -> None:
-            self._dirty = False
-            now = self._read()
+            self._mask = now = found["now"]
             box = changedBox(before, now)
-            self._mask = now
             if box is None:
                 # told when this step is over
                 self._session.timer(0, self.changed.emit)
+                if self._dirty:
+                    self._restartPause(self._update)
                 return
             where = [[side.start, side.stop] for side in box]
             patch = np.ascontiguousarray(now[box]).view(np.uint8)
             self._ask("update", {"study": STUDY, "box": where}, {"lesion": patch})
 
-        self._steps.start([send], self._onError)
+        self._steps.start([read, send], self._onError)
 
     # ---- answers ------------------------------------------------------------------------------------------------
 

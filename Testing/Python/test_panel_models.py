@@ -1,0 +1,201 @@
+"""The Learn tab: models (verify, download, import, remove, choose), PyTorch and settings, each by a click."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+from fake_worker import HOLD
+from panel_fixtures import let_run, said, wait_for, wait_for_words
+
+from COVIDLesionSegLib.errors import ModelError
+from COVIDLesionSegLib.models.catalog import ModelEntry
+from COVIDLesionSegLib.worker.protocol import Failure
+
+
+@pytest.fixture
+def page(panel):
+    panel.tabs.setCurrentIndex(3)
+    return panel.learn.ui
+
+
+def choose(page, panel, model):
+    ids = list(panel.learn.models._entries)
+    page.modelList.setCurrentRow(ids.index(model))
+
+
+def own_model(models_folder, name="tuned-one"):
+    """A model file of the user's, recorded as installed."""
+    from COVIDLesionSegLib.models.catalog import INSTALLED, write_record
+
+    models_folder.mkdir(parents=True, exist_ok=True)
+    file = models_folder / f"{name}.safetensors"
+    file.write_bytes(b"weights")
+    write_record(
+        models_folder,
+        ModelEntry(name, "Tuned", "coplenet", INSTALLED, file, license="mine", origin="trained", sha256=None),
+    )
+    return file
+
+
+def test_all_models_are_listed_with_status_and_terms(page, panel):
+    texts = [page.modelList.item(row).text() for row in range(page.modelList.count)]
+    assert "COPLE-Net, first baseline\ncomes with the extension, taken by default" in texts
+    assert any("can be downloaded" in text for text in texts)
+    choose(page, panel, "coplenet-uestc-monai")
+    card = page.modelBrowser.toPlainText()
+    assert "none stated" in card and "Wang G." in card and "How to get it" in card
+    assert page.downloadButton.isEnabled() and not page.verifyButton.isEnabled() and not page.removeButton.isEnabled()
+    choose(page, panel, "coplenet-baseline")
+    assert page.verifyButton.isEnabled() and not page.removeButton.isEnabled() and not page.downloadButton.isEnabled()
+
+
+def test_nothing_is_fetched_without_a_press(panel, worker, page):
+    let_run(0.1)
+    assert {asked.task for asked in worker.asked} <= {"doctor"}
+
+
+def test_a_model_is_verified(page, panel, worker):
+    page.verifyButton.click()
+    assert not page.verifyButton.isEnabled()
+    wait_for_words(panel, "coplenet-baseline is as it should be")
+    assert page.verifyButton.isEnabled() and not page.modelProgress.isVisible()
+
+
+def test_a_damaged_model_is_named(page, panel, worker):
+    def refuse(*_):
+        raise ModelError("coplenet-baseline.safetensors was changed or damaged and is not used.")
+
+    worker.tasks["verify_model"] = refuse
+    page.verifyButton.click()
+    wait_for_words(panel, "Problem: coplenet-baseline.safetensors was changed")
+
+
+def test_a_download_shows_progress_and_can_be_cancelled(page, panel, worker):
+    worker.tasks["download_model"] = lambda *_: HOLD
+    choose(page, panel, "coplenet-uestc-monai")
+    page.downloadButton.click()
+    wait_for(lambda: page.modelProgress.isVisible() and page.modelProgress.maximum > 0, "progress")
+    assert page.modelCancelButton.isVisible()
+    page.modelCancelButton.click()
+    wait_for_words(panel, "Cancelled.")
+    assert not page.modelProgress.isVisible()
+
+
+def test_a_downloaded_model_can_be_chosen_at_once(page, panel, worker, models_folder):
+    def download(parameters, arrays):
+        own_model(models_folder)
+        return {"card": {"id": "tuned-one", "weights_sha256": "ab" * 32}}, {}
+
+    worker.tasks["download_model"] = download
+    choose(page, panel, "coplenet-uestc-monai")
+    page.downloadButton.click()
+    wait_for_words(panel, "was fetched")
+    assert panel.segment.ui.modelCombo.findData("tuned-one") >= 0
+
+
+def test_a_file_is_imported(page, panel, worker, tmp_path):
+    worker.tasks["import_model"] = lambda parameters, arrays: (
+        {"card": {"id": parameters["model"], "weights_sha256": "cd" * 32}},
+        {},
+    )
+    assert not page.importButton.isEnabled()
+    page.importEdit.setProperty("currentPath", str(tmp_path / "model.pt"))
+    page.importIdEdit.text = " mine "
+    page.importButton.click()
+    wait_for_words(panel, "mine was imported")
+    assert worker.named("import_model")[0].parameters == {"file": str(tmp_path / "model.pt"), "model": "mine"}
+
+
+def test_a_model_is_removed_and_another_one_taken_by_default(page, panel, models_folder):
+    file = own_model(models_folder)
+    panel.session.modelsChanged.emit()
+    choose(page, panel, "tuned-one")
+    page.defaultButton.click()
+    assert "taken by default now" in said(panel)
+    assert panel.session.registry.default() == "tuned-one"
+    page.removeButton.click()
+    assert "tuned-one was removed" in said(panel) and not file.exists()
+    assert panel.session.registry.default() == "coplenet-baseline"
+    assert panel.segment.ui.modelCombo.findData("tuned-one") < 0
+
+
+def test_a_file_that_vanished_is_shown_as_damaged(page, panel, models_folder):
+    own_model(models_folder).unlink()
+    panel.session.modelsChanged.emit()
+    choose(page, panel, "tuned-one")
+    assert "damaged" in page.modelList.currentItem().text() and "is gone" in page.modelBrowser.toPlainText()
+    assert page.removeButton.isEnabled() and not page.verifyButton.isEnabled()
+
+
+# ---- PyTorch --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_there_is(page, panel):
+    wait_for(lambda: "PyTorch 2.13.0 (processor only)" in page.torchLabel.text, "the doctor")
+
+
+def test_pytorch_comes_through_its_extension(page, panel, worker, monkeypatch):
+    page.installButton.click()
+    assert "The PyTorch extension is not installed" in said(panel)
+    calls = []
+    logic = types.SimpleNamespace(installTorch=lambda **options: calls.append(options))
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
+    count = len(worker.children)
+    page.installButton.click()
+    assert calls == [{"askConfirmation": True}]
+    # a new child sees what was installed
+    wait_for(lambda: len(worker.children) > count, "the new child")
+
+
+def test_a_failed_installation_is_a_sentence(page, panel, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no network")
+
+    logic = types.SimpleNamespace(installTorch=fail)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
+    page.installButton.click()
+    assert "The installation failed: no network" in said(panel)
+
+
+def test_packages_come_through_slicers_packaging(page, panel, monkeypatch):
+    calls = []
+    packaging = types.SimpleNamespace(
+        load_requirements=lambda file: [file],
+        pip_ensure=lambda requirements, requester: calls.append((requirements, requester)),
+    )
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    page.packagesButton.click()
+    (requirements, requester) = calls[0]
+    assert requirements[0].endswith("requirements.txt") and requester == "COVIDLesionSeg"
+
+
+def test_settings_are_kept_and_start_the_worker_anew(page, panel, worker, slicer_gui, tmp_path):
+    from COVIDLesionSegLib.panel.session import readSettings
+
+    wait_for(lambda: worker.children, "a child")
+    first = worker.children[0]
+    page.prefixEdit.text = "ssh 'open"
+    page.settingsButton.click()
+    assert "can't be understood" in said(panel)
+    page.prefixEdit.text = "ssh -o 'BatchMode yes' box"
+    page.idleSpin.setValue(30)
+    page.settingsButton.click()
+    settings = readSettings()
+    assert settings.prefix == ("ssh", "-o", "BatchMode yes", "box") and settings.idle_seconds == 1800
+    wait_for(lambda: not first.is_running and len(worker.children) > 1, "the new child")
+    page.prefixEdit.text = ""
+    page.pythonEdit.setProperty("currentPath", "/opt/python/bin/python3")
+    page.settingsButton.click()
+    settings = readSettings()
+    assert settings.python == "/opt/python/bin/python3" and settings.environment, "not Slicer's own environment"
+    for name in ("python", "prefix", "idleMinutes"):
+        slicer_gui.app.settings().remove(f"COVIDLesionSeg/{name}")
+
+
+def test_a_missing_pytorch_is_said_once_the_module_is_entered(open_panel, worker):
+    worker.tasks["doctor"] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
+    panel = open_panel()
+    wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
+    assert "PyTorch is needed." in panel.segment.ui.deviceLabel.text
