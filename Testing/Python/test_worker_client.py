@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -670,6 +671,16 @@ def test_kill_is_at_once(world):
     folder = Path(world.process.asked[0].folder)
     world.client.kill()
     assert world.error.kind == "cancelled" and world.process.killed and not folder.exists()
+
+
+def test_a_client_that_is_forgotten_leaves_no_files(world):
+    forgotten = World()
+    forgotten.ready(arrays={"volume": VOLUME})
+    folder = Path(forgotten.process.asked[0].folder)
+    assert folder.is_dir()
+    del forgotten
+    gc.collect()
+    assert not folder.exists()
 
 
 # ---- waiting, report, settings --------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -270,6 +272,23 @@ def test_a_file_that_is_not_what_was_announced_is_an_error(folder):
 def test_a_file_outside_the_folder_is_never_read(folder, name):
     with pytest.raises(p.ProtocolError, match="announced"):
         exchange.read_array(folder, p.ArrayHeader("volume", "|u1", [1], name))
+
+
+def test_what_a_power_cut_has_left_is_removed_and_what_is_in_use_is_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(exchange, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(exchange.tempfile, "tempdir", str(tmp_path))
+    day = 2 * 24 * 3600
+    cases = {"dead-old": (2**22, day, False), "dead-new": (2**22, 60, True), "alive-old": (os.getpid(), day, True)}
+    for name, (pid, age, _) in cases.items():
+        folder = tmp_path / f"{exchange.PREFIX}{pid}-{name}"
+        folder.mkdir()
+        (folder / "1-0.npy").touch()
+        os.utime(folder, (time.time() - age,) * 2)
+    (tmp_path / "somebody-elses").mkdir()
+    made = exchange.make_folder()
+    for name, (pid, _, stays) in cases.items():
+        assert (tmp_path / f"{exchange.PREFIX}{pid}-{name}").exists() == stays, name
+    assert made.is_dir() and (tmp_path / "somebody-elses").is_dir()
 
 
 def test_only_folders_of_our_own_are_removed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,6 +103,7 @@ class Connection:
         self._phase = ""
         self._upload: Iterator[None] | None = None
         self._folder: Path | None = None
+        self._remove_folder: Callable[[], object] = lambda: None
         self._limit: Timer | None = None
         self._pause: Timer | None = None
         self._heard = clock()
@@ -288,6 +290,8 @@ class Connection:
     def _through_files(self, job: Job) -> Iterator[None]:
         if self._folder is None:
             self._folder = make_folder()
+            # also where this program ends without closing its client
+            self._remove_folder = weakref.finalize(self, remove_folder, self._folder)
         headers = []
         total = sum(array.nbytes for array in job.arrays.values())
         sent = 0
@@ -370,9 +374,8 @@ class Connection:
         self._upload = None
 
     def _clean(self) -> None:
-        if self._folder is not None:
-            remove_folder(self._folder)
-            self._folder = None
+        self._remove_folder()
+        self._folder = None
 
     def _empty_folder(self) -> None:
         if self._folder is not None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .processes import is_alive
 from .protocol import ArrayHeader, ProtocolError, parts
 
 PREFIX = "covid-lesion-seg-"
 # a folder in memory is taken where it is surely large enough for a CT, its maps and more
 _MEMORY = Path("/dev/shm")  # noqa: S108  # what is made in it is a folder of our own with a random name
 _ENOUGH = 4 << 30
+_OLD = 24 * 3600.0
 
 
 def make_folder() -> Path:
     """A new folder that only this user can read, in memory where there is plenty, else where temporary files go.
 
+    What a machine that lost its power has left there, images of patients perhaps, is removed.
+
     Raises:
         OSError: it can't be made.
     """
-    place = None
-    if sys.platform == "linux" and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ENOUGH:
-        place = str(_MEMORY)
-    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    in_memory = sys.platform == "linux" and os.access(_MEMORY, os.W_OK)
+    place = _MEMORY if in_memory and shutil.disk_usage(_MEMORY).free >= _ENOUGH else Path(tempfile.gettempdir())
+    for left in place.glob(f"{PREFIX}*"):
+        if _is_left_over(left):
+            remove_folder(left)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether nobody uses a folder of ours any more: it is a day old, and its process is gone."""
+    pid = folder.name.removeprefix(PREFIX).split("-")[0]
+    try:
+        is_old = time.time() - folder.stat().st_mtime > _OLD
+    except OSError:
+        return False
+    return is_old and pid.isdigit() and not is_alive(int(pid))
 
 
 def remove_folder(folder: Path) -> None:
