@@ -161,6 +161,14 @@ def test_a_run_can_be_extended(cases, tmp_path):
     assert equal(weights(tmp_path / "whole")[0], weights(tmp_path / "longer")[0])
 
 
+def test_resuming_a_finished_run_keeps_its_log(cases, tmp_path):
+    Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run()
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run(resume=True)
+    assert '"validation"' in before.splitlines()[-1]
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+
+
 def test_changed_data_are_refused(tmp_path):
     cases = write_cases(tmp_path / "cases")
     Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "run", tmp_path).run()

@@ -34,13 +34,15 @@ class TrainingLog:
 
     Args:
         folder: of the run.
-        step: entries from this step on are dropped, so that a resumed run does not say things twice.
+        step: that is trained next; what a lost run logged of it and later ones is dropped, so that a resumed run does
+            not say things twice.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self._json = folder / "log.jsonl"
         self._csv = folder / "log.csv"
-        entries = [entry for entry in read_log(folder) if entry["step"] < step]
+        # a validation at n follows the n steps from 0 to n - 1
+        entries = [entry for entry in read_log(folder) if entry["step"] < step + (entry["kind"] == "validation")]
         write_text(self._json, "".join(json.dumps(entry) + "\n" for entry in entries))
         rows = io.StringIO()
         writer = csv.DictWriter(rows, STEP_COLUMNS, extrasaction="ignore", lineterminator="\n")
