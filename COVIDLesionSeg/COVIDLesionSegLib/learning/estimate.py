@@ -28,7 +28,7 @@ class TimeEstimate:
         total: all of it.
         preparing: reading the cases and cutting out the lungs.
         training: the steps.
-        validating: the validations of student and teacher, and the judgment before and after.
+        validating: the validations of student and teacher, the judgment of the base model, and the gate's two.
         seconds_per_step: measured.
         device: measured on which.
     """
@@ -85,7 +85,7 @@ def estimate(
         step = _seconds_per_step(config, network, device, autocast)
         plane = _seconds_per_slice(network, validation_size, device, autocast)
     networks = 2 if config.ensembling.enabled else 1
-    validations = -(-config.run.steps // config.run.validation_interval) * networks + 2
+    validations = -(-config.run.steps // config.run.validation_interval) * networks + 3
     training = step * config.run.steps
     validating = plane * validation_slices * validations
     preparing = _PREPARE_S * slices
