@@ -12,7 +12,7 @@ from ..errors import COVIDLesionSegError
 from ..models.catalog import ModelEntry
 from ..worker import Reply
 from ..worker.case_jobs import ESTIMATE, JUDGE
-from ..worker.jobs import Job, JobStatus
+from ..worker.jobs import JobStatus
 from .adding_page import endOf, jobText, showProgress
 from .forms import chosenData, showText
 from .gate_text import gateHtml
@@ -152,14 +152,15 @@ class TuningPage:
 
     def _wanted(self) -> tuple[Any, ...]:
         ui = self._ui
-        return self._store.folder, chosenData(ui.baseCombo) or None, ui.stepsSpin.value, mrml.moduleParameters().device
+        base, config = chosenData(ui.baseCombo) or None, ui.configPath.currentPath or None
+        return self._store.folder, base, ui.stepsSpin.value, mrml.moduleParameters().device, config
 
     def onEstimate(self, *_ignored: Any) -> None:
         """Find out how long it would take."""
-        folder, base, steps, device = self._wanted()
+        folder, base, steps, device, config = self._wanted()
         self._estimated, self._estimate = (), ""
         self._try(
-            lambda: self.helper.follow(self._training.estimate(folder, base, steps=steps, device=device)),
+            lambda: self.helper.follow(self._training.estimate(folder, base, steps=steps, config=config, device=device))
         )
 
     def onStart(self, *_ignored: Any) -> None:
@@ -167,14 +168,17 @@ class TuningPage:
         if self._estimated != self._wanted():
             self.onEstimate()
             return
-        folder, base, steps, device = self._wanted()
+        folder, base, steps, device, config = self._wanted()
         judges = self._ui.judgesEdit.text.replace(",", " ").split() if not self._store.overview.get("frozen") else []
+        # the next one will have other labels, so it is measured anew
+        self._estimated, self._estimate = (), ""
         self._charts, self._points = (None, None), 0
         self._try(
             lambda: self.watch.follow(
                 self._training.fineTune(
                     folder,
                     base,
+                    config=config,
                     device=device,
                     steps=steps,
                     replayShare=self._ui.replaySpin.value / 100,
@@ -327,11 +331,6 @@ class TuningPage:
             action()
         except COVIDLesionSegError as error:
             self._note(noticeOf(error))
-
-
-def latestJob(training: TrainingLogic, folder: str) -> Job | None:
-    """The newest fine-tuning of a store, or None."""
-    return next(iter(training.jobs(folder, FINE_TUNE)), None)
 
 
 def _modelText(model: Mapping[str, Any], is_default: bool) -> str:
