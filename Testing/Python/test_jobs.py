@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from conftest import REPOSITORY
 from file_faults import small_disk
 
 from COVIDLesionSegLib.errors import InputError, ReadError
-from COVIDLesionSegLib.worker import WorkerFailedError, WorkerSettings, jobs
+from COVIDLesionSegLib.worker import WorkerFailedError, WorkerSettings
 from COVIDLesionSegLib.worker.jobs import Job, find_jobs, start_job
 from COVIDLesionSegLib.worker.processes import is_alive, kill_tree, start_time
 
@@ -213,7 +214,7 @@ def fake_job(folder, **process):
     folder.mkdir()
     described = {"version": 1, "task": "count", "parameters": {}, "created": "2026-01-01T00:00:00+00:00"}
     (folder / "job.json").write_text(json.dumps(described))
-    known = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "machine": jobs.socket.gethostname(), "time": 0}
+    known = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "machine": socket.gethostname(), "time": 0}
     (folder / "process.json").write_text(json.dumps({**known, **process}))
     (folder / "heartbeat").touch()
     return Job(folder)

@@ -23,9 +23,10 @@ from .. import __version__, errors
 from ..errors import COVIDLesionSegError, InputError
 from . import protocol as p
 from .command import child_environment, command_line
-from .connection import CANCELLED, Connection
+from .connection import Connection
 from .estimate import Estimate
 from .scrub import scrubbed, secrets
+from .troubles import CANCELLED
 from .values import Kind, Process, Progress, Reply, Timer, WorkerError, WorkerSettings
 
 # how often a request is given to a new child because the one before ended by itself

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import signal
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from . import protocol as p
+from . import troubles
 from .exchange import make_folder, read_array, remove_folder, write_array
+from .troubles import CANCELLED
 from .values import Process, Reply, Timer, WorkerError, WorkerSettings
 
 # work of one turn of the event loop while arrays are sent, seconds
@@ -25,7 +25,6 @@ _NOISE = 16 << 10
 _LINES = 40
 _TAIL = 32 << 10
 _CLOSE_SECONDS = 2.0
-_REPORT_HINT = "Try again; if it comes back, copy the diagnostic report for whoever looks after this program."
 
 
 class Job(Protocol):
@@ -171,7 +170,7 @@ class Connection:
             self._give_up(WorkerError("version", Exception.__str__(error), error.hint, action="copy_report"))
             return
         except p.ProtocolError as error:
-            self._give_up(self._garbage(error))
+            self._complain(error)
             return
         for frame in frames:
             if self.state not in ("closing", "ended"):
@@ -193,7 +192,7 @@ class Connection:
         elif exit_code is None:
             self._owner.lost(self, self._not_started(problem or "the system gave no reason"))
         elif self.hello is None:
-            self._owner.lost(self, self._not_started(f"it ended at once, {_ending(exit_code)}"))
+            self._owner.lost(self, self._not_started(f"it ended at once, {troubles.ending(exit_code)}"))
         elif self._job is None:
             self._owner.lost(self, None)
         else:
@@ -206,11 +205,11 @@ class Connection:
         if isinstance(message, p.Hello):
             self._greet(message)
         elif self.hello is None:
-            self._give_up(self._garbage("it did not begin with a greeting"))
+            self._complain("it did not begin with a greeting")
         elif isinstance(message, p.Bye):
             self._part()
         elif isinstance(message, p.Failure) and message.id == 0:
-            self._give_up(_error_of(message))
+            self._give_up(troubles.told(message))
         elif job is None or getattr(message, "id", job.number) != job.number:
             # late words about a request that is over
             return
@@ -222,15 +221,15 @@ class Connection:
         elif isinstance(message, p.Note):
             job.note(message.text)
         elif isinstance(message, p.Failure):
-            self._answer(_error_of(message))
+            self._answer(troubles.told(message))
         elif isinstance(message, p.Result):
             self._receive(message, frame)
         elif not isinstance(message, p.Heartbeat):
-            self._give_up(self._garbage(f"it sent a {type(message).__name__}, which only a parent sends"))
+            self._complain(f"it sent a {type(message).__name__}, which only a parent sends")
 
     def _greet(self, hello: p.Hello) -> None:
         if self.hello is not None or hello.kind != self._kind:
-            self._give_up(self._garbage(f"it greeted as a worker of kind {hello.kind!r}"))
+            self._complain(f"it greeted as a worker of kind {hello.kind!r}")
             return
         self.hello = hello
         self._stop_timers()
@@ -252,7 +251,7 @@ class Connection:
                         raise p.ProtocolError("Files were announced where none were asked for.")
                     arrays[header.name] = read_array(self._folder, header)
         except p.ProtocolError as error:
-            self._give_up(self._garbage(error))
+            self._complain(error)
             return
         self._answer(Reply(message.values, arrays))
 
@@ -283,7 +282,7 @@ class Connection:
             self._upload, self.state = None, "working"
             return
         except OSError as error:
-            self._answer(_disk_error(error))
+            self._answer(troubles.not_sent(error))
             return
         self._pause = self._timer(0, self._turn)
 
@@ -336,15 +335,7 @@ class Connection:
             self._looked = True
             self._within(min(1.0, limit / 4), self._listen)
         else:
-            self._give_up(
-                WorkerError(
-                    "silent",
-                    f"The worker has sent nothing for more than {limit:g} seconds and was stopped.",
-                    "The machine may be overloaded, or the connection to it lost. " + _REPORT_HINT,
-                    self._details(),
-                    "copy_report",
-                )
-            )
+            self._give_up(troubles.silent(limit, self._details()))
 
     def _still_working(self) -> None:
         if self.state == "cancelling":
@@ -385,77 +376,11 @@ class Connection:
     def _details(self) -> str:
         return "\n".join(self.lines())
 
-    def _garbage(self, why: object) -> WorkerError:
-        return WorkerError(
-            "garbage",
-            f"The worker's answer can't be understood: {str(why).rstrip('.')}.",
-            "Something printed into its standard output, e.g. a login script. " + _REPORT_HINT
-            if self._settings.prefix
-            else _REPORT_HINT,
-            self._details(),
-            "copy_report",
-        )
+    def _complain(self, why: object) -> None:
+        self._give_up(troubles.garbage(why, self._details(), bool(self._settings.prefix)))
 
     def _not_started(self, why: str) -> WorkerError:
-        text = self._details()
-        if "No module named" in text and "COVIDLesionSegLib" in text:
-            hint = "Install the library where the worker runs: pip install covid-lesion-seg."
-        elif "No module named" in text:
-            hint = "The interpreter lacks a package that the worker needs; choose another one, or install it there."
-        elif self._settings.prefix:
-            hint = "Try the command prefix in a terminal: it must start commands there without asking for anything."
-        else:
-            hint = "Choose another Python interpreter in the settings, or leave it empty for the built-in one."
-        return WorkerError("start_failed", f"The worker could not be started: {why}.", hint, text, "copy_report")
+        return troubles.not_started(why, self._details(), bool(self._settings.prefix))
 
     def _death(self, exit_code: int) -> WorkerError:
-        how = _ending(exit_code)
-        if self._phase == "loading":
-            # crashes in PyTorch's own start, e.g. a build for another driver
-            message = f"The worker ended unexpectedly while it loaded PyTorch and the model, {how}."
-            hint = "PyTorch may be damaged or not fit this computer: set it up again."
-            return WorkerError("died", message, hint, self._details(), "set_up_pytorch")
-        hint = _REPORT_HINT
-        if exit_code in (-9, 137):
-            hint = "The system may have run out of memory: close other programs, or choose a smaller task. " + hint
-        return WorkerError(
-            "died",
-            f"The worker ended unexpectedly in the middle of its work, {how}.",
-            hint,
-            self._details(),
-            "copy_report",
-        )
-
-
-CANCELLED = WorkerError("cancelled", "The run was cancelled.")
-
-
-def _error_of(failure: p.Failure) -> WorkerError:
-    return WorkerError(
-        failure.kind, failure.message, failure.hint, failure.details, failure.action, failure.error_class
-    )
-
-
-def _disk_error(error: OSError) -> WorkerError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WorkerError(
-            "disk_full",
-            "The images could not be handed to the worker: the disk for temporary files is full.",
-            "Free some space, or choose another folder for temporary files.",
-            action="copy_report",
-        )
-    return WorkerError(
-        "internal",
-        f"The images could not be handed to the worker: {error.strerror or error}.",
-        "Check the folder for temporary files.",
-        action="copy_report",
-    )
-
-
-def _ending(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"with exit code {exit_code}"
-    try:
-        return f"killed by the signal {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by the signal {-exit_code}"
+        return troubles.died(exit_code, self._details(), self._phase)

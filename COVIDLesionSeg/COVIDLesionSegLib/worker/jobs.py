@@ -24,12 +24,9 @@ import logging
 import os
 import platform
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,11 +36,14 @@ from ..errors import InputError, OutputError, ReadError
 from ..files import write_json
 from .client import WorkerFailedError
 from .command import child_environment, command_line
-from .processes import is_alive, kill_tree, start_time
+from .job_status import ACTIVE, Events, JobStatus, boot_of, describe_process, is_here, is_same
+from .processes import kill_tree, start_time
 from .scrub import scrubbed, secrets
-from .values import Progress, WorkerError, WorkerSettings
+from .values import WorkerError, WorkerSettings
 
 _log = logging.getLogger(__name__)
+
+__all__ = ["GRACE_SECONDS", "SILENCE_SECONDS", "Job", "JobStatus", "find_jobs", "start_job"]
 
 VERSION = 1
 GRACE_SECONDS = 60.0
@@ -51,41 +51,9 @@ GRACE_SECONDS = 60.0
 SILENCE_SECONDS = 120.0
 _START_SECONDS = 60.0
 _LINES = 40
-ACTIVE = ("starting", "running", "cancelling")
 
 # processes started here; asked now and then, so that none stays behind as a zombie
 _started: list[subprocess.Popen[bytes]] = []
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """How a job stands.
-
-    Attributes:
-        state: "starting", "running", "cancelling"; "done", "failed", "cancelled"; or "died": it ended without a word,
-            by a crash, a kill or a restart of the machine.
-        progress: the last step it reported, None before the first.
-        seconds_left: estimated, None where it is not known.
-        curves: name -> [x, y] points, e.g. "loss" and "teacher_dice" over the training step; y may be None.
-        messages: sentences for people.
-        error: why it failed or died; of the kind "silent" where it runs but has not reported for long.
-        result: what its task gave back, None before the end.
-        seconds: how long it has been running, or ran.
-    """
-
-    state: str
-    progress: Progress | None = None
-    seconds_left: float | None = None
-    curves: dict[str, list[list[float | None]]] = field(default_factory=dict)
-    messages: tuple[str, ...] = ()
-    error: WorkerError | None = None
-    result: dict[str, Any] | None = None
-    seconds: float = 0.0
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it has not ended."""
-        return self.state in ACTIVE
 
 
 def start_job(
@@ -170,7 +138,7 @@ class Job:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._offset = 0
-        self._events = _Events()
+        self._events = Events()
 
     def __repr__(self) -> str:
         return f"Job({str(self.folder)!r})"
@@ -328,15 +296,15 @@ class Job:
         if process is None:
             # between job.json and the first sign of the process
             return self._age("job.json") < _START_SECONDS
-        if not _is_here(process):
+        if not is_here(process):
             # another machine's processes can't be looked at; its heartbeat can, through a shared folder
             return self._age("heartbeat") < SILENCE_SECONDS
-        return _is_same(process)
+        return is_same(process)
 
     def _kill(self) -> None:
         for name in ("process.json", "launcher.json"):
             process = _read(self.folder / name)
-            if process is not None and _is_here(process) and _is_same(process):
+            if process is not None and is_here(process) and is_same(process):
                 kill_tree(int(process["pid"]))
 
     def _age(self, name: str) -> float:
@@ -365,8 +333,8 @@ class Job:
 
     def _death(self) -> WorkerError:
         process = self._process()
-        known = process is not None and _is_here(process) and _boot(process["start_time"])
-        restarted = known and known != _boot(start_time(os.getpid()))
+        known = process is not None and is_here(process) and boot_of(process["start_time"])
+        restarted = known and known != boot_of(start_time(os.getpid()))
         why = "the machine was restarted" if restarted else "its process is gone and left no word"
         return WorkerError(
             "died",
@@ -393,59 +361,6 @@ class Job:
                 # torn by a kill in the middle of a write, and followed by what a resumed job wrote
                 continue
             self._events.take(event)
-
-
-class _Events:
-    """What the events say so far."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-        self.seconds_left: float | None = None
-        self.curves: dict[str, list[list[float | None]]] = {}
-        self.messages: list[str] = []
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        kind = event.get("type")
-        if kind == "progress":
-            self.seconds_left = event.get("seconds_left")
-            self.progress = Progress(
-                str(event["phase"]),
-                int(event["done"]),
-                max(1, int(event["total"])),
-                event.get("fraction"),
-                self.seconds_left,
-                str(event.get("message", "")),
-            )
-        elif kind == "point":
-            points = self.curves.setdefault(str(event["curve"]), [])
-            # a resumed job repeats the steps after its last saved state
-            while points and points[-1][0] is not None and points[-1][0] >= event["x"]:
-                points.pop()
-            points.append([event["x"], event["y"]])
-        elif kind == "message":
-            self.messages.append(str(event["text"]))
-
-
-def describe_process(pid: int) -> dict[str, Any]:
-    """What tells a process from all others, also after a restart."""
-    return {"pid": pid, "start_time": start_time(pid), "machine": socket.gethostname(), "time": time.time()}
-
-
-def _is_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process runs, or ran, on this machine; its name may change, what a start of it is called does not."""
-    boot = _boot(process["start_time"])
-    return process["machine"] == socket.gethostname() or (bool(boot) and boot == _boot(start_time(os.getpid())))
-
-
-def _boot(started: str | None) -> str:
-    """The start of the machine in a start time of a process, "" where the system does not name it."""
-    boot, space, _ = (started or "").partition(" ")
-    return boot if space and sys.platform == "linux" else ""
-
-
-def _is_same(process: Mapping[str, Any]) -> bool:
-    pid = int(process["pid"])
-    return is_alive(pid) and start_time(pid) == process["start_time"]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
