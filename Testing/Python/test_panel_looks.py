@@ -54,6 +54,16 @@ def test_all_tabs_fit_into_320_pixels(panel, ct):
     assert window.width <= 320
 
 
+def test_the_messages_stay_near_whatever_the_other_tabs_need(panel):
+    window = panel.tabs.parentWidget()
+    heights = []
+    for index in range(panel.tabs.count):
+        panel.tabs.setCurrentIndex(index)
+        let_run(0.02)
+        heights.append(window.minimumSizeHint().height())
+    assert heights[0] < 700 and max(heights) > heights[0]
+
+
 def luminance(color):
     return (0.2126 * color.redF() + 0.7152 * color.greenF() + 0.0722 * color.blueF()) ** 1.0
 

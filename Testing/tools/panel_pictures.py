@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
 
     panel.tabs.setCurrentIndex(3)
     let_run(0.2)
-    save(grab(widget), folder / "learn.png")
+    save(grab(widget)[: PANEL[1] + 200], folder / "learn.png")
     widget_of(panel).cleanup()
     slicer.mrmlScene.Clear(False)
     let_run(2)
@@ -130,6 +130,7 @@ class Views:
         axial, coronal, sagittal = shown
         space = self._space.picture(azimuth=20, elevation=10)
         right = np.vstack([np.hstack([axial, space]), np.hstack([coronal, sagittal])])
+        widget.resize(*PANEL)
         left = grab(widget)
         height = min(len(left), len(right))
         save(np.hstack([left[:height], right[:height]]), file)
@@ -177,4 +178,5 @@ if __name__ == "__main__":
         import os
 
         os.environ["COVIDLESIONSEG_MODELS"] = models
+        os.environ["LOGNAME"] = "reader-1"
         main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "Resources" / "Screenshots")

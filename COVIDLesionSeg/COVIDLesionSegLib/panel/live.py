@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STUDY = "study"
 # Edits come in bursts, a brush stroke is one; the table is 0.5 s behind at most.
-_PAUSE_MS = 80
+_PAUSE_MS = 50
 _EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
 Box = tuple[slice, slice, slice]
 

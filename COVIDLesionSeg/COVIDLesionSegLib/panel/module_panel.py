@@ -65,6 +65,7 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.EndImportEvent, self._onSceneReplaced)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self._useParameters()
+        self._fitTabs(0)
 
     # ---- Slicer's calls -----------------------------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _tabChanged(self) -> None:
         current = self.tabs.currentIndex
+        self._fitTabs(current)
         correcting = self._shown and current == self.tabs.indexOf(self.correct.form)
         measuring = self._shown and current == self.tabs.indexOf(self.measure.form)
         if correcting:
@@ -144,6 +146,13 @@ class ModulePanel(VTKObservationMixin):
             self.session.live.follow(self)
         else:
             self.session.live.unfollow(self)
+
+    def _fitTabs(self, current: int) -> None:
+        """As high as the tab in view, not as the highest, so that the messages stay near."""
+        for index in range(self.tabs.count):
+            policy = qt.QSizePolicy.Preferred if index == current else qt.QSizePolicy.Ignored
+            self.tabs.widget(index).setSizePolicy(policy, policy)
+        self.tabs.updateGeometry()
 
     def _onFinished(self, volumeNode: Any, *_ignored: Any) -> None:
         if self._shown:

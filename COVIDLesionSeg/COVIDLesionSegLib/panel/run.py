@@ -244,13 +244,8 @@ class SegmentationRun(VTKObservationMixin):
 
     def _showSurfaces(self, which: str) -> None:
         node = self._segmentationNode if which == "lesions" else self._shownLungs
-        if node is None or node.GetScene() is None:
-            return
-        if which == "lesions":
+        if node is not None and node.GetScene() is not None:
             mrml.showIn3D(node)
-        elif not node.GetSegmentation().ContainsRepresentation("Closed surface"):
-            # large, and only there for the eye to hold on to
-            mrml.showIn3D(node, smoothing=0)
 
     def _finish(self) -> None:
         volumeNode, segmentationNode = self._volumeNode, self._segmentationNode

@@ -1,0 +1,126 @@
+"""How long the panel keeps people waiting: opening, the result into the scene, the table after an edit, frozen moments.
+
+    python Testing/benchmarks/panel.py
+
+On the stand-in for Slicer, with the synthetic chest stretched to 512 x 512 x 300 voxels. The result into the scene is
+what happens between the worker's answer and the end of the run: lesions and lungs as segments with their surfaces, the
+kept answer, the record. The table's time runs from the end of a stroke of 25 x 25 x 2 voxels to figures and tables with
+a reference, through the real measurement child. Frozen is the longest turn of the event loop, beside the longest that
+reads or writes one MRML node. Each is the smallest of the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "COVIDLesionSeg"), str(ROOT / "Testing"), str(ROOT / "Testing" / "Python")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+STROKES = 8
+
+
+def main() -> int:
+    """Measure and print."""
+    os.environ["COVIDLESIONSEG_MODELS"] = tempfile.mkdtemp()
+    import host
+
+    host.boot_gui()
+    import slicer
+    from fake_worker import FakeWorker, record_of
+    from panel_fixtures import wait_for
+    from quantification import stretched
+    from test_panel_correct import brush
+
+    from COVIDLesionSegLib import mrml
+    from COVIDLesionSegLib.imaging import Geometry, Volume
+    from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+    from COVIDLesionSegLib.panel import session as sessions
+    from COVIDLesionSegLib.panel.process import QtProcess, QtTimer
+    from COVIDLesionSegLib.panel.steps import Steps
+    from host.scripted import load_module
+
+    times: dict[str, float] = {}
+    do_one = Steps._do_one
+
+    def timed(self) -> None:
+        step = self._waiting[0]
+        name = getattr(step, "__qualname__", "").rpartition(".")[2]
+        start = time.perf_counter()
+        do_one(self)
+        times[name] = max(times.get(name, 0.0), time.perf_counter() - start)
+
+    Steps._do_one = timed
+    phantom = synthetic_chest(oblique=False)
+    lesion, lungs = stretched(phantom.lesion), stretched(phantom.lungs)
+    volume = Volume(stretched(phantom.volume.array), Geometry(lesion.shape[::-1], (0.75, 0.75, 1.0)), "CT")
+    answer = {"mask": lesion.view(np.uint8), "lungs": lungs}
+    worker = FakeWorker(QtTimer)
+    worker.tasks["segment"] = lambda p, _: ({"record": record_of(volume, p).to_json(), "summary": {}}, answer)
+    # the network is not what is measured here: its child answers at once, the measurement child is the real one
+    session = sessions.Session(lambda c, e: (worker.spawn if "lesions" in c else QtProcess)(c, e))
+    sessions.session = lambda: session
+    import COVIDLesionSegLib.panel.module_panel as module_panel
+
+    module_panel.session = sessions.session
+    opened = []
+    for _ in range(3):
+        start = time.perf_counter()
+        loaded = load_module(ROOT / "COVIDLesionSeg" / "COVIDLesionSeg.py")
+        loaded.panel.show()
+        loaded.widget.enter()
+        slicer.app.processEvents()
+        opened.append(time.perf_counter() - start)
+        if len(opened) < 3:
+            loaded.widget.cleanup()
+    panel = loaded.widget.panel
+    print(f"panel opens                      {min(opened):6.2f} s  (bar 0.5)")
+
+    ct = mrml.nodeFromVolume(volume, "CT")
+    panel.segment.ui.inputSelector.setCurrentNode(ct)
+    marks: dict[str, float] = {}
+    session.run.changed.connect(lambda: marks.setdefault(session.run.state, time.perf_counter()))
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: not session.run.busy, "the run", 300)
+    print(f"result into the scene, first run {time.perf_counter() - marks['showing']:6.2f} s  (bar 3)")
+    node = mrml.moduleParameters().lesionSegmentation
+
+    reference = mrml.createSegmentation(ct, "reference")
+    reference.GetSegmentation().AddEmptySegment("reference", "reference")
+    mrml.writeSegment(reference, "reference", np.roll(lesion, 2, axis=2), ct)
+    mrml.moduleParameters().referenceSegmentation = reference
+    panel.tabs.setCurrentIndex(2)
+    live = session.live
+    wait_for(lambda: live.evaluation and not live.busy, "the figures", 300)
+    z, y, x = (int(np.median(places)) for places in np.nonzero(lesion))
+
+    def shown() -> float:
+        return 0.0 if live._tables.busy else live.quantities["lesion_volume"]["value"]
+
+    seconds = []
+    for index in range(STROKES):
+        before = shown()
+        brush(panel, node, np.s_[z + 3 * index : z + 3 * index + 2, y : y + 25, x : x + 25], erase=index % 2 == 0)
+        start = time.perf_counter()
+        wait_for(lambda old=before: shown() not in (0.0, old), "the figures", 60)
+        seconds.append(time.perf_counter() - start)
+    print(f"table after a stroke             {min(seconds):6.2f} s  (bar 0.5), median {np.median(seconds):.2f}")
+    nodes = ("_showLesions", "_keepAnswer", "_showLungs", "<lambda>", "readVolume", "readLesions", "readLungs")
+    reading = {*nodes, "readReference", "read", "_readVolume"}
+    print("longest turns of the event loop, ms:")
+    for name, value in sorted(times.items(), key=lambda pair: -pair[1])[:10]:
+        print(f"  {name:<16} {1000 * value:6.0f}  {'one MRML node' if name in reading else '(bar 50)'}")
+    loaded.widget.cleanup()
+    end = time.monotonic() + 2
+    wait_for(lambda: time.monotonic() > end)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
