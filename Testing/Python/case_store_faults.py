@@ -181,13 +181,17 @@ def damaged(folder: Path) -> None:
     model.write_text(json.dumps({**json.loads(model.read_text()), "gate": gate}))
 
 
+# operations whose store can't be opened before
+WITHOUT_STORE = ("make a store", "migrate")
 # what an operation begins with instead of the usual store
 STARTS: dict[str, Callable[[Path], None]] = {
+    "make a store": lambda folder: (shutil.rmtree(folder), folder.mkdir())[1],
     "migrate": as_version_1,
     "freeze the split": without_split,
     "check and repair": damaged,
 }
 OPERATIONS: dict[str, Operation] = {
+    "make a store": lambda store: (store.folder / "store.json").exists() or Store.create(store.folder),
     "add a copy": lambda store: store.add(INPUTS / "4.nii.gz", patient="Patient 4"),
     "add a reference": lambda store: store.add(INPUTS / "4.nii.gz", copy=False, keep_identity=True),
     "store an answer": lambda store: store.set_prediction("case-0002", lesion(7), "toy", lungs=lesion(8)),
@@ -260,8 +264,8 @@ def lost(before: dict[str, Any], after: dict[str, Any], changed: str) -> list[st
 
 def looked_at(folder: Path, name: str, before: dict[str, Any]) -> list[str]:
     wrong = []
-    if name == "migrate":
-        migrate(folder)
+    if name in WITHOUT_STORE:
+        OPERATIONS[name](_Folder(folder))
     wrong += [f"at once: {text}" for text in lost(before, facts(folder), name)]
     if name == "recover and save":
         store = Store(folder)
@@ -303,7 +307,7 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
 
 def counted(folder: Path, name: str) -> list[str]:
     points = Points()
-    store = Store(folder) if name != "migrate" else _Folder(folder)
+    store = Store(folder) if name not in WITHOUT_STORE else _Folder(folder)
     points.watch()
     OPERATIONS[name](store)
     return points.names
@@ -311,7 +315,7 @@ def counted(folder: Path, name: str) -> list[str]:
 
 def killed(folder: Path, name: str, point: int, torn: bool) -> None:
     points = Points(point, torn)
-    store = Store(folder) if name != "migrate" else _Folder(folder)
+    store = Store(folder) if name not in WITHOUT_STORE else _Folder(folder)
     points.watch()
     OPERATIONS[name](store)
 
@@ -336,7 +340,9 @@ def main() -> int:
         shutil.copytree(base, start)
         if name in STARTS:
             in_child(lambda: STARTS[name](start))  # noqa: B023
-        if name != "migrate":
+        if name == "make a store":
+            before = {}
+        elif name != "migrate":
             # a store of an older version can't be opened: it must become what it was made from
             _, before = in_child(lambda: facts(start))  # noqa: B023
         trial = SCRATCH / "trial"

@@ -126,9 +126,9 @@ def test_the_card_says_on_which_split_its_figures_stand_and_what_the_gate_said(t
     assert card.metrics["gate"]["cases"]["case-0004"]["new"] == result.gate.cases["case-0004"]["new"].to_json()
     assert card.training_data[-1]["name"].startswith("3 corrected cases of the case store")
     assert card.weights_sha256 == result.model.weights_sha256
-    assert str(folder) not in json.dumps(card.to_json()).replace(card.metrics["config"]["data"]["cases"], "").replace(
-        card.metrics["config"]["network"]["base_model"], ""
-    )
+    # no folder of this machine, which may be called after somebody
+    assert str(folder.parent) not in json.dumps(card.to_json())
+    assert card.metrics["config"]["data"]["cases"] == "cases.csv"
 
 
 def test_the_next_round_mixes_new_corrections_with_a_replay_of_earlier_cases(a_trained_store, corrected):

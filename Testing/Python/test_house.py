@@ -53,6 +53,9 @@ LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib.worker.jobs",
     "COVIDLesionSegLib.worker.server",
     "COVIDLesionSegLib.worker.measurement_tasks",
+    "COVIDLesionSegLib.cases",
+    "COVIDLesionSegLib.cases.checking",
+    "COVIDLesionSegLib.cases.training",
     "COVIDLesionSegLib.cli",
 ]
 # What Slicer's process loads imports nothing more than this at file scope (and what Slicer itself brings).

@@ -79,7 +79,7 @@ class Store(StoreReader):
             OutputError: it can't be written.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(not is_unfinished(p.name) for p in folder.iterdir())):
+        if folder.exists() and not _may_become_a_store(folder):
             raise InputError(f"{folder} is not empty; choose a new or empty folder for the store.")
         layout = Layout(folder)
         try:
@@ -272,3 +272,10 @@ class Store(StoreReader):
         from .checking import check
 
         return check(self, repair, find, progress)
+
+
+def _may_become_a_store(folder: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a program that was killed while it made a store has left."""
+    layout = Layout(folder)
+    own = {path for path in vars(layout).values() if isinstance(path, Path)} - {layout.store_file}
+    return folder.is_dir() and all(path in own or is_unfinished(path.name) for path in folder.rglob("*"))

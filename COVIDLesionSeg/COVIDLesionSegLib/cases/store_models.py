@@ -179,7 +179,7 @@ class StoreModels:
             if training_round > 1
             else f"{_plain_name(card.name)}, fine-tuned",
             training_data=(*card.training_data, dict(trained_on)),
-            metrics={**card.metrics, "split": dict(split)},
+            metrics={**_without_places(card.metrics), "split": dict(split)},
         )
         try:
             with atomic_folder(self.folder(model_id)) as folder:
@@ -248,6 +248,19 @@ class StoreModels:
         return replace(
             from_mapping(StoredModel, {**values, "gate": None}), gate=GateDecision.from_json(gate) if gate else None
         )
+
+
+def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A card's metrics whose configuration names files without the folders that they lie in."""
+    config = metrics.get("config")
+    if not isinstance(config, Mapping):
+        return dict(metrics)
+    shown = {name: dict(table) for name, table in config.items()}
+    for table, key in (("data", "cases"), ("network", "base_model")):
+        place = shown.get(table, {}).get(key)
+        if place:
+            shown[table][key] = Path(place).name
+    return {**metrics, "config": shown}
 
 
 def _shown_id(model: str) -> str:
