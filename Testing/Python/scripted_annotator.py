@@ -40,6 +40,7 @@ def module_panel() -> Any:
         while time.monotonic() < end:
             # the children end
             slicer.app.processEvents()
+            time.sleep(0.01)
 
 
 class Annotator:
@@ -66,7 +67,7 @@ class Annotator:
         end = time.monotonic() + (self.patience if seconds is None else seconds)
         while not condition():
             slicer.app.processEvents()
-            time.sleep(0.002)
+            time.sleep(0.01)
             if time.monotonic() > end:
                 raise TimeoutError(f"{what} did not happen. The panel says:\n{self.said}")
 

@@ -167,6 +167,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     assert store.case("case-0005").prediction.model_id == gate["new"]
 
 
+@pytest.mark.long
 def test_a_training_is_found_again_by_the_next_panel_and_its_cancel_keeps_the_best(
     panel, data, settings_file, tmp_path
 ):

@@ -539,3 +539,40 @@ def test_messages_name_no_patient(page, panel, store, tmp_path):
     rest(page)
     assert "Patient" not in said(panel)
     assert "Patient" not in json.dumps(page.store.overview)
+
+
+GROUPS = ("workListButton", "addButton", "tuneButton", "reviewButton", "ratersButton", "filesButton")
+
+
+def test_everything_fits_into_320_pixels(page, reviewed):
+    open_next(page)
+    for name in GROUPS:
+        getattr(page.ui, name).collapsed = False
+    let_run(0.02)
+    assert page.form.minimumSizeHint().width() <= 320 - 24
+    # unfolding shows nothing that has no meaning now
+    hidden = (
+        "createButton",
+        "storeProgress",
+        "caseProgress",
+        "restartButton",
+        "predictCancelButton",
+        "tuneProgress",
+        "resumeButton",
+        "gateBrowser",
+        "overrideButton",
+        "agreementBrowser",
+        "reportLabel",
+    )
+    assert [name for name in hidden if getattr(page.ui, name).isVisibleTo(page.form)] == []
+
+
+def test_every_word_of_the_forms_code_can_be_translated(open_panel, monkeypatch):
+    from COVIDLesionSegLib.panel import adding_page, review_page, store_files_page, tuning_page, work_list
+
+    for module in (adding_page, review_page, store_files_page, tuning_page, work_list):
+        monkeypatch.setattr(module, "_", lambda text: f"«{text}»")
+    ui = open_panel().learn.cases.ui
+    for combo in (ui.stateCombo, ui.orderCombo, ui.layoutCombo):
+        assert all("«" in combo.itemText(index) for index in range(combo.count))
+    assert "«" in ui.storeState.text

@@ -340,8 +340,8 @@ def page(arguments: argparse.Namespace, base: str, result: dict[str, Any]) -> st
 A scripted annotator works through the panel (on the stand-in for Slicer that the tests use) with {len(arguments.learn)}
 patients of COVID-19-CT-Seg; {len(arguments.judge)} other patients only judge. Each correction is the expert's mask
 with errors of one kind a case (dilation, erosion, vanished lesions or shift, about {arguments.noise:g} pixels strong).
-Each round: correct, fine-tune ({arguments.steps} steps, the usual settings), gate, review list, repair of what is marked "fix
-it". "Before" is the model that answered in that round: after a refusal it is the same one again.{cut}
+Each round: correct, fine-tune ({arguments.steps} steps, the usual settings), gate, review list, repair of what is
+marked "fix it". "Before" is the model that answered in that round: after a refusal it is the same one again.{cut}
 
 The first model is {origin}.
 

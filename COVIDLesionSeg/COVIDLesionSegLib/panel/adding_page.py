@@ -49,9 +49,9 @@ class AddingPage:
         ui.predictCancelButton.connect("clicked(bool)", self.onCancel)
         ui.addPath.connect("currentPathChanged(QString)", lambda *_ignored: self.show())
         store.changed.connect(self.show)
-        self.watch.changed.connect(self._showJob)
+        self.watch.changed.connect(self.showJob)
         self.watch.ended.connect(self._onEnded)
-        self.show()
+        self.showJob()
 
     def close(self) -> None:
         """Listen no more; a job goes on."""
@@ -126,7 +126,8 @@ class AddingPage:
         if self.watch.job is not None:
             self.watch.job.cancel()
 
-    def _showJob(self) -> None:
+    def showJob(self) -> None:
+        """Show how far the job is."""
         ui, status = self._ui, self.watch.status
         active = self.watch.isActive
         ui.predictProgress.setVisible(active)

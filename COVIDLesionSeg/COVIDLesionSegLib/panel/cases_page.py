@@ -19,6 +19,8 @@ from .training import TrainingLogic
 from .tuning_page import TuningPage
 from .work_list import WorkList
 
+_GROUPS = ("workListButton", "addButton", "tuneButton", "reviewButton", "ratersButton", "filesButton")
+
 
 class CasesPage:
     """Fills the Learn tab's container.
@@ -60,10 +62,21 @@ class CasesPage:
         self.store.noted.connect(note)
         self.work.noted.connect(note)
         self._shortcuts: list[Any] = []
+        for button in (getattr(self.ui, name) for name in _GROUPS):
+            # unfolding shows what is hidden for the moment, too
+            button.connect("contentsCollapsed(bool)", lambda *_ignored: self.show())
         # once the tab stands in the panel: corrections are saved while another tab is in front
         session.timer(0, self._addShortcuts)
         if self.store.folder:
             self.store.refresh()
+
+    def show(self) -> None:
+        """Show how everything stands."""
+        self.list.show()
+        self.adding.showJob()
+        self.tuning.show()
+        self.review.show()
+        self.files.show()
 
     def close(self) -> None:
         """Keep what is not saved, and let go of everything; jobs go on."""

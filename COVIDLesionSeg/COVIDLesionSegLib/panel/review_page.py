@@ -32,7 +32,7 @@ class ReviewPage:
     def __init__(self, store: StoreClient, work: CaseWork, ui: Any, note: Callable[[Notice], None]) -> None:
         self._store, self._work, self._ui, self._note = store, work, ui, note
         self._items: list[Mapping[str, Any]] = []
-        self._shown: list[str] = []
+        self._isCompared = False
         ui.reviewList.connect("itemActivated(QListWidgetItem*)", lambda *_ignored: self.jump())
         ui.reviewList.connect("itemClicked(QListWidgetItem*)", lambda *_ignored: self.jump())
         ui.reviewList.connect("currentRowChanged(int)", lambda *_ignored: self._showButtons())
@@ -43,7 +43,6 @@ class ReviewPage:
         ui.consensusButton.connect("clicked(bool)", self.onConsensus)
         ui.latestButton.connect("clicked(bool)", self.onLatest)
         ui.raterList.connect("currentRowChanged(int)", lambda *_ignored: self._showButtons())
-        ui.agreementBrowser.setVisible(False)
         store.changed.connect(self.show)
         self.show()
 
@@ -67,6 +66,7 @@ class ReviewPage:
         ui.rightButton.setEnabled(chosen)
         ui.fixButton.setEnabled(chosen)
         ui.agreementButton.setEnabled(ui.raterList.count > 0)
+        ui.agreementBrowser.setVisible(self._isCompared)
         for button in (ui.consensusButton, ui.latestButton):
             button.setEnabled(ui.raterList.currentRow >= 0)
 
@@ -101,7 +101,8 @@ class ReviewPage:
 
         def compared(reply: Reply) -> None:
             self._ui.agreementBrowser.setHtml(comparisonHtml(reply.values["rows"], reply.values["summary"]))
-            self._ui.agreementBrowser.setVisible(True)
+            self._isCompared = True
+            self._showButtons()
 
         self._try(lambda: self._store.ask("store_agreement", {}, compared, shown=True))
 

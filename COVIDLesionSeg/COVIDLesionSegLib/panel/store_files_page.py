@@ -55,6 +55,7 @@ class StoreFilesPage:
         ui.importButton.setEnabled(ready and bool(ui.importPath.currentPath))
         ui.exportButton.setEnabled(ready and bool(ui.exportPath.currentPath))
         ui.checkButton.setEnabled(ready)
+        ui.reportLabel.setVisible(bool(ui.reportLabel.text))
 
     def onImport(self, *_ignored: Any) -> None:
         """Take a data set in."""

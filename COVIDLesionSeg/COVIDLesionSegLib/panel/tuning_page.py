@@ -47,6 +47,7 @@ class TuningPage:
         self.watch, self.helper = JobWatch(session), JobWatch(session)
         self._folder = ""
         self._shown: tuple[Any, ...] = ()
+        self._installed: list[ModelEntry] = []
         self._estimated: tuple[Any, ...] = ()
         self._estimate = ""
         self._charts: tuple[Any, Any] = (None, None)
@@ -64,21 +65,29 @@ class TuningPage:
         for signal, widget in (("currentIndexChanged(int)", ui.baseCombo), ("valueChanged(int)", ui.stepsSpin)):
             widget.connect(signal, lambda *_ignored: self._showState())
         store.changed.connect(self.show)
-        session.modelsChanged.connect(self.show)
+        session.modelsChanged.connect(self._onInstalled)
         for watch in (self.watch, self.helper):
             watch.changed.connect(self._showState)
         self.watch.ended.connect(self._onTuned)
         self.helper.ended.connect(self._onHelped)
-        self.show()
+        self._onInstalled()
 
     def close(self) -> None:
         """Listen no more; jobs go on."""
         self._store.changed.disconnect(self.show)
-        self._session.modelsChanged.disconnect(self.show)
+        self._session.modelsChanged.disconnect(self._onInstalled)
         self.watch.stop()
         self.helper.stop()
 
     # ---- what there is ----------------------------------------------------------------------------------------------
+
+    def _onInstalled(self) -> None:
+        """Look which models the installation has."""
+        self._try(self._readInstalled)
+        self.show()
+
+    def _readInstalled(self) -> None:
+        self._installed = [entry for entry in self._session.registry.list() if entry.is_usable]
 
     def show(self) -> None:
         """Show the store's models; a fine-tuning of an earlier start of Slicer is found again."""
@@ -93,17 +102,17 @@ class TuningPage:
                 self._note(Notice(_("A fine-tuning of this store is on.")))
         overview = store.overview
         models = list(overview.get("models", ()))
-        others = [entry for entry in self._session.registry.list() if entry.is_usable]
-        shown = (models, overview.get("default"), [entry.id for entry in others])
+        shown = (models, overview.get("default"), [entry.id for entry in self._installed])
         if shown != self._shown:
             self._shown = shown
-            self._showModels(models, others, str(overview.get("default", "")))
+            self._showModels(models, self._installed, str(overview.get("default", "")))
         text = _("No patient judges yet: the first fine-tuning chooses who does, for good.")
         if overview.get("frozen"):
             count = overview["validation_patients"]
             text = _("{count} patients only judge, always the same ones; all others train.").format(count=count)
         showText(self._ui.splitLabel, text if overview else "")
         self._ui.judgesEdit.setEnabled(bool(overview) and not overview.get("frozen"))
+        self._ui.gateBrowser.setVisible(bool(self._chosenFacts().get("gate")))
         self._showState()
 
     def _showModels(self, models: list[Mapping[str, Any]], others: list[ModelEntry], default: str) -> None:
