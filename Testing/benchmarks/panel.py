@@ -100,15 +100,13 @@ def main() -> int:
     wait_for(lambda: live.evaluation and not live.busy, "the figures", 300)
     z, y, x = (int(np.median(places)) for places in np.nonzero(lesion))
 
-    def shown() -> float:
-        return 0.0 if live._tables.busy else live.quantities["lesion_volume"]["value"]
-
     seconds = []
     for index in range(STROKES):
-        before = shown()
+        wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+        before = live.quantities
         brush(panel, node, np.s_[z + 3 * index : z + 3 * index + 2, y : y + 25, x : x + 25], erase=index % 2 == 0)
         start = time.perf_counter()
-        wait_for(lambda old=before: shown() not in (0.0, old), "the figures", 60)
+        wait_for(lambda old=before: live.quantities is not old and not live._tables.busy, "the figures", 60)
         seconds.append(time.perf_counter() - start)
     print(f"table after a stroke             {min(seconds):6.2f} s  (bar 0.5), median {np.median(seconds):.2f}")
     nodes = ("_showLesions", "_keepAnswer", "_showLungs", "<lambda>", "readVolume", "readLesions", "readLungs")

@@ -29,6 +29,7 @@ SEGMENTATION = "vtkMRMLSegmentationNode"
 _VOLUME = "vtkMRMLScalarVolumeNode"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.
 _SURFACES = {"Conversion method": "1", "SurfaceNets smoothing": "0", "Smoothing factor": "0.5"}
+_ROUGH_SURFACES = {"Conversion method": "0", "Smoothing factor": "0"}
 # How far a segment's voxels may lie from the CT's, in voxels, to be taken as they are instead of resampled.
 _SAME_LATTICE = 0.01
 
@@ -224,8 +225,13 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
     _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
 
 
-def showIn3D(segmentationNode: Any, visible: bool = True) -> None:
+def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -> None:
     """Make and show the closed surfaces of a segmentation, or remove them.
+
+    Args:
+        segmentationNode: the segmentation.
+        visible: False removes them.
+        smooth: False is three times as fast and shows the voxels' steps: enough for what is see-through.
 
     Raises:
         InputError: no segmentation.
@@ -234,7 +240,7 @@ def showIn3D(segmentationNode: Any, visible: bool = True) -> None:
     if not visible:
         segmentationNode.RemoveClosedSurfaceRepresentation()
         return
-    for name, value in _SURFACES.items():
+    for name, value in (_SURFACES if smooth else _ROUGH_SURFACES).items():
         segmentationNode.GetSegmentation().SetConversionParameter(name, value)
     segmentationNode.CreateClosedSurfaceRepresentation()
     segmentationNode.CreateDefaultDisplayNodes()

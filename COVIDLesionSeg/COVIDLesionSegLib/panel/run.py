@@ -245,7 +245,7 @@ class SegmentationRun(VTKObservationMixin):
     def _showSurfaces(self, which: str) -> None:
         node = self._segmentationNode if which == "lesions" else self._shownLungs
         if node is not None and node.GetScene() is not None:
-            mrml.showIn3D(node)
+            mrml.showIn3D(node, smooth=which == "lesions")
 
     def _finish(self) -> None:
         volumeNode, segmentationNode = self._volumeNode, self._segmentationNode
