@@ -164,6 +164,12 @@ def without_split(folder: Path) -> None:
     (folder / "split.json").unlink()
 
 
+def one_patient_new(folder: Path) -> None:
+    values = json.loads((folder / "split.json").read_text())
+    values["patients"].pop(Store(folder).case("case-0002").patient)
+    (folder / "split.json").write_text(json.dumps(values))
+
+
 def damaged(folder: Path) -> None:
     case = folder / "cases" / "case-0001" / "case.json"
     case.write_text(case.read_text()[:99])
@@ -188,6 +194,7 @@ STARTS: dict[str, Callable[[Path], None]] = {
     "make a store": lambda folder: (shutil.rmtree(folder), folder.mkdir())[1],
     "migrate": as_version_1,
     "freeze the split": without_split,
+    "extend the split": one_patient_new,
     "check and repair": damaged,
 }
 OPERATIONS: dict[str, Operation] = {
