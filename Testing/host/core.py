@@ -75,6 +75,10 @@ def clear_scene() -> Any:
         The scene.
     """
     slicer.mrmlScene.Clear(False)
+    if slicer.mrmlScene.GetNodeByID("vtkMRMLColorTableNodeGrey") is None:
+        # somebody has removed the singletons, too; the application brings them back
+        _add_singletons(slicer.mrmlScene)
+        slicer.app.applicationLogic().GetColorLogic().AddDefaultColorNodes()
     return slicer.mrmlScene
 
 
