@@ -520,6 +520,44 @@ def test_a_thousand_cases_are_listed_at_once(page, store, slicer_gui):
     print(f"a thousand cases shown in {1000 * took:.0f} ms")
 
 
+def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, panel, store):
+    open_next(page)
+    store.unlock("case-0001")
+    with store.open("case-0001", "bert"):
+        page.work._renew()
+        rest(page)
+        assert said(panel).count("took it over") == 1
+        page.work._renew()
+        draw(corrected())
+        page.ui.saveNextButton.click()
+        wait_for(lambda: page.work.caseId == "case-0002" and is_at_rest(page), "the next case")
+        assert store.case("case-0001").latest("anna") is not None
+        assert store.case("case-0001").lock.owner == "bert"
+
+
+def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, scene):
+    open_next(page)
+    page.ui.saveButton.click()
+    scene.Clear(0)
+    wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
+    rest(page)
+    assert page.work.state == "" and not page.work.caseId and store.case("case-0001").lock is None
+
+
+def test_another_store_waits_until_a_case_is_open(page, panel, tmp_path, store):
+    from COVIDLesionSegLib.cases import Store
+
+    other = Store.create(tmp_path / "other")
+    page.ui.nextButton.click()
+    page.ui.storePath.setProperty("currentPath", str(other.folder))
+    assert "Wait a moment" in said(panel) and page.ui.storePath.currentPath == str(store.folder)
+    rest(page)
+    page.ui.storePath.setProperty("currentPath", str(other.folder))
+    wait_for(lambda: page.store.folder == str(other.folder), "the other store")
+    rest(page)
+    assert not page.work.caseId and store.case("case-0001").lock is None
+
+
 def test_settings_of_another_computer_do_not_reach_the_store(shared_session, slicer_gui, monkeypatch):
     """Behind a command prefix the store's child still runs here."""
     from COVIDLesionSegLib.panel.store_client import StoreClient

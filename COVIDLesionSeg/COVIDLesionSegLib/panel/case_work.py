@@ -14,10 +14,10 @@ from slicer.util import VTKObservationMixin
 from .. import mrml
 from ..cases import RENEW_S, Store
 from ..errors import COVIDLesionSegError, InputError
-from ..imaging import Volume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing
 from ..worker import Progress, Reply, Request, Timer, WorkerError
 from ..worker.protocol import geometry_from_json
+from .case_scene import CaseScene
 from .events import Signal
 from .notices import Notice, noticeOf
 from .steps import Steps
@@ -71,9 +71,7 @@ class CaseWork(VTKObservationMixin):
         self._folder = self._token = ""
         self._reply: Reply | None = None
         self._arrays: dict[str, NDArray[Any]] = {}
-        self._volumeNode: Any = None
-        self._lungNode: Any = None
-        self._segmentationNode: Any = None
+        self._scene = CaseScene()
         self._edits = self._kept = 0
         self._seconds, self._last = 0.0, time.monotonic()
         self._then: Callable[[], None] | None = None
@@ -176,14 +174,13 @@ class CaseWork(VTKObservationMixin):
     def _showVolume(self) -> None:
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
         geometry = geometry_from_json(self._reply.values["geometry"])
-        self._volumeNode = mrml.nodeFromVolume(Volume(self._arrays["volume"], geometry, self.caseId), self.caseId)
-        mrml.showInViews(self._volumeNode)
+        self._scene.showVolume(self._arrays["volume"], geometry, self.caseId)
         for event in self._sceneEvents:
             self.addObserver(slicer.mrmlScene, event, self._onNodesGone)
 
     def _showLungs(self) -> None:
         if "lungs" in self._arrays:
-            self._lungNode = mrml.showFoundLungs(self._volumeNode, self._arrays["lungs"])
+            self._scene.showLungs(self._arrays["lungs"])
 
     # ---- the model's answer -----------------------------------------------------------------------------------------
 
@@ -229,7 +226,7 @@ class CaseWork(VTKObservationMixin):
         self._arrays |= {"answer": mask, "mask": mask} | ({} if "lungs" in self._arrays else {"lungs": lungs})
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
         self._reply.values["record"] = record
-        steps = [] if self._lungNode is not None else [self._showLungs]
+        steps = [] if self._scene.lungNode is not None else [self._showLungs]
         self._enter("showing")
         self._steps.start([*steps, *self._maskSteps()], self._onError)
 
@@ -245,40 +242,26 @@ class CaseWork(VTKObservationMixin):
     # ---- into the scene ---------------------------------------------------------------------------------------------
 
     def _showAnswer(self) -> None:
-        first = self._arrays.get("answer", self._arrays["mask"])
-        self._segmentationNode = mrml.showLesions(self._volumeNode, first.view(bool))
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        record = self._reply.values.get("record")
-        if record:
-            mrml.attachRecord(self._segmentationNode, RunRecord.from_json(record))
+        first = self._arrays.get("answer", self._arrays["mask"])
+        self._scene.showLesions(first.view(bool), self._reply.values.get("record"))
 
     def _keepAnswer(self) -> None:
         if "answer" in self._arrays:
-            mrml.keepAnswer(self._segmentationNode)
+            self._scene.keepAnswer()
 
     def _showMask(self) -> None:
         if "answer" in self._arrays:
-            self._write(self._arrays["mask"].view(bool))
-
-    def _write(self, mask: NDArray[np.bool_]) -> None:
-        identity = mrml.segmentsWithRole(self._segmentationNode)[0]
-        mrml.writeSegment(self._segmentationNode, identity, mask, self._volumeNode)
+            self._scene.write(self._arrays["mask"].view(bool))
 
     def _finish(self) -> None:
-        mrml.moduleParameters().update(
-            inputVolume=self._volumeNode,
-            lesionSegmentation=self._segmentationNode,
-            lungSegmentation=self._lungNode,
-            referenceSegmentation=None,
-            lesionSegmentId="",
-        )
+        self._scene.choose()
         self._reply, self._arrays = None, {}
         self._edits = self._kept = 0
         self._last = time.monotonic()
+        segmentation = self._scene.segmentationNode.GetSegmentation()
         for event in _EDITED:
-            self.addObserver(
-                self._segmentationNode.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onEdited
-            )
+            self.addObserver(segmentation, getattr(slicer.vtkSegmentation, event), self._onEdited)
         self._enter("open")
         text = _("{case} is open, from {start}.").format(case=self.caseId, start=self.startFrom)
         self.noted.emit(Notice(" ".join(filter(None, [text, self.reason]))))
@@ -313,7 +296,7 @@ class CaseWork(VTKObservationMixin):
 
         try:
             values = {"case": self.caseId, "rater": self._store.rater, "token": self._token, "seconds": self.seconds}
-            mask = self._mask().view(np.uint8)
+            mask = self._scene.mask().view(np.uint8)
             self._store.ask("case_autosave", values, kept, arrays={"mask": mask}, refresh=False)
         except COVIDLesionSegError as error:
             self.noted.emit(noticeOf(error))
@@ -321,13 +304,14 @@ class CaseWork(VTKObservationMixin):
     def _renew(self) -> None:
         if self._token:
             self._startTimer("renew", RENEW_S * 1000, self._renew)
-            self._store.ask("case_renew", {"case": self.caseId, "token": self._token}, refresh=False)
+            values = {"case": self.caseId, "token": self._token}
+            self._store.ask("case_renew", values, failed=self._onNotRenewed, refresh=False)
 
-    def _mask(self) -> NDArray[np.bool_]:
-        """All lesion segments; nothing where they were deleted."""
-        if not mrml.segmentsWithRole(self._segmentationNode):
-            return np.zeros(mrml.gridOfNode(self._volumeNode).shape, bool)
-        return mrml.lesionMask(self._segmentationNode, self._volumeNode)
+    def _onNotRenewed(self, error: WorkerError) -> None:
+        self.noted.emit(noticeOf(error))
+        if error.kind == "input":
+            # somebody has taken the case over: what is saved is a revision of its own all the same
+            self._token = ""
 
     def startAgain(self) -> None:
         """Throw the unsaved work away and begin from what is saved."""
@@ -335,7 +319,7 @@ class CaseWork(VTKObservationMixin):
 
         def restarted(reply: Reply) -> None:
             def show() -> None:
-                self._write(reply.arrays["mask"].view(bool))
+                self._scene.write(reply.arrays["mask"].view(bool))
                 self.recovered, self.startFrom = "", reply.values["start_from"]
                 self._edits = self._kept = 0
                 self._stopTimer("autosave")
@@ -363,15 +347,15 @@ class CaseWork(VTKObservationMixin):
             InputError: no case is open, or edits of a case that is to have no lesion.
         """
         self._requireOpen()
-        mask = self._mask()
+        mask = self._scene.mask()
         if noLesion and mask.any():
-            if self._edits and not self._isAnswer(mask):
+            if self._edits and not self._scene.isAnswer(mask):
                 raise InputError(
                     _("There are edited lesions in this case."), _("Erase them before you say that it has no lesion.")
                 )
             mask = np.zeros_like(mask)
-            self._write(mask)
-        others = self._othersOfTheUser()
+            self._scene.write(mask)
+        others = self._scene.otherSegments()
         edits, seconds = self._edits, self.seconds
         self._stopTimer("autosave")
         self._enter("saving")
@@ -390,31 +374,11 @@ class CaseWork(VTKObservationMixin):
 
         self._store.ask("case_save", values, saved, arrays={"mask": mask.view(np.uint8)}, failed=self._onNotSaved)
 
-    def _isAnswer(self, mask: NDArray[np.bool_]) -> bool:
-        return mrml.hasAnswer(self._segmentationNode) and np.array_equal(
-            mask, mrml.answerMask(self._segmentationNode, self._volumeNode)
-        )
-
-    def _othersOfTheUser(self) -> list[str]:
-        segmentation = self._segmentationNode.GetSegmentation()
-        ours = mrml.segmentsWithRole(self._segmentationNode)
-        return [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs() if i not in ours]
-
     def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> None:
-        revision = reply.values["revision"]
-        volume = _("no lesion") if revision["lesion_free"] else f"{revision['lesion_ml']:.1f} mL"
-        text = _("{case}: saved as revision {number} of {rater}, {volume}.").format(
-            case=self.caseId, number=revision["number"], rater=revision["rater"], volume=volume
-        )
-        if revision["dice_to_prediction"] is not None:
-            overlap = f"{revision['dice_to_prediction']:.3f}"
-            text += " " + _("Dice {dice} to the model's answer.").format(dice=overlap)
-        self.noted.emit(Notice(text))
-        if others:
-            names = ", ".join(others)
-            self.noted.emit(
-                Notice(_("Segments of your own are not lesion and were not saved: {names}.").format(names=names))
-            )
+        self._noteSaved(reply, others)
+        if self.state != "saving":
+            # its nodes were removed meanwhile
+            return
         if close:
             self._token = ""
             self._leave()
@@ -429,9 +393,27 @@ class CaseWork(VTKObservationMixin):
             self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
         self._enter("open")
 
+    def _noteSaved(self, reply: Reply, others: Sequence[str]) -> None:
+        revision = reply.values["revision"]
+        volume = _("no lesion") if revision["lesion_free"] else f"{revision['lesion_ml']:.1f} mL"
+        text = _("{case}: saved as revision {number} of {rater}, {volume}.").format(
+            case=reply.values["case"]["id"], number=revision["number"], rater=revision["rater"], volume=volume
+        )
+        if revision["dice_to_prediction"] is not None:
+            overlap = f"{revision['dice_to_prediction']:.3f}"
+            text += " " + _("Dice {dice} to the model's answer.").format(dice=overlap)
+        self.noted.emit(Notice(text))
+        if others:
+            names = ", ".join(others)
+            self.noted.emit(
+                Notice(_("Segments of your own are not lesion and were not saved: {names}.").format(names=names))
+            )
+
     def _onNotSaved(self, error: WorkerError) -> None:
-        self._enter("open")
         self.noted.emit(noticeOf(error))
+        if self.state != "saving":
+            return
+        self._enter("open")
         if self._edits != self._kept:
             self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
 
@@ -459,7 +441,7 @@ class CaseWork(VTKObservationMixin):
 
         try:
             store = Store(self._folder)
-            labels = as_labels(self._mask(), store.case(self.caseId), "mask")
+            labels = as_labels(self._scene.mask(), store.case(self.caseId), "mask")
             store.autosaves.write(self.caseId, self._store.rater, labels, self.seconds)
         except COVIDLesionSegError as error:
             self.noted.emit(noticeOf(error))
@@ -479,15 +461,12 @@ class CaseWork(VTKObservationMixin):
         for name in list(self._timers):
             self._stopTimer(name)
         if removeNodes:
-            for node in (self._segmentationNode, self._lungNode, self._volumeNode):
-                mrml.removeNode(node)
-            mrml.removeLostAnswers()
+            self._scene.remove()
         self._forget()
         self._enter("")
 
     def _onNodesGone(self, *_ignored: Any) -> None:
-        nodes = (self._volumeNode, self._segmentationNode)
-        if not self.caseId or all(node is None or node.GetScene() is not None for node in nodes):
+        if not self.caseId or not self._scene.isGone():
             return
         edited = self._edits != self._kept
         if self._token:

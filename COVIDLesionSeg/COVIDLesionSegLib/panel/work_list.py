@@ -9,7 +9,7 @@ from typing import Any
 import qt
 
 from ..cases import ORDERS, STATES, is_store
-from ..errors import COVIDLesionSegError
+from ..errors import COVIDLesionSegError, InputError
 from .case_work import CaseWork
 from .forms import chooseData, chosenData, showText
 from .notices import Notice, noticeOf
@@ -109,6 +109,9 @@ class WorkList:
         self._showStore()
 
     def _choose(self, path: str) -> None:
+        if self._work.state not in ("", "open"):
+            self._ui.storePath.setProperty("currentPath", self._store.folder)
+            raise InputError(_("A case is being opened or saved."), _("Wait a moment."))
         self._work.putAside()
         self._store.choose(path)
 

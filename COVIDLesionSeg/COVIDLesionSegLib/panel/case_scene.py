@@ -1,0 +1,91 @@
+"""The nodes of the case that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import mrml
+from ..imaging import Geometry, Volume
+from ..inference import RunRecord
+
+Mask = NDArray[np.bool_]
+
+
+class CaseScene:
+    """CT, lungs and lesions of one case in the scene; each method reads or writes one node.
+
+    Attributes:
+        volumeNode: the CT, or None.
+        lungNode: the lungs, or None.
+        segmentationNode: the lesions, or None.
+    """
+
+    def __init__(self) -> None:
+        self.volumeNode: Any = None
+        self.lungNode: Any = None
+        self.segmentationNode: Any = None
+
+    def showVolume(self, array: NDArray[Any], geometry: Geometry, name: str) -> None:
+        """Show the CT."""
+        self.volumeNode = mrml.nodeFromVolume(Volume(array, geometry, name), name)
+        mrml.showInViews(self.volumeNode)
+
+    def showLungs(self, lungs: NDArray[Any]) -> None:
+        """Show the lungs."""
+        self.lungNode = mrml.showFoundLungs(self.volumeNode, lungs)
+
+    def showLesions(self, mask: Mask, record: Mapping[str, Any] | None) -> None:
+        """Show lesions in a new segmentation; the record says which model made them."""
+        self.segmentationNode = mrml.showLesions(self.volumeNode, mask)
+        if record:
+            mrml.attachRecord(self.segmentationNode, RunRecord.from_json(record))
+
+    def keepAnswer(self) -> None:
+        """Remember what is shown as the model's answer, so that parts of it can be restored."""
+        mrml.keepAnswer(self.segmentationNode)
+
+    def write(self, mask: Mask) -> None:
+        """Put other lesions in place of those that are shown."""
+        identity = mrml.segmentsWithRole(self.segmentationNode)[0]
+        mrml.writeSegment(self.segmentationNode, identity, mask, self.volumeNode)
+
+    def choose(self) -> None:
+        """Let all tabs work on the case."""
+        mrml.moduleParameters().update(
+            inputVolume=self.volumeNode,
+            lesionSegmentation=self.segmentationNode,
+            lungSegmentation=self.lungNode,
+            referenceSegmentation=None,
+            lesionSegmentId="",
+        )
+
+    def mask(self) -> Mask:
+        """All lesion segments as they are now, bool (z, y, x); nothing where they were deleted."""
+        if not mrml.segmentsWithRole(self.segmentationNode):
+            return np.zeros(mrml.gridOfNode(self.volumeNode).shape, bool)
+        return mrml.lesionMask(self.segmentationNode, self.volumeNode)
+
+    def isAnswer(self, mask: Mask) -> bool:
+        """Whether a mask is the model's answer."""
+        node = self.segmentationNode
+        return mrml.hasAnswer(node) and np.array_equal(mask, mrml.answerMask(node, self.volumeNode))
+
+    def otherSegments(self) -> list[str]:
+        """Names of the segments that are no lesion segments of ours."""
+        segmentation = self.segmentationNode.GetSegmentation()
+        ours = mrml.segmentsWithRole(self.segmentationNode)
+        return [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs() if i not in ours]
+
+    def isGone(self) -> bool:
+        """Whether somebody has removed CT or lesions from the scene."""
+        return any(node is not None and node.GetScene() is None for node in (self.volumeNode, self.segmentationNode))
+
+    def remove(self) -> None:
+        """Take the nodes out of the scene."""
+        for node in (self.segmentationNode, self.lungNode, self.volumeNode):
+            mrml.removeNode(node)
+        mrml.removeLostAnswers()
