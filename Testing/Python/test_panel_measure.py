@@ -327,3 +327,40 @@ def test_two_panels_share_one_measurement(panel, open_panel, segmentation, worke
     settle(panel)
     assert figures(panel) == figures(other)
     assert len(worker.named("open")) == 1
+
+
+def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(panel, tmp_path, mrml, slicer_gui, monkeypatch):
+    """As loaded with Slicer's DICOM module: the volume names its instances, the database their files."""
+    pytest.importorskip("highdicom")
+    import types
+
+    import pydicom
+    from synthetic_dicom import write_series
+
+    from COVIDLesionSegLib.imaging import read_labels, read_volume
+
+    write_series(tmp_path / "ct", chest()[0])
+    files = {str(pydicom.dcmread(file).SOPInstanceUID): str(file) for file in sorted((tmp_path / "ct").iterdir())}
+    database = types.SimpleNamespace(fileForInstance=lambda uid: files.get(uid, ""))
+    monkeypatch.setattr(slicer_gui, "dicomDatabase", database, raising=False)
+    node = mrml.nodeFromVolume(read_volume(tmp_path / "ct"))
+    node.SetAttribute("DICOM.instanceUIDs", " ".join(files))
+    panel.segment.ui.inputSelector.setCurrentNode(node)
+    panel.segment.ui.viewCombo.setCurrentIndex(1)
+    segmentation = apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    ui = panel.measure.ui
+    for name in ("csv", "html", "dicom"):
+        getattr(ui, f"{name}Check").setChecked(name == "dicom")
+    ui.folderEdit.setProperty("currentPath", str(tmp_path))
+    ui.saveButton.click()
+    wait_for_words(panel, "Written: case_lesions.dcm", seconds=60)
+    back = read_labels(tmp_path / "case_lesions.dcm", geometry=mrml.gridOfNode(node))
+    assert sorted(back.names.values()) == ["consolidation", "ground-glass opacity"]
+    assert np.array_equal(back.array > 0, mrml.lesionMask(segmentation, node))
+    written = pydicom.dcmread(tmp_path / "case_lesions.dcm")
+    assert {str(s.SegmentAlgorithmType) for s in written.SegmentSequence} == {"AUTOMATIC"}
+    files.popitem()
+    ui.saveButton.click()
+    wait_for_words(panel, "1 of the CT's 24 DICOM files are not in the database")
