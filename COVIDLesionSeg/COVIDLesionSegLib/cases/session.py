@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,11 @@ class Session:
         self.rater = rater
         self._token = store.locks.acquire(case_id, rater, take_over)
         self._open = True
+        self._reader = ThreadPoolExecutor(1)
         try:
             self.case = store.case(case_id)
-            self._answer = None if case.prediction is None else store.read_prediction(case_id).mask()
+            # needed when the mask is saved; until then there is time
+            self._answer: Future[NDArray[np.bool_] | None] = self._reader.submit(self._read_answer)
             self.recovered: Autosave | None = self._unsaved()
             self.start_mask, self.start_from = self._start()
         except BaseException:
@@ -63,7 +66,7 @@ class Session:
     @property
     def answer(self) -> NDArray[np.bool_] | None:
         """The model's last answer, bool (z, y, x); None without one."""
-        return self._answer
+        return self._answer.result()
 
     @property
     def seconds(self) -> float:
@@ -113,7 +116,7 @@ class Session:
             seconds=self.seconds,
             no_lesion=no_lesion,
             comment=comment,
-            answer=self._answer,
+            answer=self.answer,
         )
         self._store.autosaves.remove(self.case.id, self.rater)
         self._seconds = 0.0
@@ -131,6 +134,7 @@ class Session:
         """Let others open the case; unsaved work stays as it was autosaved."""
         if self._open:
             self._open = False
+            self._reader.shutdown(wait=False)
             self._store.locks.release(self.case.id, self._token)
 
     def __enter__(self) -> Session:
@@ -140,6 +144,9 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read_answer(self) -> NDArray[np.bool_] | None:
+        return None if self.case.prediction is None else self._store.read_prediction(self.case.id).mask()
 
     def _unsaved(self) -> Autosave | None:
         found = self._store.autosaves.read(self.case.id, self.rater)
@@ -160,8 +167,8 @@ class Session:
         revision = case.latest(self.rater) or case.latest()
         if revision is not None:
             return store.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
-        if self._answer is not None and case.prediction is not None:
-            return LabelVolume(
-                self._answer.view(np.uint8), case.ct.geometry, {1: "lesion"}
-            ), f"the answer of {case.prediction.model_id}"
+        answer = self.answer
+        if answer is not None and case.prediction is not None:
+            mask = LabelVolume(answer.view(np.uint8), case.ct.geometry, {1: "lesion"})
+            return mask, f"the answer of {case.prediction.model_id}"
         return LabelVolume(np.zeros(case.ct.geometry.shape, np.uint8), case.ct.geometry, {1: "lesion"}), "an empty mask"
