@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,10 @@ def test_ruff_finds_nothing(command):
 def test_types_check():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["console_example.py", "console_loop_example.py"])
+def test_the_readme_shows_the_examples_that_are_tested(name):
+    _, _, code = (REPOSITORY / "Testing" / "Python" / name).read_text(encoding="utf-8").split('"""')
+    shown = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code.replace("  # noqa: F821", "").strip() in [block.strip() for block in shown]
