@@ -98,7 +98,7 @@ def filled(folder: Path, count: int) -> Store:
 
 
 def opened(folder: Path, *case: str) -> float:
-    """Seconds that a program that has just started needs to choose and open a case, or to open this one; importing is not counted."""
+    """Seconds of choosing and opening a case, or of opening this one; imports come before and are not counted."""
     done = subprocess.run([sys.executable, "-c", OPEN, str(folder), *case], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
