@@ -5,9 +5,9 @@ Slicer's entry to the module. Everything else is in COVIDLesionSegLib.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
@@ -24,6 +24,13 @@ from COVIDLesionSegLib.resources import resource
 def resourcePath(name: str) -> str:
     """A file in Resources/: beside the module where it is installed, one folder up in the source tree."""
     return str(resource(name))
+
+
+def _offerSampleData() -> None:
+    from COVIDLesionSegLib.mrml.sample_data import registerSampleData
+    from COVIDLesionSegLib.panel.process import QtProcess
+
+    registerSampleData(QtProcess)
 
 
 class COVIDLesionSeg(ScriptedLoadableModule):
@@ -43,11 +50,9 @@ class COVIDLesionSeg(ScriptedLoadableModule):
             "COPLE-Net: Wang et al., IEEE Transactions on Medical Imaging 2020, doi 10.1109/TMI.2020.3000314. "
             "CARes-UNet: Xu et al., Medical Physics 2021, doi 10.1002/mp.15231."
         )
-        icon = self.resourcePath("Icons/COVIDLesionSeg.png")
-        if Path(icon).is_file():
-            import qt
-
-            parent.icon = qt.QIcon(icon)
+        parent.icon = qt.QIcon(self.resourcePath("Icons/COVIDLesionSeg.png"))
+        # the Sample Data module may be made after this one
+        slicer.app.connect("startupCompleted()", _offerSampleData)
 
     def resourcePath(self, name: str) -> str:
         """See :func:`resourcePath`."""

@@ -227,6 +227,16 @@ def test_the_real_command_makes_the_real_chest(slicers_samples, scene, monkeypat
     assert volumeNode.GetImageData().GetDimensions() == (384, 288, 120)
 
 
+def test_the_module_offers_it_once_slicer_has_started(slicers_samples, slicer_gui):
+    import host.scripted
+
+    loaded = host.scripted.load_module(REPOSITORY / "COVIDLesionSeg" / "COVIDLesionSeg.py")
+    assert not SampleDataLogic.sources
+    slicer_gui.app.complete_startup()
+    assert registered().sampleName == "COVIDLesionSegChest"
+    loaded.widget.cleanup()
+
+
 # The tutorial
 
 

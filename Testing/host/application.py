@@ -111,6 +111,20 @@ class Application:
         self._qt_names: set[str] = set()
         self._cursors: list[Any] = []
         self._render_pauses = 0
+        self._at_startup: list[Any] = []
+
+    def connect(self, signal: str, slot: Any) -> bool:
+        """Keep a slot for the one signal that modules connect to while they are made."""
+        if signal != "startupCompleted()":
+            raise ValueError(f"The host's application has no signal {signal}.")
+        self._at_startup.append(slot)
+        return True
+
+    def complete_startup(self) -> None:
+        """Emit startupCompleted(), as Slicer does once all modules are made."""
+        slots, self._at_startup = self._at_startup, []
+        for slot in slots:
+            slot()
 
     def use_qt(self, application: Any, settings: Any, names: set[str]) -> None:
         """Take events, settings and the named members from Qt."""
