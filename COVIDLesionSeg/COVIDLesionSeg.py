@@ -114,7 +114,7 @@ class COVIDLesionSegTest(ScriptedLoadableModuleTest):
 
     def test_known_volumes_are_measured(self) -> None:
         """Through scene, worker and back."""
-        from COVIDLesionSegLib.panel.self_test import measureKnownLesions
+        from COVIDLesionSegLib.panel.self_check import measureKnownLesions
 
         found, known = measureKnownLesions(COVIDLesionSegLogic())
         self.assertAlmostEqual(found, known, delta=0.01 * known)
