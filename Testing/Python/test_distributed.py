@@ -68,7 +68,10 @@ def start(folder, cases, ranks, tables, steps):
     )
 
 
-@pytest.mark.parametrize("tables", [FRAMEWORK, REWEIGHTING], ids=["framework", "reweighting"])
+@pytest.mark.parametrize(
+    "tables",
+    [pytest.param(FRAMEWORK, id="framework"), pytest.param(REWEIGHTING, id="reweighting", marks=pytest.mark.long)],
+)
 def test_two_ranks_equal_one(cases, tmp_path, tables):
     states = []
     for ranks in (1, 2):
