@@ -43,12 +43,10 @@ FEW = ("coronacases_001", "coronacases_004", "coronacases_008", "study_0255", "s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every mask of the shared data instead of six")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the fastest counts")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the median counts")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    print(
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; seconds, fastest of {arguments.repeat}"
-    )
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; seconds, median of {arguments.repeat}")
     header = ("case", "mL", "Dice", "HD95", "MONAI", "ours", "ratio", "evaluate", "update", "same")
     print("{:<16}{:>7}{:>7}{:>8}{:>8}{:>8}{:>7}{:>10}{:>8}{:>6}".format(*header))
     ratios, all_same = [], True
@@ -73,13 +71,13 @@ def main() -> int:
 
 
 def timed(call: Callable[[], Any], repeat: int) -> tuple[float, Any]:
-    """Fewest seconds, which other work disturbs least, and the last result; one call before is not counted."""
+    """Median seconds, and the last result; one call before is not counted."""
     result, seconds = call(), []
     for _ in range(repeat):
         start = time.perf_counter()
         result = call()
         seconds.append(time.perf_counter() - start)
-    return min(seconds), result
+    return statistics.median(seconds), result
 
 
 def our_numbers(prediction: Any, reference: Any, spacing: tuple[float, ...]) -> tuple[float, float]:
