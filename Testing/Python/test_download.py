@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from file_faults import small_disk
 from file_server import FileServer, breaking_off, file, hanging, hanging_after, send, status, with_length
 
 from COVIDLesionSegLib.errors import CancelledError, DownloadError, InputError, ModelError, OutputError
@@ -512,15 +513,9 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @pytest.fixture
-def a_small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def a_small_disk():
+    with small_disk(0.25) as disk:
+        yield disk
 
 
 def test_a_full_disk_leaves_what_was_there_and_nothing_else(a_small_disk):
