@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +246,24 @@ def test_early_stop(cases, tmp_path):
     result = Trainer(config, tmp_path / "run", tmp_path).run()
     assert result.stopped == "no improvement"
     assert result.steps < 40
+
+
+def test_where_nobody_validates_everyone_trains_and_the_last_step_is_kept(cases, tmp_path):
+    data = {"validation_share": 0.0, "validation_patients": ()}
+    config = tiny_config(cases, data=data, run={"steps": 6, "validation_interval": 2})
+    result = Trainer(config, tmp_path / "run", tmp_path).run()
+    assert set(load_split(tmp_path / "split.json").sets.values()) == {"train"}
+    assert (result.best_step, result.best.counted) == (6, 0)
+    assert not [entry for entry in read_log(tmp_path / "run") if entry["kind"] == "validation"]
+    teacher = weights(tmp_path / "run")[1]
+    model = load_checkpoint(result.model)
+    assert model.card.metrics["chosen"] == "teacher"
+    assert equal({key: value for key, value in model.network.state_dict().items() if key in teacher}, teacher)
+    # a longer run replaces it; the frozen split is still one in which nobody judges
+    longer = replace(config, run=replace(config.run, steps=8))
+    assert Trainer(longer, tmp_path / "run", tmp_path).run(resume=True).best_step == 8
+    with pytest.raises(InputError, match="leaves no case for validation"):
+        Trainer(tiny_config(cases), tmp_path / "other", tmp_path).run()
 
 
 def test_reweighting_trains(cases, tmp_path):

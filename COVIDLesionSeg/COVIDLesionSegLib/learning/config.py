@@ -45,7 +45,8 @@ class DataSettings:
             ``learning.data.read_cases``. Relative names count from the configuration's folder.
         split: the frozen split file; made at the first run if absent, then only read.
         validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
-        validation_share: share of patients for validation when the split is made, in (0, 1).
+        validation_share: share of patients for validation when the split is made, in [0, 1). With 0 and no
+            ``validation_patients`` everyone trains, nobody judges, and the network after the last step is kept.
         cache: folder of the memory-mapped slice store; beside the run if empty.
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
         training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
@@ -55,6 +56,8 @@ class DataSettings:
         margin: voxels kept around the lungs; -1 keeps whole slices.
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16.
+        zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
+            in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
         lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
     """
@@ -70,11 +73,13 @@ class DataSettings:
     margin: int = 8
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
+    zoom: float = 1.0
     foreground_share: float = 0.5
     lesion_free_share: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(0 < self.validation_share < 1, "data.validation_share", self.validation_share, "inside (0, 1)")
+        _require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+        _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
         _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
         _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
@@ -97,6 +102,10 @@ class AugmentationSettings:
         noise_sd: largest standard deviation of Gaussian noise on the windowed image.
         blur_sd: largest standard deviation of a Gaussian blur, in pixels (other kernels and slice thicknesses).
         window_shift_hu: largest shift of the window's level, HU (other scanners and calibrations).
+        sharpening: largest share of the difference to a blurred copy that is added (sharp kernels).
+        noise_grain: largest width of the noise's grain, pixels; its standard deviation stays ``noise_sd``'s.
+        neighbors: most slices on either side that are averaged into a slice (thicker slices); not for pictures.
+        consolidation: share of the slices in [0, 1] in which parts of the lesions become as dense as soft tissue.
     """
 
     flip: bool = True
@@ -107,12 +116,17 @@ class AugmentationSettings:
     noise_sd: float = 0.0
     blur_sd: float = 0.0
     window_shift_hu: float = 0.0
+    sharpening: float = 0.0
+    noise_grain: float = 0.0
+    neighbors: int = 0
+    consolidation: float = 0.0
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             _require(not value < 0, f"augmentation.{item.name}", value, "0 or above")
         _require(self.scale < 1, "augmentation.scale", self.scale, "below 1")
+        _require(self.consolidation <= 1, "augmentation.consolidation", self.consolidation, "in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def make_split(
     Args:
         cases: all cases.
         validation_patients: who validates; empty draws ``share`` of those patients that have lesion, at least one.
-        share: of the drawn patients, in (0, 1).
+        share: of the drawn patients, in [0, 1); 0 draws nobody.
         seed: of the draw.
 
     Raises:
@@ -195,10 +195,10 @@ def choose_sets(
     Args:
         patients: patient -> whether there is a case of theirs with lesion.
         validation_patients: who validates; empty draws ``share`` of those that have lesion, at least one.
-        share: of the drawn patients, in (0, 1).
+        share: of the drawn patients, in [0, 1); 0 draws nobody.
         seed: of the draw.
     """
-    if len(patients) < 2:
+    if len(patients) < 2 and share > 0:
         raise InputError(
             f"There is one patient only ({', '.join(patients) or 'none'}); at least two are needed, "
             "one to train on and one to judge by."
@@ -210,7 +210,7 @@ def choose_sets(
     if unknown:
         raise InputError(f"The validation patients {', '.join(unknown)} are not among the cases' patients.")
     chosen = set(validation_patients)
-    if not chosen:
+    if not chosen and share > 0:
         count = min(max(1, round(share * len(diseased))), max(1, len(diseased) - 1))
         chosen = set(draw(seed, Purpose.ORDER).permutation(diseased)[:count].tolist())
     if not set(diseased) - chosen:
@@ -249,8 +249,13 @@ def load_split(path: Path | str) -> Split:
     return Split(sets, hashes)
 
 
-def extend_split(split: Split, cases: Sequence[TrainingCase]) -> Split:
+def extend_split(split: Split, cases: Sequence[TrainingCase], judged: bool = True) -> Split:
     """Check that a frozen split still holds for the cases, and add new patients to the training side.
+
+    Args:
+        split: the frozen one.
+        cases: all cases.
+        judged: somebody must validate.
 
     Raises:
         InputError: a file of a known case has changed since it was frozen, or nobody validates or trains.
@@ -267,7 +272,7 @@ def extend_split(split: Split, cases: Sequence[TrainingCase]) -> Split:
             )
     sets = split.sets | {case.patient: "train" for case in cases if case.patient not in split.sets}
     extended = replace(split, sets=sets, hashes=hashes)
-    for name in ("train", "validation"):
+    for name in ("train", "validation") if judged else ("train",):
         if not extended.cases(cases, name):
             raise InputError(f"The split leaves no case for {name}; add cases or make a new split file.")
     return extended

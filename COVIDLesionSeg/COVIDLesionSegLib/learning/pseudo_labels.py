@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..errors import CancelledError, InputError
 from ..files import atomic_path, write_json, write_text
-from ..inference.devices import choose_device
-from ..models import LoadedModel
+from ..inference.devices import choose_device, choose_precision
+from ..models import LoadedModel, Preprocessing
 from .data import TrainingCase
 from .distributed import Ranks
 from .store import read_picture
@@ -105,6 +105,7 @@ def pseudo_label(
     convention: Convention = "normalized",
     device: str = "auto",
     ranks: Ranks | None = None,
+    precision: str = "float32",
     progress: Callable[[str, int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> PseudoLabelReport:
@@ -122,6 +123,7 @@ def pseudo_label(
         convention: see :func:`mean_entropy`.
         device: where to compute.
         ranks: of a distributed job, whose processes share the slices.
+        precision: of the network, see :func:`.inference.devices.choose_precision`.
         progress: called as progress("pseudo-labeling", done, total).
         cancelled: asked between slices.
 
@@ -141,12 +143,14 @@ def pseudo_label(
         )
     where = choose_device(device).device
     network = model.network.to(where).eval()
+    chosen, _ = choose_precision(precision, where)
+    autocast = None if chosen == torch.float32 else chosen
     own = cases[ranks.rank :: ranks.count]
     found = []
     for number, case in enumerate(own):
         if cancelled is not None and cancelled():
             raise CancelledError("Stopped while pseudo-labeling.")
-        logits = _logits(model, network, read_picture(case.image), where)
+        logits = picture_logits(network, model.card.preprocessing, read_picture(case.image), where, autocast)
         entropy = float(mean_entropy(logits, base, convention))
         # ties go to the background, as everywhere
         mask = (logits[0, 1] > logits[0, 0]).cpu().numpy()
@@ -186,9 +190,25 @@ def pseudo_label(
     return report
 
 
-def _logits(model: LoadedModel, network: torch.nn.Module, picture: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(1, 2, H, W) on the picture's own pixels."""
-    preprocessing = model.card.preprocessing
+def picture_logits(
+    network: torch.nn.Module,
+    preprocessing: Preprocessing,
+    picture: NDArray[np.uint8],
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """A network's answer to a picture of a slice, on the picture's own pixels.
+
+    Args:
+        network: in eval mode, on the device.
+        preprocessing: whether and how the picture is resized and padded.
+        picture: (H, W), 0 ... 255.
+        device: where to compute.
+        autocast: type of the mixed precision, or None.
+
+    Returns:
+        Logits (1, 2, H, W), float32.
+    """
     image = torch.from_numpy(picture.astype(np.float32) / np.float32(255))[None, None]
     if preprocessing.resize is not None:
         image = torch.nn.functional.interpolate(image, size=preprocessing.resize, mode="bilinear", align_corners=False)
@@ -196,7 +216,8 @@ def _logits(model: LoadedModel, network: torch.nn.Module, picture: NDArray[np.ui
     multiple = preprocessing.pad_multiple
     padding = [(0, 0), (0, 0), *((-side % multiple // 2, -(-(-side % multiple) // 2)) for side in (height, width))]
     padded = torch.from_numpy(np.pad(image.numpy(), padding, mode="reflect")).to(device)
-    with torch.inference_mode():
+    padded = padded.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         logits = network(padded).float()
     logits = logits[:, :, padding[2][0] : padding[2][0] + height, padding[3][0] : padding[3][0] + width]
     if preprocessing.resize is None:

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     DROPOUT = 5
     INITIALIZATION = 6
     LABEL_NOISE = 7
+    THICKNESS = 8
 
 
 def draw(seed: int, purpose: Purpose, *where: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,13 @@ from ..errors import InputError
 from .config import AugmentationSettings, DataSettings
 from .randomness import Purpose, draw
 from .store import SliceStore, slices_of
+
+# Density of consolidation in the window: -50 to 80 HU at width 1500, level -650.
+_DENSE = (0.90, 0.99)
+# Width of the patches of a lesion that become dense, and of their soft border, pixels.
+_PATCH, _BORDER = 10.0, 1.5
+# Width of the details that sharpening brings out, pixels.
+_SHARPENED = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,14 +124,24 @@ class BatchSource:
         return cards[int(order[place])]
 
     def _sample(self, step: int, place: int, case: str, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        stored = self._store.image(case)[index]
         label = self._labels.get(case, self._store.label(case))[index]
         center = crop_center(draw(self._seed, Purpose.CROP, self._stream, step, place), label, self._data)
         generator = draw(self._seed, Purpose.AUGMENTATION, self._stream, step, place)
         shift = generator.uniform(-1, 1) * self._augmentation.window_shift_hu
         width, level = self._window
-        windowed = self._store.windowed(case, stored, width, level + shift)
-        return augment(windowed, label, center, self._data.crop, self._augmentation, generator)
+        windowed = self._store.windowed(case, self._slab(step, place, case, index), width, level + shift)
+        return augment(windowed, label, center, self._data.crop, self._augmentation, generator, self._data.zoom)
+
+    def _slab(self, step: int, place: int, case: str, index: int) -> NDArray[Any]:
+        """The slice, or the mean of it and as many neighbors on either side as were drawn."""
+        image = self._store.image(case)
+        most = self._augmentation.neighbors
+        if not most or self._store.cases[case].kind == "picture":
+            return image[index]
+        either = int(draw(self._seed, Purpose.THICKNESS, self._stream, step, place).integers(most + 1))
+        either = min(either, index, len(image) - 1 - index)
+        slab: NDArray[np.float32] = image[index - either : index + either + 1].mean(axis=0, dtype=np.float32)
+        return slab
 
 
 def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: DataSettings) -> tuple[float, float]:
@@ -142,8 +160,8 @@ def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: 
     # a crop that reaches over the border would be filled with mirrored tissue
     center = []
     for value, side, crop in zip(wanted, label.shape, data.crop, strict=True):
-        half = (crop - 1) / 2
-        center.append((side - 1) / 2 if side <= crop else float(np.clip(value, half, side - 1 - half)))
+        half = (crop - 1) / 2 / data.zoom
+        center.append((side - 1) / 2 if side <= 2 * half + 1 else float(np.clip(value, half, side - 1 - half)))
     return center[0], center[1]
 
 
@@ -154,6 +172,7 @@ def augment(
     size: tuple[int, int],
     settings: AugmentationSettings,
     generator: np.random.Generator,
+    zoom: float = 1.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Crop a slice and change it at random, image (linear) and mask (nearest) by one and the same transform.
 
@@ -166,6 +185,7 @@ def augment(
         size: of the crop, (rows, columns).
         settings: how much may change.
         generator: of the draws.
+        zoom: pixels of the crop per pixel of the slice, in (0, 1].
 
     Returns:
         image and label crops; the image stays in [0, 1].
@@ -181,7 +201,7 @@ def augment(
     blur = generator.uniform(0, 1) * settings.blur_sd
     noise_sd = generator.uniform(0, 1) * settings.noise_sd
 
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / (scale * zoom)
     if settings.flip:
         matrix = matrix * np.where(flips, -1.0, 1.0)
     offset = np.asarray(center) - matrix @ ((np.asarray(size) - 1) / 2)
@@ -189,15 +209,51 @@ def augment(
         # whole pixels: flips alone must not blur
         offset = np.rint(offset)
     move = partial(ndimage.affine_transform, matrix=matrix, offset=offset, output_shape=size, mode="mirror")
+    if zoom < 1:
+        # what a coarser pixel can't show must not come back as a pattern
+        image = ndimage.gaussian_filter(image, 0.4 * (1 / zoom - 1) + 0.1)
     out = move(image, order=1)
     mask = move(label, order=0)
 
+    # drawn after all else, so that runs without these changes keep their numbers
+    sharpening = generator.uniform(0, 1) * settings.sharpening
+    grain = generator.uniform(0, 1) * settings.noise_grain
+    if generator.random() < settings.consolidation and mask.any():
+        out = _consolidated(out, mask, generator)
+    if sharpening > 0:
+        out = out + np.float32(sharpening) * (out - ndimage.gaussian_filter(out, _SHARPENED))
     if blur > 0:
         out = ndimage.gaussian_filter(out, blur)
     if contrast or brightness:
         middle = np.float32(0.5)
         out = (out - middle) * np.float32(1 + contrast) + middle + np.float32(brightness)
     if noise_sd > 0:
-        out = out + np.float32(noise_sd) * generator.standard_normal(out.shape, dtype=np.float32)
+        out = out + np.float32(noise_sd) * _noise(out.shape, grain, generator)
     out = np.clip(out, 0, 1)
     return (out if gamma == 1 else out ** np.float32(gamma)).astype(np.float32), mask
+
+
+def _consolidated(
+    image: NDArray[np.float32], mask: NDArray[np.uint8], generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """Parts of the lesions filled up to the density of soft tissue; what is denser already stays."""
+    from scipy import ndimage
+
+    field = ndimage.gaussian_filter(generator.standard_normal(image.shape, dtype=np.float32), _PATCH)
+    share = generator.uniform(0.2, 1.0)
+    inside = mask > 0
+    patches = inside & (field <= np.quantile(field[inside], share))
+    soft = ndimage.gaussian_filter(patches.astype(np.float32), _BORDER) * generator.uniform(0.6, 1.0)
+    dense = np.maximum(image, np.float32(generator.uniform(*_DENSE)))
+    return np.asarray(image + soft * (dense - image), dtype=np.float32)
+
+
+def _noise(shape: tuple[int, ...], grain: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Gaussian noise of unit variance, correlated over ``grain`` pixels as in a reconstructed image."""
+    from scipy import ndimage
+
+    noise: NDArray[np.float32] = generator.standard_normal(shape, dtype=np.float32)
+    if grain <= 0:
+        return noise
+    noise = ndimage.gaussian_filter(noise, grain, mode="wrap")
+    return noise / max(float(noise.std()), 1e-6)

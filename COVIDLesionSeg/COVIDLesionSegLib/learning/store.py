@@ -78,7 +78,7 @@ class SliceStore:
         """The case's lesion mask (z, y, x), 0 or 1; a view of the file."""
         return self._view(self._labels, case_id)
 
-    def windowed(self, case_id: str, part: NDArray[np.int16], width: float, level: float) -> NDArray[np.float32]:
+    def windowed(self, case_id: str, part: NDArray[Any], width: float, level: float) -> NDArray[np.float32]:
         """Stored intensities of a case, of any shape, as the network's input in [0, 1]."""
         if self.cases[case_id].kind == "picture":
             return part.astype(np.float32) / np.float32(255)

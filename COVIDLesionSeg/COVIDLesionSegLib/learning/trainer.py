@@ -56,7 +56,7 @@ class TrainingResult:
         folder: of the run: config.toml, state.pt, log.jsonl, log.csv, doubtful_labels.csv, result.json.
         steps: that were trained.
         best_step: whose weights the model holds.
-        best: its judgment on the validation cases.
+        best: its judgment on the validation cases; of no case where nobody validates.
         stopped: why it ended: "steps" or "no improvement".
     """
 
@@ -306,7 +306,7 @@ class _Job:
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self._draw, self.step) if self.step < run.steps else None
             while self.step < run.steps:
-                if self.best is not None and self.step - self.best_step >= run.patience:
+                if self.data.validation and self.best is not None and self.step - self.best_step >= run.patience:
                     stopped = "no improvement"
                     break
                 if self.ranks.agree(stop() or self.cancelled(), self.device):
@@ -442,6 +442,9 @@ class _Job:
     # ---- judging and finishing ----------------------------------------------------------------------------------
 
     def _validate(self) -> None:
+        judged = bool(self.data.validation)
+        if not judged and self.step < self.config.run.steps:
+            return
         networks = {"student": self.network}
         if self.ensembling is not None:
             networks["teacher"] = self.ensembling.teacher
@@ -459,11 +462,12 @@ class _Job:
             )
             judgments[name] = summarize(_merged(own, self.ranks, self.data.validation))
             self.progress("validating", number + 1, len(networks))
-        if self.log is not None:
+        if judged and self.log is not None:
             self.log.validation(self.step, {name: judgment.to_dict() for name, judgment in judgments.items()})
         # the later of equals: the teacher, which the paper's framework is about
         name = max(reversed(list(judgments)), key=lambda key: _order(judgments[key].dice))
-        if self.best is None or _order(judgments[name].dice) > _order(self.best.dice):
+        # where nobody judges, the network after the last step is the one to keep
+        if self.best is None or not judged or _order(judgments[name].dice) > _order(self.best.dice):
             self.best, self.best_step = judgments[name], self.step
             if self.ranks.is_main:
                 # the other network first: what stands beside a model always belongs to it or to an earlier one

@@ -156,12 +156,12 @@ def _noisy_labels(
 
 
 def _frozen_split(cases: Sequence[TrainingCase], path: Path, config: TrainingConfig) -> Split:
+    data = config.data
     if path.exists():
         known = load_split(path)
-        split = extend_split(known, cases)
+        split = extend_split(known, cases, judged=bool(data.validation_patients) or data.validation_share > 0)
     else:
         known = None
-        data = config.data
         split = make_split(cases, data.validation_patients, data.validation_share, config.run.seed)
     if split != known:
         save_split(split, path)

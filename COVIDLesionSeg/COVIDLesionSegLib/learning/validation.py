@@ -40,7 +40,8 @@ class Judgment:
             case: {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
             for case, row in self.cases.items()
         }
-        return {"dice": self.dice, "counted": self.counted, "cases": plain}
+        dice = self.dice if math.isfinite(self.dice) else str(self.dice)
+        return {"dice": dice, "counted": self.counted, "cases": plain}
 
 
 def predict_case(

@@ -1,0 +1,131 @@
+"""How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
+
+    python Testing/benchmarks/bundled_models.py fold 1 --network coplenet -o runs/bundled
+    python Testing/benchmarks/bundled_models.py final --network coplenet -o runs/bundled [--base MODEL]
+    python Testing/benchmarks/bundled_models.py page -o runs/bundled --table docs/models.md
+
+``fold`` leaves two of the eight patients of COVID-19-CT-Seg out, trains from random weights and judges on the two; in
+fold 4 the normal chest is left out too, so that its false millilitres can be stated. ``final`` trains on all nine.
+Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
+step is the model. An interrupted command goes on where it was when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from COVIDLesionSegLib.cli._progress import ProgressBar
+from COVIDLesionSegLib.learning import Trainer, TrainingConfig
+
+SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
+# who judges; the last fold also does without the normal chest
+FOLDS = {1: ("001", "006"), 2: ("002", "008"), 3: ("004", "009"), 4: ("005", "007")}
+WITHOUT_NORMAL = 4
+# strong changes of intensity: other scanners, kernels, slice thickness, contrast
+AUGMENTATION = {
+    "rotation_degrees": 15.0,
+    "scale": 0.25,
+    "intensity": 0.15,
+    "gamma": 0.4,
+    "noise_sd": 0.06,
+    "noise_grain": 1.5,
+    "blur_sd": 1.0,
+    "sharpening": 1.5,
+    "window_shift_hu": 60.0,
+    "neighbors": 2,
+    "consolidation": 0.25,
+}
+# Two stages: at half the resolution, where a step covers the most lung in the least time, then at full resolution.
+STAGES = {
+    "coarse": {"zoom": 0.5, "crop": [112, 112], "batch_size": 8, "steps": 1000, "learning_rate": 1e-3},
+    "fine": {"zoom": 1.0, "crop": [192, 192], "batch_size": 4, "steps": 350, "learning_rate": 3e-4},
+}
+# the paper's width of CARes-UNet is 64; with 16 its weights stay below 12 MB
+ARGUMENTS: dict[str, dict[str, Any]] = {"coplenet": {}, "caresunet": {"base_channels": 16}}
+
+
+def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
+    """The patients but some, and the normal chest if wanted, as a manifest."""
+    rows = []
+    for name in sorted(set(PATIENTS) - set(left_out)):
+        parts = [str(SHARED / f"covid19-ct-seg/coronacases_{name}_{role}.nii.gz") for role in ("ct", "lesion", "lungs")]
+        rows.append([f"coronacases_{name}", *parts])
+    if normal:
+        rows.append(["normal001", str(SHARED / "covid-ct-md/normal001_ct.nii.gz"), "none", ""])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "ct", "lesion", "lungs"], *rows])
+
+
+def config_of(network: str, cases: str, stage: str, steps: int | None, base: str) -> TrainingConfig:
+    """One stage of a network's recipe; the manifest holds training cases only, so nobody is chosen to validate."""
+    recipe = STAGES[stage]
+    steps = steps or recipe["steps"]
+    return TrainingConfig.from_dict(
+        {
+            "data": {
+                "cases": cases,
+                "cache": cases.removesuffix(".csv"),
+                "split": cases.replace(".csv", "-split.json"),
+                "validation_share": 0.0,
+                "crop": recipe["crop"],
+                "zoom": recipe["zoom"],
+                "foreground_share": 0.6,
+                "lesion_free_share": 0.3,
+            },
+            "augmentation": AUGMENTATION,
+            "network": {"name": network, **({"base_model": base} if base else {"arguments": ARGUMENTS[network]})},
+            "loss": {"name": "noise_robust_dice"},
+            "optimizer": {
+                "learning_rate": recipe["learning_rate"],
+                "weight_decay": 1e-5,
+                "schedule": "one_cycle",
+                "gradient_clip": 5.0,
+            },
+            "run": {
+                "steps": steps,
+                "batch_size": recipe["batch_size"],
+                "validation_interval": steps,
+                "checkpoint_interval": 50,
+                "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
+            },
+        }
+    )
+
+
+def train(output: Path, network: str, name: str, cases: str, steps: dict[str, int | None], base: str) -> Path:
+    """Both stages, or only the fine one of a model that is there already; returns the model."""
+    model = base
+    for stage in ("fine",) if base else tuple(STAGES):
+        folder = output / f"{network}-{name}" / stage
+        with ProgressBar(f"{network} {name} {stage}") as bar:
+            result = Trainer(config_of(network, cases, stage, steps[stage], model), folder, output).run(True, bar)
+        model = str(result.model)
+    return Path(model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fold", "final"))
+    parser.add_argument("number", type=int, nargs="?", choices=tuple(FOLDS))
+    parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
+    parser.add_argument("--coarse", type=int, metavar="STEPS")
+    parser.add_argument("--fine", type=int, metavar="STEPS")
+    parser.add_argument("--base", default="", help="id or file of a model to start the second stage from")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    output = arguments.output.absolute()
+    name = f"{arguments.what}{arguments.number or ''}"
+    left_out = FOLDS[arguments.number] if arguments.what == "fold" else ()
+    write_manifest(output / f"{name}.csv", left_out, normal=arguments.number != WITHOUT_NORMAL)
+    steps = {"coarse": arguments.coarse, "fine": arguments.fine}
+    print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base))
+
+
+if __name__ == "__main__":
+    main()
