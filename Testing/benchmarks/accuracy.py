@@ -62,18 +62,47 @@ def normal_chest(predictor: Predictor) -> dict[str, float]:
     return {"false_ml": float(result.mask.sum() * voxel), "false_ml_near_lungs": float(near.sum() * voxel)}
 
 
-def coronacase(predictor: Predictor, name: str) -> dict[str, float]:
-    """Against the expert's mask. The lungs are the expert's, since the field of view was cut to them."""
+def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) -> dict[str, float]:
+    """Against the expert's mask. The lungs are the expert's, since the field of view was cut to them.
+
+    Args:
+        predictor: with the model.
+        name: of the case.
+        bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`.
+    """
     folder = SHARED / "covid19-ct-seg"
     volume = read_volume(folder / f"{name}_ct.nii.gz")
     reference = read_labels(folder / f"{name}_lesion.nii.gz").mask()
     lungs = read_labels(folder / f"{name}_lungs.nii.gz").mask()
-    mask = predictor.segment(volume, lungs=lungs).mask
+    result = predictor.segment(volume, lungs=lungs, probability=bins is not None)
+    mask = result.mask
+    if bins is not None:
+        count_in_bins(bins, result.probability[lungs], reference[lungs])
     return {
         "dice": dice(mask, reference),
         "rve": relative_volume_error(mask, reference),
         "hd95_mm": hausdorff_distance_95(mask, reference, volume.geometry.spacing_zyx),
     }
+
+
+def count_in_bins(bins: np.ndarray, probability: np.ndarray, reference: np.ndarray) -> None:
+    """Add voxels to the bins of a reliability plot: their number, the sum of their probabilities, and their lesions.
+
+    Args:
+        bins: (3, n), changed in place; bin k holds probabilities from k / n up to (k + 1) / n.
+        probability: (m,), in [0, 1].
+        reference: (m,), bool.
+    """
+    count = bins.shape[1]
+    place = np.minimum((probability * count).astype(int), count - 1)
+    for row, weights in enumerate((None, probability, reference)):
+        bins[row] += np.bincount(place, weights, count)
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """Expected calibration error: the mean distance of a bin's probability and its share of lesion, by voxels."""
+    total, probability, lesion = bins
+    return float(np.abs(probability - lesion).sum() / total.sum())
 
 
 def main() -> None:

@@ -2,23 +2,31 @@
 
     python Testing/benchmarks/bundled_models.py fold 1 --network coplenet -o runs/bundled
     python Testing/benchmarks/bundled_models.py final --network coplenet -o runs/bundled [--base MODEL]
-    python Testing/benchmarks/bundled_models.py page -o runs/bundled --table docs/models.md
+    python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled
 
 ``fold`` leaves two of the eight patients of COVID-19-CT-Seg out, trains from random weights and judges on the two; in
 fold 4 the normal chest is left out too, so that its false millilitres can be stated. ``final`` trains on all nine.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
-step is the model. An interrupted command goes on where it was when it is given again.
+step is the model. ``judge`` does the judging for every fold that is trained, with the experts' lungs, and adds it up in
+``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accuracy import calibration_error, coronacase, normal_chest
+from matplotlib import pyplot
+
 from COVIDLesionSegLib.cli._progress import ProgressBar
+from COVIDLesionSegLib.files import write_json
+from COVIDLesionSegLib.inference import Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
@@ -109,9 +117,52 @@ def train(output: Path, network: str, name: str, cases: str, steps: dict[str, in
     return Path(model)
 
 
+def judge(output: Path, network: str) -> dict[str, Any]:
+    """Every trained fold on the cases that it never saw."""
+    file = output / f"judged-{network}.json"
+    figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for number, left_out in FOLDS.items():
+        model = output / f"{network}-fold{number}" / "fine" / "best.safetensors"
+        finished = model.with_name("result.json").exists()
+        if not finished or str(number) in figures:
+            continue
+        predictor, bins = Predictor(model), np.zeros((3, 10))
+        fold: dict[str, Any] = {"patients": {name: coronacase(predictor, name, bins) for name in full_names(left_out)}}
+        if number == WITHOUT_NORMAL:
+            fold["normal001"] = normal_chest(predictor)
+        figures[str(number)] = fold | {"bins": bins.tolist()}
+        write_json(file, figures)
+    return figures
+
+
+def full_names(names: tuple[str, ...]) -> list[str]:
+    return [f"coronacases_{name}" for name in names]
+
+
+def show(figures: dict[str, Any], plot: Path) -> None:
+    """Print the figures and draw the reliability plot."""
+    rows = {name: row for fold in figures.values() for name, row in fold.get("patients", {}).items()}
+    for name, row in sorted(rows.items()):
+        print(f"{name}: Dice {row['dice']:.3f}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm")
+    for key in ("dice", "rve", "hd95_mm"):
+        values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
+        print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
+    for fold in figures.values():
+        if "normal001" in fold:
+            print(f"normal chest: {fold['normal001']}")
+    bins = np.sum([fold["bins"] for fold in figures.values()], axis=0)
+    print(f"expected calibration error over the voxels of the lungs: {calibration_error(bins):.4f}")
+    figure, axes = pyplot.subplots(figsize=(4, 4))
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.plot(bins[1] / bins[0], bins[2] / bins[0], "o-")
+    axes.set(xlabel="mean probability", ylabel="share of lesion voxels", xlim=(0, 1), ylim=(0, 1))
+    figure.tight_layout()
+    figure.savefig(plot, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fold", "final"))
+    parser.add_argument("what", choices=("fold", "final", "judge"))
     parser.add_argument("number", type=int, nargs="?", choices=tuple(FOLDS))
     parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
     parser.add_argument("--coarse", type=int, metavar="STEPS")
@@ -120,6 +171,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     output = arguments.output.absolute()
+    if arguments.what == "judge":
+        show(judge(output, arguments.network), output / f"reliability-{arguments.network}.png")
+        return
     name = f"{arguments.what}{arguments.number or ''}"
     left_out = FOLDS[arguments.number] if arguments.what == "fold" else ()
     write_manifest(output / f"{name}.csv", left_out, normal=arguments.number != WITHOUT_NORMAL)
