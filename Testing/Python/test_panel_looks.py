@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -143,6 +144,27 @@ def test_the_module_opens_without_heavy_packages(slicer_gui, tmp_path, monkeypat
     code = OPEN.format(paths=[str(REPOSITORY / "Testing"), str(folder)], module=str(folder / "COVIDLesionSeg.py"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def journeys(slicer_gui, tmp_path_factory):
+    """Journey -> heavy packages that the panel's process has loaded after it."""
+    from case_fixtures import make_store
+
+    folder = tmp_path_factory.mktemp("journeys")
+    store = make_store(folder, 2)
+    script = REPOSITORY / "Testing" / "Python" / "panel_journeys.py"
+    command = [sys.executable, str(script), str(store.folder), str(folder / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["journey"]: row["loaded"] for row in rows}
+
+
+@pytest.mark.parametrize("journey", ["lesion_by_lesion", "restore_in_a_lesion", "measure", "export", "cases"])
+def test_no_journey_loads_heavy_packages_into_slicer(journey, journeys):
+    """Importing scipy alone holds Slicer's window up for a third of a second."""
+    assert journeys[journey] == []
 
 
 def test_the_entry_file_is_small_and_resources_are_found(slicer_gui):

@@ -15,7 +15,7 @@ from COVIDLesionSegLib.errors import GridMismatchError, InputError
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume
 from COVIDLesionSegLib.measurement import severity, zones
 from COVIDLesionSegLib.measurement.catalog import catalog, definition
-from COVIDLesionSegLib.measurement.components import find_components
+from COVIDLesionSegLib.measurement.components import component_at, find_components
 from COVIDLesionSegLib.measurement.quantification import quantify
 from COVIDLesionSegLib.resources import load_json
 
@@ -373,6 +373,37 @@ def test_components_are_those_of_scipy(seed):
     assert np.array_equal(image != 0, mask)
     for label, center in enumerate(found.centroids(), 1):
         assert center == pytest.approx(ndimage.center_of_mass(image == label))
+
+
+@pytest.mark.parametrize("name", ["checkerboard", "spiral", "star"])
+def test_components_that_are_hard_to_join_are_those_of_scipy(name):
+    mask = np.zeros((5, 61, 61), bool)
+    if name == "checkerboard":
+        mask[np.indices(mask.shape).sum(axis=0) % 2 == 0] = True
+    elif name == "spiral":
+        low, high = 0, 60
+        while high - low > 2:
+            mask[2, low, low : high + 1] = mask[2, low : high + 1, high] = mask[2, high, low + 2 : high + 1] = True
+            mask[2, low + 2 : high + 1, low + 2] = True
+            low, high = low + 2, high - 2
+    else:
+        # rows that only the last slice joins
+        mask[:4, ::2, ::3] = mask[4] = True
+    found = find_components(mask)
+    assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
+    assert found.sizes.tolist() == [mask.sum()]
+
+
+def test_the_component_at_a_place_may_be_curved_around_it():
+    mask = np.zeros((3, 12, 12), bool)
+    ring, blob = np.s_[1, 1:8, 1:8], np.s_[1, 10:12, 10:12]
+    mask[ring] = True
+    mask[1, 3:6, 3:6] = False
+    around = mask.copy()
+    mask[blob] = True
+    assert np.array_equal(component_at(mask, (1, 4, 4), (5.0, 0.8, 0.8)), around)
+    assert np.array_equal(component_at(mask, (2.4, 9, 9.5), (5.0, 0.8, 0.8)), mask & ~around)
+    assert not component_at(np.zeros_like(mask), (1, 4, 4), (5.0, 0.8, 0.8)).any()
 
 
 @given(st.integers(0, 10**6), st.tuples(*[st.floats(0.3, 8.0)] * 3))

@@ -570,6 +570,17 @@ def test_the_page_of_a_report(measuring, chest, tmp_path):
     assert "case-7" in (tmp_path / "case-7_report.html").read_text()
 
 
+def test_a_part_of_a_mask_is_found_at_its_place(measuring):
+    mask = np.zeros((4, 9, 9), np.uint8)
+    mask[1:3, 1:3, 1:8] = mask[1:3, 6:8, 1:8] = 1
+    values = {"place": [1.5, 5.2, 4.0], "spacing": [2.5, 0.8, 0.8]}
+    found = wait(measuring.request("component", values, {"mask": mask})).arrays["component"]
+    mask[:, :5] = 0
+    np.testing.assert_array_equal(found, mask)
+    with pytest.raises(InputError, match="needs the array mask"):
+        wait(measuring.request("component", values))
+
+
 def test_an_earlier_study_is_compared(measuring, chest):
     later = chest.lesion.copy()
     later[:, later.shape[1] // 2 :] = False

@@ -6,6 +6,7 @@ runs where there are tens of millions of voxels, and joining runs takes a tenth 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,6 @@ def find_components(mask: NDArray[np.bool_]) -> Components:
     Args:
         mask: bool (z, y, x); any strides.
     """
-    from scipy import sparse
-
     depth, height, width = mask.shape
     # a column of background on either side, so that no run crosses the end of its row
     stride = width + 2
@@ -82,8 +81,7 @@ def find_components(mask: NDArray[np.bool_]) -> Components:
 
     pairs = [_touching(first, end, z, y, mask.shape, stride, dz, dy) for dz, dy in _NEIGHBOR_ROWS]
     one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    graph = sparse.coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(first), len(first)))
-    count, labels = sparse.csgraph.connected_components(graph, directed=False) if len(first) else (0, first)
+    count, labels = _joined(one, other, len(first))
 
     lengths = end - first
     sizes = np.bincount(labels, lengths, count).astype(np.int64)
@@ -101,6 +99,28 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
     plane = np.logical_or.reduce(mask[z[0] : z[-1] + 1], axis=0)
     y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
     return slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
+def component_at(mask: NDArray[np.bool_], place: Sequence[float], spacing: Sequence[float]) -> NDArray[np.bool_]:
+    """The 26-connected component of a mask that comes nearest to a place.
+
+    Args:
+        mask: bool (z, y, x).
+        place: voxel index (z, y, x), fractions allowed; it need not lie in the mask, nor in the component that is
+            meant, which may be curved around it.
+        spacing: (z, y, x), mm.
+
+    Returns:
+        bool (z, y, x); nothing where the mask is empty.
+    """
+    found = find_components(mask)
+    chosen = np.zeros(mask.shape, bool)
+    if found.count:
+        along = np.clip(place[2], found.x, found.x + found.lengths - 1)
+        runs = np.stack([found.z, found.y, along], axis=1)
+        nearest = int(np.argmin((((runs - place) * spacing) ** 2).sum(axis=1)))
+        chosen[mask] = np.repeat(found.labels == found.labels[nearest], found.lengths)
+    return chosen
 
 
 def _touching(
@@ -124,3 +144,22 @@ def _touching(
     begin = np.cumsum(counts) - counts
     partners = np.arange(counts.sum()) + np.repeat(low - begin, counts)
     return np.repeat(source, counts), partners
+
+
+def _joined(one: NDArray[np.int64], other: NDArray[np.int64], count: int) -> tuple[int, NDArray[np.int64]]:
+    """Number of groups of ``count`` runs that pairs of runs join, and the group of each run, by its first run.
+
+    As fast as scipy's graph routine, whose import alone would hold Slicer's window up for a third of a second.
+    """
+    # each run points to an earlier one of its group; the first run of a group points to itself
+    parent = np.arange(count)
+    while len(one):
+        np.minimum.at(parent, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(above := parent[parent], parent):
+            parent = above
+        # the pairs between groups that are still to be joined; every second round at least halves their groups
+        one, other = parent[one], parent[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    is_first = parent == np.arange(count)
+    return int(np.count_nonzero(is_first)), (np.cumsum(is_first) - 1)[parent]

@@ -9,6 +9,7 @@ import slicer
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .contents import bounding_box
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
@@ -18,6 +19,7 @@ from .segmentations import (
     segmentsWithRole,
     writeSegment,
 )
+from .volumes import gridOfNode
 
 _REFERENCE = "COVIDLesionSeg.Answer"
 _ATTRIBUTE = "COVIDLesionSeg.IsAnswer"
@@ -87,6 +89,8 @@ def restoreAnswer(
         GridMismatchError: the region is not on the CT's grid.
     """
     answer = _require_answer(segmentationNode)
+    if region is not None:
+        gridOfNode(volumeNode).require_shape(region, "region")
     if undo is not None:
         undo.saveStateForUndo()
     segmentation, kept = segmentationNode.GetSegmentation(), answer.GetSegmentation()
@@ -115,9 +119,15 @@ def restoreAnswer(
 def _restored(
     edited: NDArray[np.bool_], given: NDArray[np.bool_] | None, region: NDArray[np.bool_] | None
 ) -> NDArray[np.bool_]:
+    """The edited mask, which may be changed in place, with the given one in the region."""
     if given is None:
         given = np.zeros_like(edited)
-    return given if region is None else np.where(region, given, edited)
+    if region is None:
+        return given
+    # a region is a small part of the CT
+    box = bounding_box(region)
+    np.copyto(edited[box], given[box], where=region[box])
+    return edited
 
 
 def removeLostAnswers() -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging import SegmentStyle, Volume, segment_style
+from ..measurement import components
 from ..measurement.catalog import catalog
-from ..measurement.components import find_components
 
 LesionView = Literal["lesion", "attenuation", "separate"]
 LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
@@ -91,13 +91,8 @@ def lung_contents(lungs: NDArray[Any]) -> list[SegmentContent]:
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
     """Smallest box around the mask; the first voxel where it is empty."""
-    planes = np.flatnonzero(mask.any(axis=(1, 2)))
-    if not len(planes):
-        return slice(0, 1), slice(0, 1), slice(0, 1)
-    z = slice(int(planes[0]), int(planes[-1]) + 1)
-    plane = np.logical_or.reduce(mask[z], axis=0)
-    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+    box = components.bounding_box(mask)
+    return box if box[0].stop else (slice(0, 1), slice(0, 1), slice(0, 1))
 
 
 def _content(
@@ -133,7 +128,7 @@ def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[SegmentContent]:
     style = segment_style("lesion")
     box = bounding_box(mask)
     inside = np.ascontiguousarray(mask[box])
-    found = find_components(inside)
+    found = components.find_components(inside)
     if not found.count:
         return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
     labels = found.image(inside)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .. import mrml
 from ..errors import InputError
 from ..mrml import ModuleParameters
+from ..mrml.contents import bounding_box
+from ..worker import Reply, Request, WorkerError
 from .forms import addShortcut, chosenData, loadForm, showText
 from .notices import Notice, noticeOf
 from .session import Session
@@ -37,6 +39,7 @@ class CorrectTab:
         self._lesion = -1
         self._active = False
         self._steps = Steps(session.timer)
+        self._request: Request | None = None
         self.form, self.ui = loadForm("Correct", scene)
         ui = self.ui
         self.editor = ui.editor
@@ -69,6 +72,8 @@ class CorrectTab:
         """Let go of the scene."""
         self.leave()
         self._steps.stop()
+        if self._request is not None:
+            self._request.cancel()
         self._session.live.changed.disconnect(self.showLesions)
         self.editor.setMRMLScene(None)
         self._parameters = None
@@ -186,78 +191,84 @@ class CorrectTab:
     def _showRegion(self) -> None:
         self.ui.roiSelector.setVisible(chosenData(self.ui.regionCombo) == "roi")
 
+    @property
+    def busy(self) -> bool:
+        """Whether the network's answer is being restored."""
+        return self._steps.busy or self._request is not None
+
     def onRestore(self, *_ignored: Any) -> None:
         """Put the network's answer back in the chosen region."""
         parameters = self._parameters
-        if parameters is None or self._steps.busy:
+        if parameters is None or self.busy:
             return
         segmentationNode, volumeNode = parameters.lesionSegmentation, parameters.inputVolume
-        found: dict[str, Any] = {}
-        steps = [
-            *self._regionSteps(chosenData(self.ui.regionCombo), segmentationNode, volumeNode, found),
-            lambda: mrml.restoreAnswer(
-                segmentationNode, volumeNode, found.get("region"), self.undoFor(segmentationNode)
-            ),
-            self._restored,
-        ]
-        self._steps.start(steps, lambda error: self._note(noticeOf(error)))
+        roiNode = self.ui.roiSelector.currentNode()
+        kind = chosenData(self.ui.regionCombo)
+        if kind == "lesion":
+            self._findLesion(segmentationNode, volumeNode)
+        elif kind == "slice":
+            self._restore(segmentationNode, volumeNode, lambda: mrml.shownSlice(volumeNode))
+        elif kind == "roi":
+            self._restore(segmentationNode, volumeNode, lambda: mrml.insideROI(roiNode, volumeNode))
+        else:
+            self._restore(segmentationNode, volumeNode, lambda: None)
+
+    def _restore(
+        self, segmentationNode: Any, volumeNode: Any, findRegion: Callable[[], NDArray[np.bool_] | None]
+    ) -> None:
+        def restore() -> None:
+            mrml.restoreAnswer(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
+
+        self._steps.start([restore, self._restored], self._onError)
+
+    def _onError(self, error: Exception) -> None:
+        self._note(noticeOf(error))
 
     def _restored(self) -> None:
         self._note(Notice(_("The network's answer was restored."), "undo"))
 
-    def _regionSteps(
-        self, kind: str, segmentationNode: Any, volumeNode: Any, found: dict[str, Any]
-    ) -> list[Callable[[], Any]]:
-        """Pieces of work after which ``found["region"]`` is the region, absent for everywhere."""
-        if kind == "slice":
-            return [lambda: found.update(region=mrml.shownSlice(volumeNode))]
-        if kind == "roi":
-            node = self.ui.roiSelector.currentNode()
-            return [lambda: found.update(region=mrml.insideROI(node, volumeNode))]
-        if kind != "lesion":
-            return []
+    def _findLesion(self, segmentationNode: Any, volumeNode: Any) -> None:
+        """Restore what is connected, in the answer or as it is now, at the chosen lesion's place."""
         lesions = self._session.live.lesions
         if self._lesion < 0 or not lesions:
-            return [_refuse]
-        lesion = lesions[self._lesion]
-        return [
-            lambda: found.update(answer=mrml.answerMask(segmentationNode, volumeNode)),
-            lambda: found.update(now=mrml.lesionMask(segmentationNode, volumeNode)),
-            lambda: found.update(region=_lesionRegion(found["answer"], found["now"], volumeNode, lesion)),
-        ]
+            self._onError(InputError(_("No lesion is chosen."), _("Go to one with the buttons above first.")))
+            return
+        place = lesions[self._lesion]["centroid_lps_mm"]
+        found: dict[str, Any] = {}
 
+        def readAnswer() -> None:
+            found["both"] = mrml.answerMask(segmentationNode, volumeNode)
 
-def _refuse() -> None:
-    raise InputError(_("No lesion is chosen."), _("Go to one with the buttons above first."))
+        def readLesions() -> None:
+            found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)
+            found["box"] = bounding_box(found["both"])
+
+        def ask() -> None:
+            part = mrml.gridOfNode(volumeNode).cropped(found["box"])
+            index = np.linalg.inv(part.ijk_to_lps) @ [*place, 1.0]
+            values = {"place": list(index[2::-1]), "spacing": list(part.spacing_zyx)}
+            mask = np.ascontiguousarray(found["both"][found["box"]]).view(np.uint8)
+            self._request = self._session.client("measurement").request(
+                "component", values, {"mask": mask}, finished=answered, failed=self._onFailed
+            )
+
+        def answered(reply: Reply) -> None:
+            self._request = None
+            self._restore(segmentationNode, volumeNode, lambda: region(reply))
+
+        def region(reply: Reply) -> NDArray[np.bool_]:
+            inside = np.zeros_like(found["both"])
+            inside[found["box"]] = reply.arrays["component"]
+            return inside
+
+        self._steps.start([readAnswer, readLesions, ask], self._onError)
+
+    def _onFailed(self, error: WorkerError) -> None:
+        self._request = None
+        if error.kind != "cancelled":
+            self._note(noticeOf(error))
 
 
 def _ras(lesion: Mapping[str, Any]) -> tuple[float, float, float]:
     left, posterior, superior = lesion["centroid_lps_mm"]
     return -left, -posterior, superior
-
-
-def _lesionRegion(
-    answer: NDArray[np.bool_], now: NDArray[np.bool_], volumeNode: Any, lesion: Mapping[str, Any]
-) -> NDArray[np.bool_]:
-    """The connected voxels, in the answer or as they are now, at a lesion's place; a lesion may be curved around it."""
-    from ..measurement.components import bounding_box, find_components
-
-    both = answer | now
-    box = bounding_box(both)
-    inside = np.ascontiguousarray(both[box])
-    components = find_components(inside)
-    region = np.zeros_like(both)
-    if not components.count:
-        return region
-    geometry = mrml.gridOfNode(volumeNode)
-    place = np.linalg.inv(geometry.ijk_to_lps) @ np.append(lesion["centroid_lps_mm"], 1.0)
-    index = np.array([place[2], place[1], place[0]]) - [side.start for side in box]
-    spacing = np.asarray(geometry.spacing_zyx)
-    # the run of voxels nearest to the place says which component is meant
-    along = np.clip(index[2], components.x, components.x + components.lengths - 1)
-    runs = np.stack([components.z, components.y, along], axis=1)
-    nearest = int(np.argmin((((runs - index) * spacing) ** 2).sum(axis=1)))
-    chosen = np.zeros_like(inside)
-    chosen[inside] = np.repeat(components.labels == components.labels[nearest], components.lengths)
-    region[box] = chosen
-    return region

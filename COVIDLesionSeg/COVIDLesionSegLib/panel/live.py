@@ -263,7 +263,9 @@ class LiveMeasurement(VTKObservationMixin):
         self.quantities = reply.values["quantities"] or {}
         self.evaluation = reply.values.get("evaluation") or {}
         self._problem = ""
-        self._tables.start([self._showTables, self.measured.emit], self._onTableError)
+        self._tables.start(
+            [self._showRegions, self._showLesionList, self._showComparison, self.measured.emit], self._onTableError
+        )
         self.changed.emit()
         if self._dirty:
             self._restartPause(self._update)
@@ -286,14 +288,16 @@ class LiveMeasurement(VTKObservationMixin):
             self.noted.emit(notice)
         self.changed.emit()
 
-    def _showTables(self) -> None:
-        parameters = self._parameters
-        if parameters is None:
-            return
-        parameters.update(
-            measurementTable=mrml.showRegions(self.quantities, parameters.measurementTable),
-            lesionTable=mrml.showLesionList(self.lesions, parameters.lesionTable),
-        )
+    def _showRegions(self) -> None:
+        parameters = mrml.moduleParameters()
+        parameters.measurementTable = mrml.showRegions(self.quantities, parameters.measurementTable)
+
+    def _showLesionList(self) -> None:
+        parameters = mrml.moduleParameters()
+        parameters.lesionTable = mrml.showLesionList(self.lesions, parameters.lesionTable)
+
+    def _showComparison(self) -> None:
+        parameters = mrml.moduleParameters()
         if self.evaluation:
             parameters.comparisonTable = mrml.showComparison(self.evaluation, parameters.comparisonTable)
 

@@ -14,6 +14,7 @@ from ..errors import GridMismatchError, InputError
 from ..imaging import Volume, find_lungs
 from ..measurement import LiveEvaluation, compare_timepoints, error_map, evaluate, quantify, zones
 from ..measurement._parallel import run_all
+from ..measurement.components import component_at
 from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .case_tasks import CaseTasks
@@ -46,6 +47,8 @@ class Measurements:
 
     ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``.
     ``evaluate``: ``study``, or ``geometry`` with the arrays ``prediction`` and ``reference``: ``evaluation``.
+    ``component``: ``place`` (voxel index z, y, x) and ``spacing`` (z, y, x, mm) with the array ``mask``: the array
+    ``component`` (uint8), the 26-connected part of the mask that comes nearest to the place.
     ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
     ``compare``: with an earlier CT: ``study`` (the later one), ``registration`` ("rigid", "affine"), and either
     ``earlier`` (name of a study) or the earlier study as ``open`` takes it; its lungs are found where they do not come
@@ -70,6 +73,7 @@ class Measurements:
             "close": self.close,
             "quantify": self.quantify,
             "evaluate": self.evaluate,
+            "component": self.component,
             "error_map": self.error_map,
             "compare": self.compare,
             "report": self.report,
@@ -132,6 +136,14 @@ class Measurements:
         for name, array in (("prediction", prediction), ("reference", reference_array)):
             geometry.require_shape(array, name)
         return Answer({"evaluation": evaluate(prediction != 0, reference_array != 0, geometry.spacing_zyx)})
+
+    def component(self, work: Work) -> Answer:
+        """The part of a mask at a place."""
+        mask, place, spacing = work.array("mask"), work.need("place", list), work.need("spacing", list)
+        work.finish()
+        if mask is None:
+            raise InputError("The task component needs the array mask.")
+        return Answer({}, {"component": component_at(mask != 0, place, spacing).view(np.uint8)})
 
     def error_map(self, work: Work) -> Answer:
         """Where prediction and reference differ."""
