@@ -20,7 +20,7 @@ FLOORS = [
     {"measurement", "models"},
     {"inference"},
     {"learning"},
-    {"cases"},
+    {"cases", "reproduction"},
     {"worker"},
     {"cli"},
     {"__main__"},
@@ -38,7 +38,7 @@ ONLY_IN = {
 }
 
 # Who may import PyTorch at file scope: everything that Slicer's process loads stays free of it.
-TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "models/checkpoints.py"}
+TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "reproduction", "models/checkpoints.py"}
 LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib",
     "COVIDLesionSegLib.imaging",

@@ -33,6 +33,7 @@ COMMANDS = {
     "fine-tune": "fine_tune",
     "cases": "cases",
     "pseudo-label": "pseudo_label",
+    "reproduce": "reproduce",
     "worker": "worker",
 }
 

@@ -105,9 +105,9 @@ def pseudo_label(
     convention: Convention = "normalized",
     device: str = "auto",
     ranks: Ranks | None = None,
-    precision: str = "float32",
     progress: Callable[[str, int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    precision: str = "float32",
 ) -> PseudoLabelReport:
     """Label pictures of slices with a model and keep those it is sure of.
 
@@ -123,9 +123,9 @@ def pseudo_label(
         convention: see :func:`mean_entropy`.
         device: where to compute.
         ranks: of a distributed job, whose processes share the slices.
-        precision: of the network, see :func:`.inference.devices.choose_precision`.
         progress: called as progress("pseudo-labeling", done, total).
         cancelled: asked between slices.
+        precision: of the network, see :func:`.inference.devices.choose_precision`.
 
     Raises:
         InputError: no slice, or a case that is no picture.

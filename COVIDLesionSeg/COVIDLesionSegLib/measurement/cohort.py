@@ -232,7 +232,7 @@ def compare_models(
                 float(differences.mean()) if len(differences) else math.nan,
                 low,
                 high,
-                *_tests(differences),
+                *paired_tests(differences),
                 excluded,
             )
         )
@@ -278,8 +278,13 @@ def _check_bootstrap(confidence: float, resamples: int) -> None:
         raise InputError(f"The number of resamples is {resamples}; at least 1 is needed.")
 
 
-def _tests(differences: NDArray[np.float64]) -> tuple[float, float, float, float, str]:
-    """Statistic and p of the t-test and of Wilcoxon's test, and the status."""
+def paired_tests(differences: NDArray[np.float64]) -> tuple[float, float, float, float, str]:
+    """Two-sided tests of paired differences (n,) against zero.
+
+    Returns:
+        Statistic and p of the t-test, statistic and p of Wilcoxon's signed-rank test, and the status, all as
+        :class:`PairedTest` describes them.
+    """
     nothing = (math.nan,) * 4
     if len(differences) < 2:
         return *nothing, "too_few"

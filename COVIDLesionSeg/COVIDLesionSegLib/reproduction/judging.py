@@ -1,0 +1,131 @@
+"""What a trained network of a table does on the cases that are tested, by the project's own measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..errors import CancelledError
+from ..inference.devices import choose_precision
+from ..learning.data import TrainingCase
+from ..learning.pseudo_labels import picture_logits
+from ..learning.store import open_store, read_picture
+from ..learning.validation import predict_case
+from ..measurement import evaluate, slice_scores
+from ..measurement.slices import CONVENTIONS
+from ..measurement.tables import plain
+from ..models import Preprocessing
+from .catalog import Metric
+
+_WINDOW = (Preprocessing().window_width, Preprocessing().window_level)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Judged:
+    """Figures of the tested cases.
+
+    Attributes:
+        slices: slice -> reading -> metric -> value; a reading is "probability" or "mask", a slash, a convention.
+        volumes: case -> what ``measurement.evaluate`` found, as JSON values.
+    """
+
+    slices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def readings() -> list[str]:
+    """How slices can be read: what is judged, and by which convention."""
+    return [f"{what}/{convention}" for what in ("probability", "mask") for convention in CONVENTIONS]
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
+    """Type of the mixed precision, or None for float32."""
+    chosen, _ = choose_precision("float32" if precision == "float64" else precision, device)
+    return None if chosen == torch.float32 else chosen
+
+
+def judge_pictures(
+    network: nn.Module,
+    cases: Sequence[TrainingCase],
+    resize: tuple[int, ...],
+    metrics: Sequence[Metric],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Judged:
+    """Slice measures of pictures on their own pixels."""
+    network = network.to(device).eval()
+    preprocessing = Preprocessing(lung_crop_margin=None, resize=(resize[0], resize[1]) if resize else None)
+    judged = Judged()
+    for number, case in enumerate(cases):
+        _stop(cancelled)
+        logits = picture_logits(network, preprocessing, read_picture(case.image), device, autocast)
+        probability = torch.softmax(logits, dim=1)[0, 1].cpu().numpy()
+        if case.lesion is None:
+            truth = np.zeros(probability.shape, dtype=bool)
+        else:
+            mask = read_picture(case.lesion)
+            truth = mask > (127 if mask.max(initial=0) > 1 else 0)
+        judged.slices[case.id] = score_slice(probability, truth, metrics)
+        if progress is not None:
+            progress("testing", number + 1, len(cases))
+    return judged
+
+
+def judge_volumes(
+    network: nn.Module,
+    cases: Sequence[TrainingCase],
+    cache: Path,
+    margin: int,
+    resize: tuple[int, ...],
+    metrics: Sequence[Metric],
+    by_slice: bool,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Judged:
+    """Measures of whole volumes, and of their slices where those are asked for, in the box of lungs and lesion."""
+    network = network.to(device).eval()
+    hashes = {case.id: case.hashes() for case in cases}
+    store = open_store(cases, hashes, cache, None if margin < 0 else margin, resize, progress, cancelled)
+    judged = Judged()
+    for number, case in enumerate(cases):
+        _stop(cancelled)
+        probability = predict_case(network, store, case.id, _WINDOW, device, autocast, cancelled)
+        truth = store.label(case.id) != 0
+        judged.volumes[case.id] = plain(evaluate(probability > 0.5, truth, store.cases[case.id].spacing))
+        if by_slice:
+            first = store.cases[case.id].first_slice
+            for index, (plane, mask) in enumerate(zip(probability, truth, strict=True)):
+                judged.slices[f"{case.id}:{first + index}"] = score_slice(plane, mask, metrics)
+        if progress is not None:
+            progress("testing", number + 1, len(cases))
+    return judged
+
+
+def score_slice(
+    probability: NDArray[np.float32], truth: NDArray[np.bool_], metrics: Sequence[Metric]
+) -> dict[str, dict[str, float]]:
+    """Every reading of one slice: reading -> metric -> value."""
+    inputs = {"probability": probability, "mask": (probability > 0.5).astype(np.float32)}
+    found = {}
+    for reading in readings():
+        what, convention = reading.split("/")
+        scores = slice_scores(inputs[what], truth, convention)
+        found[reading] = {metric.key: plain(scores[metric.key]) for metric in metrics}
+    return found
+
+
+def _stop(cancelled: Callable[[], bool] | None) -> None:
+    if cancelled is not None and cancelled():
+        raise CancelledError("Stopped while testing.")

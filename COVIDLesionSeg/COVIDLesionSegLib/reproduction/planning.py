@@ -1,0 +1,300 @@
+"""From a table and what a user asks for to cells, each with its training configuration; loads without PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..learning.config import LabelNoiseSettings, TrainingConfig
+from .catalog import Row, Table
+
+NATURAL = "natural"
+# where a run is and on what it computes is no part of what it is
+_NOT_IDENTITY = {
+    "data": ("cases", "split", "cache", "pseudo_cases"),
+    "run": ("device", "threads", "checkpoint_interval"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for.
+
+    Attributes:
+        data: folder or manifest of the data.
+        output: folder of runs and tables.
+        rows: keys; empty takes all.
+        seeds: one run each.
+        folds: 0: the protocol's split; N >= 2: cross-validation.
+        steps: of each training instead of the protocol's.
+        epochs: likewise.
+        width: base width of the networks instead of the paper's.
+        crop: (height, width) of training crops.
+        resize: (height, width) that slices are resized to.
+        device: as in RunSettings.
+        precision: as in RunSettings.
+        noises: synthetic label errors, one set of cells each; empty trains on the given labels.
+        changes: table -> key -> value of the training configuration, for all rows.
+
+    Raises:
+        InputError: a value that is not allowed.
+    """
+
+    data: Path
+    output: Path
+    rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    folds: int = 0
+    steps: int | None = None
+    epochs: int | None = None
+    width: int | None = None
+    crop: tuple[int, int] | None = None
+    resize: tuple[int, int] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    noises: tuple[LabelNoiseSettings, ...] = ()
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(f"The seeds are {list(self.seeds)}; different whole numbers from 0 up are needed.")
+        if self.folds == 1 or self.folds < 0:
+            raise InputError(f"{self.folds} folds are no cross-validation; give 2 or more.")
+        if self.steps is not None and self.epochs is not None:
+            raise InputError("Both --steps and --epochs are given; give one of them.")
+        for name in ("steps", "epochs", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} is {value}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a row with a seed, a fold (None: the protocol's split) and label errors (None: none)."""
+
+    row: Row
+    seed: int
+    fold: int | None = None
+    noise: LabelNoiseSettings | None = None
+
+    @property
+    def name(self) -> str:
+        """For people and for folders' names."""
+        parts = [self.row.id, f"seed{self.seed}"]
+        if self.fold is not None:
+            parts.append(f"fold{self.fold}")
+        if self.noise is not None:
+            parts.append(noise_name(self.noise))
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a configuration needs to know of the training data.
+
+    Attributes:
+        slices: to train on.
+        lesion_free: those of them without lesion.
+    """
+
+    slices: int
+    lesion_free: int
+
+
+def chosen_rows(table: Table, options: Options) -> list[Row]:
+    """The rows that were asked for, in the table's order.
+
+    Raises:
+        InputError: a row that the table does not have.
+    """
+    wanted = {table.row(key).id for key in options.rows} if options.rows else {row.id for row in table.rows}
+    return [row for row in table.rows if row.id in wanted]
+
+
+def cells(table: Table, options: Options) -> list[Cell]:
+    """All cells that were asked for: every row of a seed and fold before the next seed."""
+    if options.noises and table.data != "volumes":
+        raise InputError(f"The table {table.id} is not about noisy labels; label errors are for tables on volumes.")
+    rows = chosen_rows(table, options)
+    folds = folds_of(table, options)
+    numbers: list[int | None] = list(range(folds)) if folds else [None]
+    noises: Sequence[LabelNoiseSettings | None] = options.noises or (None,)
+    return [
+        Cell(row, seed, fold, noise) for noise in noises for seed in options.seeds for fold in numbers for row in rows
+    ]
+
+
+def folds_of(table: Table, options: Options) -> int:
+    """How many folds; 0 is the protocol's one split."""
+    return options.folds or table.default_folds
+
+
+def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> TrainingConfig:
+    """The training configuration of a cell, without the names of its data.
+
+    Raises:
+        InputError: settings that are not allowed.
+    """
+    values = _merged(table.settings, cell.row.settings)
+    network = cell.row.network
+    width = min(options.width or network.width or 0, network.width or 0)
+    values["network"] = {"name": network.family or "external", "arguments": dict(network.arguments)}
+    if network.family == "coplenet":
+        values["network"]["arguments"]["channels"] = [width * factor for factor in (1, 2, 4, 8, 16)]
+    elif network.family == "caresunet":
+        values["network"]["arguments"]["base_channels"] = width
+    else:
+        values["network"]["arguments"] = {"network": network.id} | ({"width": width} if width else {})
+    data = values.setdefault("data", {})
+    if options.resize is not None:
+        if not data.get("resize"):
+            raise InputError(f"The table {table.id} does not resize slices; use --crop for smaller crops.")
+        data["resize"] = data["crop"] = list(options.resize)
+    if options.crop is not None:
+        data["crop"] = list(options.crop)
+    values["run"] |= {"seed": cell.seed, "device": options.device, "precision": options.precision}
+    if cell.noise is not None:
+        values["label_noise"] = asdict(cell.noise)
+    values = _merged(values, options.changes)
+    if values["data"].get("lesion_free_share") == NATURAL:
+        values["data"]["lesion_free_share"] = round(facts.lesion_free / facts.slices, 6)
+    if cell.row.method == "semi-supervised":
+        values["data"]["pseudo_cases"] = "pseudo_labels.csv"
+    batch = values["run"].get("batch_size", 8)
+    epoch = math.ceil(facts.slices / batch)
+    steps = options.steps or (options.epochs or table.epochs) * epoch or table.steps
+    values["run"]["steps"] = steps
+    values["optimizer"] = _shortened(table, values.get("optimizer", {}), steps, options.changes)
+    for name in ("validation_interval", "checkpoint_interval"):
+        if name in values["run"]:
+            values["run"][name] = min(values["run"][name], steps)
+    return TrainingConfig.from_dict(values)
+
+
+def _shortened(
+    table: Table, optimizer: Mapping[str, Any], steps: int, changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The optimizer with its schedule in proportion to the length of the training."""
+    optimizer, given = dict(optimizer), changes.get("optimizer", {})
+    if table.milestone_epochs and optimizer.get("schedule") == "milestones" and "milestones" not in given:
+        optimizer["milestones"] = sorted({max(1, round(steps * at / table.epochs)) for at in table.milestone_epochs})
+    if table.steps and optimizer.get("schedule") == "halving" and "every" not in given:
+        optimizer["every"] = max(1, round(optimizer["every"] * min(1.0, steps / table.steps)))
+    return optimizer
+
+
+def identity(config: TrainingConfig, extra: Mapping[str, Any]) -> str:
+    """SHA-256 of what a training is: its configuration, its data and its method, but not where it runs."""
+    values = config.to_dict()
+    for name, keys in _NOT_IDENTITY.items():
+        values[name] = {key: value for key, value in values[name].items() if key not in keys}
+    return hashlib.sha256(json.dumps([values, extra], sort_keys=True).encode()).hexdigest()
+
+
+def reductions(table: Table, options: Options, rows: Sequence[Row]) -> list[str]:
+    """What differs from the paper's protocol, one phrase each, e.g. "base width 16 instead of 64"."""
+    found = []
+    if options.width is not None:
+        papers = sorted({row.network.width for row in rows if row.network.width is not None})
+        smaller = [paper for paper in papers if options.width < paper]
+        if smaller:
+            found.append(f"base width {options.width} instead of {' and '.join(map(str, smaller))}")
+        fixed = [row.title for row in rows if row.network.width is None and row.network.source != "none"]
+        if smaller and fixed:
+            found.append(f"full width where the library fixes it ({', '.join(fixed)})")
+    if options.epochs is not None and options.epochs != table.epochs:
+        found.append(f"{options.epochs} epochs instead of {_length(table)}")
+    if options.steps is not None and options.steps != table.steps:
+        found.append(f"{options.steps} steps instead of {_length(table)}")
+    if (options.epochs or options.steps) and found:
+        found.append("the schedule of the rate in proportion")
+    for name in ("resize", "crop"):
+        value, paper = getattr(options, name), table.settings.get("data", {}).get(name)
+        if value is not None and list(value) != paper:
+            before = f"{paper[0]} x {paper[1]}" if paper else "none"
+            found.append(f"{name} {value[0]} x {value[1]} instead of {before}")
+    folds = folds_of(table, options)
+    if folds and not table.default_folds:
+        found.append(f"{folds}-fold cross-validation instead of the paper's split")
+    for group, keys in options.changes.items():
+        for key, value in keys.items():
+            before = table.settings.get(group, {}).get(key, "the default")
+            found.append(f"{group}.{key} {_plain(value)} instead of {_plain(before)}")
+    return found
+
+
+def _length(table: Table) -> str:
+    return f"{table.epochs} epochs" if table.epochs else f"up to {table.steps} steps"
+
+
+def command(table: Table, options: Options, cell: Cell | None = None) -> str:
+    """The command that fills a cell, or the whole table."""
+    words = ["covid-lesion-seg", "reproduce", table.id]
+    if table.data != "none":
+        words += ["--data", str(options.data)]
+    words += ["-o", str(options.output)]
+    rows = (cell.row.id,) if cell else options.rows
+    if rows:
+        words += ["--rows", *rows]
+    words += ["--seeds", *map(str, (cell.seed,) if cell else options.seeds)]
+    for name in ("folds", "steps", "epochs", "width"):
+        value = getattr(options, name)
+        if value:
+            words += [f"--{name}", str(value)]
+    for name in ("crop", "resize"):
+        value = getattr(options, name)
+        if value:
+            words += [f"--{name}", *map(str, value)]
+    for noise in (cell.noise,) if cell and cell.noise else options.noises:
+        words += ["--label-noise", f"{noise.kind}:{noise.strength:g}:{noise.share:g}"]
+    for name in ("device", "precision"):
+        if getattr(options, name) != "auto":
+            words += [f"--{name}", getattr(options, name)]
+    for group, keys in options.changes.items():
+        for key, value in keys.items():
+            words += ["--set", f"{group}.{key}={_plain(value)}"]
+    return shlex.join(words)
+
+
+def parse_noise(text: str) -> LabelNoiseSettings:
+    """KIND:STRENGTH[:SHARE], e.g. "dilation:3" or "dropout:0.4:0.5".
+
+    Raises:
+        InputError: another form, an unknown kind, a strength or share that is not allowed.
+    """
+    parts = text.split(":")
+    try:
+        if len(parts) not in (2, 3):
+            raise ValueError
+        numbers = [float(part) for part in parts[1:]]
+    except ValueError as error:
+        raise InputError(f"The label errors {text!r} are not KIND:STRENGTH[:SHARE], e.g. dilation:3:0.5.") from error
+    values: dict[str, Any] = {"kind": parts[0], "strength": numbers[0]}
+    if len(numbers) == 2:
+        values["share"] = numbers[1]
+    return TrainingConfig.from_dict({"label_noise": values}).label_noise
+
+
+def noise_name(noise: LabelNoiseSettings) -> str:
+    """Short, e.g. "dilation3" or "dropout0.4-share0.5"."""
+    share = f"-share{noise.share:g}" if noise.share < 1 else ""
+    return f"{noise.kind}{noise.strength:g}{share}"
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of settings, the second's values before the first's."""
+    out = {name: dict(values) for name, values in first.items()}
+    for name, values in second.items():
+        out[name] = {**out.get(name, {}), **values}
+    return out
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,307 @@
+"""The cells of one table: which are there, which can't be, and training, testing and keeping one of them.
+
+A finished cell is a folder with ``cell.json`` and the network; its name ends with a digest of everything that decides
+its figures, so that another length, width or data set makes another cell and a finished one is never trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..errors import InputError, ReadError
+from ..files import write_json
+from ..inference.devices import choose_device, cpu_name
+from ..learning.config import TrainingConfig
+from ..learning.label_update import label_update
+from ..learning.log import read_log
+from ..learning.pseudo_labels import pseudo_label
+from ..learning.trainer import Trainer
+from ..models import load_checkpoint
+from . import planning
+from .catalog import Row, Table
+from .data import Cases, Part, divide, find_cases
+from .judging import Judged, autocast_of, judge_pictures, judge_volumes
+from .planning import Cell, Facts, Options
+
+Progress = Callable[[str, int, int], None]
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell that is ready to train.
+
+    Attributes:
+        cell: which.
+        part: its data.
+        config: its training, with names that count from the output folder.
+        folder: of its run and result.
+    """
+
+    cell: Cell
+    part: Part
+    config: TrainingConfig
+    folder: Path
+
+
+class Study:
+    """One table with one set of options.
+
+    Args:
+        table: which.
+        options: what the user asked for.
+        progress: called as progress(phase, done, total).
+        cancelled: asked at each step.
+
+    Attributes:
+        cells: all that were asked for.
+        cases: of the data folder.
+
+    Raises:
+        InputError: data or options that can't be used.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        options: Options,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.table, self.options = table, options
+        self.progress, self.cancelled = progress, cancelled
+        self.cells = planning.cells(table, options)
+        self.device = choose_device(options.device).device
+        self.cases: Cases = find_cases(table, options.data)
+        self._parts: dict[float, list[Part]] = {}
+        self._facts: dict[tuple[Any, ...], Facts] = {}
+
+    # ---- what there is ------------------------------------------------------------------------------------------
+
+    def obstacle(self, cell: Cell) -> str:
+        """Why a cell can't be filled here, or ""."""
+        return self.row_obstacle(cell.row)
+
+    def row_obstacle(self, row: Row) -> str:
+        """Why a row can't be filled here, or ""."""
+        network = row.network
+        if network.source == "none":
+            return network.reason
+        if network.source != "own":
+            return f"{network.source} networks are not there yet"
+        if row.method == "semi-supervised" and not self.cases.unlabeled:
+            return f"{self.options.data} has no folder unlabelled/ with slices to pseudo-label"
+        return ""
+
+    def remedy(self, cell: Cell) -> str:
+        """The command that takes a cell's obstacle away, or "" where nothing does."""
+        if cell.row.method == "semi-supervised" and cell.row.network.source == "own":
+            return planning.command(self.table, self.options, cell)
+        return ""
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The result of a cell that was filled before, or None."""
+        return self.result(self.prepare(cell))
+
+    def prepare(self, cell: Cell) -> Prepared:
+        """Data, configuration and folder of a cell; builds the slice store the first time.
+
+        Raises:
+            InputError: settings or data that can't be used.
+        """
+        draft = planning.configuration(self.table, cell, self.options, Facts(1, 0))
+        part = self._part(draft, cell)
+        config = planning.configuration(self.table, cell, self.options, self._facts_of(part, draft))
+        output = self.options.output
+        config = replace(
+            config,
+            data=replace(
+                config.data,
+                cases=part.manifest.relative_to(output).as_posix(),
+                split=part.split.relative_to(output).as_posix(),
+                cache="slices",
+                validation_patients=part.validation_patients,
+            ),
+        )
+        row = cell.row
+        extra: dict[str, Any] = {"method": row.method, "network": row.network.id, "data": part.sha256}
+        if row.method == "semi-supervised":
+            teacher = self.prepare(replace(cell, row=self.table.row(row.teacher)))
+            extra |= {"teacher": teacher.folder.name, "pseudo_labels": dict(row.pseudo_labels)}
+            extra["unlabeled"] = len(self.cases.unlabeled)
+        if row.method == "label-update":
+            extra["count"] = row.count
+        digest = planning.identity(config, extra)
+        return Prepared(cell, part, config, output / "cells" / f"{cell.name}-{digest[:8]}")
+
+    def result(self, prepared: Prepared) -> dict[str, Any] | None:
+        """What a finished cell holds, or None.
+
+        Raises:
+            ReadError: its file is damaged.
+        """
+        path = prepared.folder / "cell.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ReadError(f"{path} can't be read ({error}); delete it to train the cell anew.") from error
+        return found
+
+    def _part(self, config: TrainingConfig, cell: Cell) -> Part:
+        share = config.data.validation_share
+        if share not in self._parts:
+            folds = planning.folds_of(self.table, self.options)
+            self._parts[share] = divide(self.table, self.cases, folds, share, self.options.output / "data")
+        return self._parts[share][cell.fold or 0]
+
+    def _facts_of(self, part: Part, config: TrainingConfig) -> Facts:
+        data = config.data
+        key = (part.manifest, part.split, data.margin, data.resize)
+        if key not in self._facts:
+            cache = self.options.output / "slices"
+            self._facts[key] = part.facts(cache, data.margin, data.resize, self.progress)
+        return self._facts[key]
+
+    # ---- filling a cell -----------------------------------------------------------------------------------------
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """A cell's result, after training and testing it if it is not finished; goes on where a kill stopped it.
+
+        Raises:
+            InputError: it can't be trained; the sentence says why.
+            DivergedError: its loss is no longer finite.
+            CancelledError: asked to stop; the state is saved.
+        """
+        prepared = self.prepare(cell)
+        done = self.result(prepared)
+        if done is not None:
+            return done
+        facts: dict[str, Any] = {}
+        config = prepared.config
+        if cell.row.method == "semi-supervised":
+            config = self._with_pseudo_labels(prepared, facts)
+        if cell.row.method == "label-update":
+            trained = label_update(
+                config,
+                prepared.folder / "run",
+                self.options.output,
+                cell.row.count,
+                resume=True,
+                progress=self.progress,
+                cancelled=self.cancelled,
+            )
+        else:
+            trainer = Trainer(config, prepared.folder / "run", self.options.output)
+            trained = trainer.run(resume=True, progress=self.progress, cancelled=self.cancelled)
+        started = time.perf_counter()
+        network = load_checkpoint(trained.model).network
+        judged = self._judge(network, prepared)
+        result = {
+            "version": RESULT_VERSION,
+            "table": self.table.id,
+            "row": cell.row.id,
+            "seed": cell.seed,
+            "fold": cell.fold,
+            "label_noise": planning.noise_name(cell.noise) if cell.noise else "",
+            "data": prepared.part.described,
+            "steps": trained.steps,
+            "kept": _kept(config, trained.best_step),
+            "facts": facts | _label_facts(trained.card.metrics.get("label_noise", [])),
+            "seconds": {
+                "training": round(_training_seconds(prepared.folder / "run"), 1),
+                "testing": round(time.perf_counter() - started, 1),
+            },
+            "hardware": self._hardware(config),
+            "library": __version__,
+            "config": config.to_dict(),
+            "slices": judged.slices,
+            "volumes": judged.volumes,
+        }
+        write_json(prepared.folder / "cell.json", result)
+        # the states of a finished cell are of no more use, and they are three times as large as its network
+        for state in (prepared.folder / "run").rglob("state.pt"):
+            state.unlink()
+        return result
+
+    def _judge(self, network: nn.Module, prepared: Prepared) -> Judged:
+        data, metrics = prepared.config.data, self.table.metrics
+        autocast = autocast_of(prepared.config.run.precision, self.device)
+        test, watched = prepared.part.test, (self.progress, self.cancelled)
+        if self.table.data == "pictures":
+            return judge_pictures(network, test, data.resize, metrics, self.device, autocast, *watched)
+        cache = self.options.output / "slices"
+        by_slice = self.table.judged == "slices-of-volumes"
+        return judge_volumes(
+            network, test, cache, data.margin, data.resize, metrics, by_slice, self.device, autocast, *watched
+        )
+
+    def _with_pseudo_labels(self, prepared: Prepared, facts: dict[str, Any]) -> TrainingConfig:
+        """Label the unlabeled slices with the teacher row's network, and point the configuration at the masks."""
+        row = prepared.cell.row
+        teacher = replace(prepared.cell, row=self.table.row(row.teacher))
+        self.run(teacher)
+        folder = prepared.folder / "pseudo"
+        if not (folder / "pseudo_labels.json").is_file():
+            pseudo_label(
+                load_checkpoint(self.prepare(teacher).folder / "run" / "best.safetensors"),
+                self.cases.unlabeled,
+                folder,
+                **row.pseudo_labels,
+                device=self.options.device,
+                precision=self.options.precision,
+                progress=self.progress,
+                cancelled=self.cancelled,
+            )
+        report = json.loads((folder / "pseudo_labels.json").read_text(encoding="utf-8"))
+        accepted = [entry for entry in report["slices"] if entry["accepted"]]
+        free = sum(entry["lesion_share"] == 0 for entry in accepted)
+        facts |= {"pseudo_labels_accepted": len(accepted), "pseudo_labels_total": report["total"]}
+        if not accepted or free == len(accepted):
+            raise InputError(
+                f"Of {report['total']} pseudo-labels {len(accepted)} were accepted, {free} of them without lesion: "
+                "there is nothing to learn from them. Train the row before it longer."
+            )
+        data = replace(
+            prepared.config.data,
+            pseudo_cases=(folder / "pseudo_labels.csv").relative_to(self.options.output).as_posix(),
+            # the labeled slices all have lesion; this share is that of the pseudo-labeled ones
+            lesion_free_share=round(free / len(accepted), 6),
+        )
+        return replace(prepared.config, data=data)
+
+    def _hardware(self, config: TrainingConfig) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        precision = autocast_of(config.run.precision, self.device)
+        return {
+            "device": str(self.device),
+            "name": name,
+            "threads": config.run.threads or torch.get_num_threads(),
+            "precision": str(precision or torch.float32).removeprefix("torch."),
+            "torch": str(torch.__version__),
+        }
+
+
+def _kept(config: TrainingConfig, best_step: int) -> str:
+    judged = bool(config.data.validation_patients) or config.data.validation_share > 0
+    return f"best on the validation patients (step {best_step})" if judged else "last step"
+
+
+def _label_facts(noise: list[Mapping[str, Any]]) -> dict[str, Any]:
+    spoilt = [entry["dice_to_clean"] for entry in noise if entry["kind"] != "none"]
+    return {"label_dice": sum(spoilt) / len(spoilt), "spoilt_cases": len(spoilt)} if spoilt else {}
+
+
+def _training_seconds(folder: Path) -> float:
+    logs = [path.parent for path in folder.rglob("log.jsonl")]
+    return float(sum(entry.get("seconds", 0.0) for log in logs for entry in read_log(log) if entry["kind"] == "step"))
