@@ -359,7 +359,7 @@ python Testing/benchmarks/correction_loop.py {command}
 
 def shown(words: list[str]) -> list[str]:
     """The command's words without folders of this machine."""
-    return [Path(word).name if os.sep in word else word for word in words]
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]
 
 
 if __name__ == "__main__":
