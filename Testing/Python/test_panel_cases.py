@@ -573,6 +573,33 @@ def test_settings_of_another_computer_do_not_reach_the_store(shared_session, sli
     client.close()
 
 
+def test_the_model_of_a_store_travels_with_the_request(page, store, tmp_path, worker):
+    """Its path means nothing on another computer."""
+    from case_fixtures import write_model
+
+    from COVIDLesionSegLib.cases.gate import CaseFigures, decide
+    from COVIDLesionSegLib.worker import Client
+
+    made = store.models.add(write_model(tmp_path / "m.safetensors"), "base", 1, split={}, trained_on={"name": "x"})
+    figures = {"case-0001": CaseFigures(0.8, 0.1, 5.0, 10.0, 11.0)}
+    store.models.record_gate(made.id, decide("base", made.id, figures, figures, {}))
+    store.models.set_default(made.id, "gate")
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["default"] == made.id, "the overview")
+    asked = []
+
+    def request(client, task, parameters=None, arrays=None, **more):
+        if task == "segment":
+            asked.append((parameters["model"], more["files"]))
+        return ask(client, task, parameters, arrays, **more)
+
+    ask = Client.request
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "request", request)
+        open_next(page)
+    assert asked == [(str(store.folder / "models" / made.id / "model.safetensors"), ("model",))]
+
+
 def test_messages_name_no_patient(page, panel, store, tmp_path):
     open_next(page)
     page.ui.saveButton.click()

@@ -51,6 +51,26 @@ def test_all_models_are_listed_with_status_and_terms(page, panel):
     assert page.verifyButton.isEnabled() and not page.removeButton.isEnabled() and not page.downloadButton.isEnabled()
 
 
+def test_behind_a_prefix_a_model_of_ones_own_is_a_file(models_folder):
+    from COVIDLesionSegLib.models import ModelRegistry
+    from COVIDLesionSegLib.panel.session import modelForWorker
+    from COVIDLesionSegLib.worker import WorkerSettings
+
+    file, registry = own_model(models_folder), ModelRegistry()
+    here, far = WorkerSettings(), WorkerSettings(prefix=("ssh", "gpu-box"))
+    stored = "/store/models/m-1/model.safetensors"
+    for model, on_this, on_other in (
+        ("tuned-one", "tuned-one", str(file)),
+        ("coplenet-baseline", "coplenet-baseline", "coplenet-baseline"),
+        (stored, stored, stored),
+        ("", None, "coplenet-baseline"),
+    ):
+        assert modelForWorker(model, here, registry) == on_this
+        assert modelForWorker(model, far, registry) == on_other
+    registry.set_default("tuned-one")
+    assert modelForWorker("", far, registry) == str(file)
+
+
 def test_nothing_is_fetched_without_a_press(panel, worker, page):
     let_run(0.1)
     assert {asked.task for asked in worker.asked} <= {"doctor"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from COVIDLesionSegLib.worker import (
 )
 from COVIDLesionSegLib.worker import connection as connection_module
 from COVIDLesionSegLib.worker import protocol as p
-from COVIDLesionSegLib.worker.client import exception_of
 from COVIDLesionSegLib.worker.command import child_environment, command_line, split_prefix
+from COVIDLesionSegLib.worker.request import exception_of
 from COVIDLesionSegLib.worker.scrub import scrubbed
 
 HELLO = p.Hello("lesions", "0.1.0", "3.12", "Linux", 42, {"tasks": ["segment"]})
@@ -123,11 +124,12 @@ class World:
             call()
         self.now = end
 
-    def ask(self, task="segment", parameters=None, arrays=None):
+    def ask(self, task="segment", parameters=None, arrays=None, files=()):
         return self.client.request(
             task,
             parameters,
             arrays,
+            files=files,
             progress=self.progress.append,
             finished=self.replies.append,
             failed=self.errors.append,
@@ -297,6 +299,68 @@ def test_behind_a_prefix_arrays_travel_through_the_pipe_and_no_file_is_made(monk
     for block, _ in p.blocks(VOLUME, header.encoding == "zlib"):
         world.process.listener.output(block)
     np.testing.assert_array_equal(world.replies[0].arrays["mask"], VOLUME)
+    world.client.kill()
+
+
+@pytest.fixture
+def far_model(tmp_path):
+    """A model file that only this machine has, and its hash."""
+    file = tmp_path / "a store" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(np.random.default_rng(0).bytes(5 << 20))
+    return file, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def model_request(world, file):
+    """What the child gets of a request that names a file: the parameter, and the arrays."""
+    world.process.arrays.clear()
+    request = world.ready(parameters={"model": str(file)}, arrays={"volume": VOLUME}, files=("model",))
+    return request, world.process.asked[-1].parameters["model"], dict(world.process.arrays)
+
+
+def test_behind_a_prefix_a_file_travels_once(far_model):
+    file, sha256 = far_model
+    world = World(prefix=("ssh", "gpu-box"))
+    world.ask(task="warm_up")
+    world.run()
+    world.process.say(HELLO)
+    world.run(0.1)
+    world.process.say(p.Result(1, {}))
+    request, named, arrays = model_request(world, file)
+    assert named == {"$file": {"name": "model.safetensors", "sha256": sha256}}
+    assert arrays[f"$file:{sha256}"].tobytes() == file.read_bytes()
+    world.process.say(p.Result(request.number, {}))
+    request, named, arrays = model_request(world, file)
+    assert list(arrays) == ["volume"] and named["$file"]["sha256"] == sha256
+    # somebody has cleared up on the other machine
+    world.process.say(p.Failure(request.number, "file_missing", "It is gone."))
+    world.run(0.1)
+    assert world.process.arrays[f"$file:{sha256}"].tobytes() == file.read_bytes()
+    world.process.say(p.Result(request.number, {"done": 1}))
+    assert world.replies[-1].values == {"done": 1} and not world.errors
+    world.client.kill()
+
+
+def test_a_file_that_is_missing_twice_is_an_error(far_model):
+    world = World(prefix=("ssh", "gpu-box"))
+    request = world.ask(parameters={"model": str(far_model[0])}, files=("model",))
+    world.run()
+    world.process.say(p.Hello("lesions", "0.1.0", "3.12", "Linux", 42, {"files": [far_model[1]]}))
+    world.run(0.1)
+    assert not world.process.arrays, "its greeting says that it has the file"
+    for _ in range(2):
+        world.process.say(p.Started(request.number), p.Failure(request.number, "file_missing", "It is gone."))
+        world.run(0.1)
+    assert world.error.kind == "file_missing" and len(world.process.asked) == 2
+    world.client.kill()
+
+
+@pytest.mark.parametrize(("prefix", "name"), [((), "model.safetensors"), (("ssh", "gpu-box"), "coplenet-baseline")])
+def test_what_needs_not_travel_stays_as_it_is(far_model, prefix, name):
+    model = str(far_model[0].with_name(name)) if not prefix else name
+    world = World(prefix=prefix, transport="pipe")
+    world.ready(parameters={"model": model}, files=("model",))
+    assert world.process.asked[0].parameters == {"model": model} and not world.process.arrays
     world.client.kill()
 
 

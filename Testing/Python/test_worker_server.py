@@ -17,6 +17,7 @@ from conftest import REPOSITORY
 from file_faults import small_disk
 
 from COVIDLesionSegLib.errors import CancelledError, InputError, LungsNotFoundError, ModelError, OutputError
+from COVIDLesionSegLib.files import sha256_file
 from COVIDLesionSegLib.imaging import Geometry, Volume
 from COVIDLesionSegLib.imaging.phantom import synthetic_chest
 from COVIDLesionSegLib.measurement import compare_timepoints, evaluate, quantify
@@ -378,6 +379,37 @@ def test_behind_a_prefix_the_far_side_needs_nothing_of_this_one(children, chest,
     assert "Welcome" in client.report()
     client.close()
     pump_until(client, lambda: not child.is_running)
+
+
+def test_a_model_of_this_machine_works_behind_a_prefix(children, slab, tmp_path):
+    home, file = tmp_path / "far", tmp_path / "store" / "models" / "tiny-1" / "model.safetensors"
+    (home / "tmp").mkdir(parents=True)
+    save_tiny_model(file)
+    script = tmp_path / "prefix"
+    script.write_text(FAR.format(home=home, library=LIBRARY))
+    script.chmod(0o755)
+    parameters = {"geometry": p.geometry_to_json(slab.volume.geometry), "model": str(file), "device": "cpu"}
+    arrays = {"volume": slab.volume.array, "lungs": slab.lungs}
+    folder = home / ".local" / "share" / "covid-lesion-seg" / "models" / "received" / sha256_file(file)
+
+    def found(client):
+        record = wait(client.request("segment", parameters, arrays, files=("model",))).values["record"]
+        assert record["model"]["id"] == "tiny"
+        return record["model"]["weights_sha256"]
+
+    client = children.real("lesions", prefix=(str(script),), python=sys.executable)
+    first = found(client)
+    copy = folder / "model.safetensors"
+    assert copy.read_bytes() == file.read_bytes()
+    # a copy that was changed is not used but sent again
+    copy.write_bytes(b"something else")
+    assert found(client) == first and copy.read_bytes() == file.read_bytes()
+    client.kill()
+    made = copy.stat().st_mtime_ns
+    again = children.real("lesions", prefix=(str(script),), python=sys.executable)
+    assert found(again) == first and copy.stat().st_mtime_ns == made, "a later child has it already"
+    save_tiny_model(file, seed=3)
+    assert found(again) != first
 
 
 @pytest.mark.parametrize("prefix", [("nice", "-n", "5"), ("env", "X=1"), ("sh", "-c", '"$@"; true', "sh")])

@@ -190,7 +190,7 @@ class CaseWork(VTKObservationMixin):
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
         values = {
             "geometry": self._reply.values["geometry"],
-            "model": self._store.modelFile(str(self._store.overview.get("default") or "")) or None,
+            "model": self._session.modelFor(self._store.modelFile(str(self._store.overview.get("default") or ""))),
             "device": mrml.moduleParameters().device,
             "postprocessing": PostProcessing().to_json(),
             "name": self.caseId,
@@ -200,6 +200,7 @@ class CaseWork(VTKObservationMixin):
             "segment",
             values,
             arrays,
+            files=("model",),
             progress=self._onProgress,
             finished=self._onAnswer,
             failed=self._onNoAnswer,

@@ -18,11 +18,12 @@ from ..imaging import Volume, dicom_files, image_stem, image_suffix, read_volume
 from ..imaging.volume import LabelVolume
 from ..inference import PostProcessing, RunRecord
 from ..measurement.catalog import catalog
+from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
 from ..worker.protocol import geometry_to_json
 from .live import segmentOrLesions
 from .run import SegmentationRun
-from .session import readSettings, session
+from .session import modelForWorker, readSettings, session
 
 _log = logging.getLogger("COVIDLesionSeg")
 _STUDY = "console"
@@ -271,7 +272,7 @@ class LesionLogic:
     ) -> Reply:
         values = {
             "geometry": geometry_to_json(volume.geometry),
-            "model": None if model is None else str(model),
+            "model": modelForWorker("" if model is None else str(model), self._workerSettings(), ModelRegistry()),
             "device": device,
             "tta": tta,
             "probability": probability,
@@ -281,11 +282,14 @@ class LesionLogic:
         }
         return self._ask("lesions", "segment", values, arrays)
 
+    def _workerSettings(self) -> WorkerSettings:
+        return readSettings() if self._settings is None else self._settings
+
     def _ask(self, kind: Any, task: str, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Reply:
         if kind not in self._clients:
-            settings = readSettings() if self._settings is None else self._settings
-            self._clients[kind] = blocking_client(settings, kind)
-        reply = wait(self._clients[kind].request(task, values, arrays, progress=self._progress))
+            self._clients[kind] = blocking_client(self._workerSettings(), kind)
+        files = ("model",) if task == "segment" else ()
+        reply = wait(self._clients[kind].request(task, values, arrays, files=files, progress=self._progress))
         for text in reply.messages:
             _log.warning("%s", text)
         return reply

@@ -62,11 +62,11 @@ class Choices:
             ),
         )
 
-    def request(self, geometry: Any) -> dict[str, Any]:
-        """Parameters of the worker's task."""
+    def request(self, geometry: Any, model: str | None) -> dict[str, Any]:
+        """Parameters of the worker's task; ``model`` is what the worker is told of the model."""
         return {
             "geometry": geometry_to_json(geometry),
-            "model": self.model or None,
+            "model": model,
             "device": self.device,
             "tta": self.tta,
             "probability": self.probability,
@@ -169,8 +169,9 @@ class SegmentationRun(VTKObservationMixin):
         self._enter("computing")
         self._request = self._session.client("lesions").request(
             "segment",
-            choices.request(volume.geometry),
+            choices.request(volume.geometry, self._session.modelFor(choices.model)),
             arrays,
+            files=("model",),
             progress=self._onProgress,
             finished=self._onReply,
             failed=self._onFailed,

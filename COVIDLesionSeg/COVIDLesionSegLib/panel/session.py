@@ -11,6 +11,7 @@ import slicer
 
 from ..errors import InputError
 from ..models import ModelRegistry
+from ..models.catalog import INSTALLED
 from ..worker import Client, Process, Timer, WorkerSettings
 from ..worker.command import split_prefix
 from .devices import Devices
@@ -58,6 +59,10 @@ class Session:
         if kind not in self._clients:
             self._clients[kind] = Client(self.spawn, self.timer, self._settings(), kind)
         return self._clients[kind]
+
+    def modelFor(self, model: str) -> str | None:
+        """What the child that finds lesions is told of a model; see :func:`modelForWorker`."""
+        return modelForWorker(model, self.client("lesions").settings, self.registry)
 
     def attach(self, user: Any) -> None:
         """Somebody uses the session from now on."""
@@ -107,6 +112,30 @@ def readSettings() -> WorkerSettings:
     # another interpreter must not see Slicer's own Python folders
     environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
     return WorkerSettings(python=python, idle_seconds=settings.idle_seconds, environment=environment)
+
+
+def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:
+    """What a worker is told of a model.
+
+    Args:
+        model: an id, a file, or "" for the default model.
+        settings: of the worker.
+        registry: the models of this computer.
+
+    Returns:
+        The model as it is named here, None for the default; behind a prefix the file of a model that is on this
+        computer and does not come with the library: the other one may not have it. The request names it in ``files``.
+
+    Raises:
+        ModelError: behind a prefix: the default model is not installed any more, or a model's file was changed.
+    """
+    if not settings.prefix:
+        return model or None
+    name = model or registry.default()
+    known = {entry.id: entry for entry in registry.list()}
+    if name in known and known[name].status == INSTALLED:
+        return str(registry.path(name))
+    return name
 
 
 def writeSettings(python: str, prefix: str, idleMinutes: int) -> None:

@@ -11,8 +11,8 @@ from ..errors import CancelledError, InputError
 from ..models.catalog import default_folder
 from ..worker import WorkerSettings
 from ..worker.case_jobs import COMPARE, ESTIMATE, JUDGE, PREDICT
-from ..worker.client import exception_of
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
+from ..worker.request import exception_of
 from .session import readSettings
 
 FINE_TUNE = "fine_tune"

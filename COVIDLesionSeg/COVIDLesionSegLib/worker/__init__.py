@@ -5,7 +5,8 @@ for scripts. :mod:`.jobs` holds detached jobs that outlive their parent.
 """
 
 from .blocking import BlockingLoop, SubprocessProcess, blocking_client
-from .client import Client, Request, WorkerFailedError, wait
+from .client import Client
+from .request import Request, WorkerFailedError, wait
 from .values import (
     ACTIONS,
     ERROR_KINDS,

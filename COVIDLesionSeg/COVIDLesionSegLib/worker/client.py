@@ -11,20 +11,20 @@ import functools
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import PurePath
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__, errors
+from .. import __version__
 from ..errors import COVIDLesionSegError, InputError
 from . import protocol as p
 from .command import child_environment, command_line
 from .connection import Connection
 from .estimate import Estimate
+from .request import Request
 from .scrub import scrubbed, secrets
 from .troubles import CANCELLED
 from .values import Kind, Process, Progress, Reply, Timer, WorkerError, WorkerSettings
@@ -32,85 +32,6 @@ from .values import Kind, Process, Progress, Reply, Timer, WorkerError, WorkerSe
 # how often a request is given to a new child because the one before ended by itself
 _RESTARTS = 2
 _CHOOSE = "Choose another Python interpreter in the settings, or leave it empty for the built-in one."
-
-
-class WorkerFailedError(COVIDLesionSegError):
-    """A request has no answer for a reason that no other exception stands for; ``error`` says all about it."""
-
-    def __init__(self, error: WorkerError) -> None:
-        super().__init__(error.message, error.hint)
-        self.error = error
-
-
-class Request:
-    """One request to a worker; made by :meth:`Client.request`.
-
-    Attributes:
-        task: what to do.
-        reply: the answer, None until there is one.
-        error: what went wrong, None if nothing did.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        number: int,
-        task: str,
-        parameters: dict[str, Any],
-        arrays: Mapping[str, NDArray[Any]],
-        estimate: Estimate,
-        progress: Callable[[Progress], None] | None,
-        finished: Callable[[Reply], None] | None,
-        failed: Callable[[WorkerError], None] | None,
-    ) -> None:
-        self.client = client
-        self.number = number
-        self.task = task
-        self.parameters = parameters
-        self.arrays = arrays
-        self.reply: Reply | None = None
-        self.error: WorkerError | None = None
-        self.restarts = 0
-        self._estimate = estimate
-        self._notes: list[str] = []
-        self._progress = progress
-        self._finished = finished
-        self._failed = failed
-
-    @property
-    def done(self) -> bool:
-        """Whether there is an answer or an error."""
-        return self.reply is not None or self.error is not None
-
-    def cancel(self) -> None:
-        """Ask to stop. ``failed`` is called within half a second with an error of the kind "cancelled".
-
-        The child may stop by itself and stay warm; if it does not at once, its process tree is killed, and the next
-        request starts a new one. Nothing happens if the request is done.
-        """
-        self.client._cancel(self)
-
-    def tell(self, phase: str, done: int, total: int, message: str = "") -> None:
-        """Progress, from the connection."""
-        if self._progress is not None and not self.done:
-            self._progress(self._estimate.progress(phase, done, total, message))
-
-    def note(self, text: str) -> None:
-        """A sentence for people, from the connection."""
-        self._notes.append(text)
-
-    def conclude(self, outcome: Reply | WorkerError) -> None:
-        """The outcome, once, from the client."""
-        self.arrays = {}
-        if isinstance(outcome, WorkerError):
-            self.error = outcome
-            if self._failed is not None:
-                self._failed(outcome)
-        else:
-            self._estimate.finished()
-            self.reply = replace(outcome, messages=tuple(self._notes))
-            if self._finished is not None:
-                self._finished(self.reply)
 
 
 class Client:
@@ -125,7 +46,7 @@ class Client:
         timer: starts a timer: (milliseconds, callback).
         settings: how the child is started and watched.
         kind: "lesions" (needs PyTorch) or "measurement" (does not).
-        pump: for :func:`wait`: handles what has come, waiting for it up to so many seconds.
+        pump: for :func:`.request.wait`: handles what has come, waiting for it up to so many seconds.
         clock: seconds that never run backwards.
     """
 
@@ -174,6 +95,7 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
         arrays: Mapping[str, NDArray[Any]] | None = None,
         *,
+        files: Collection[str] = (),
         progress: Callable[[Progress], None] | None = None,
         finished: Callable[[Reply], None] | None = None,
         failed: Callable[[WorkerError], None] | None = None,
@@ -186,6 +108,8 @@ class Client:
             task: what to do, see :mod:`.lesion_tasks` and :mod:`.measurement_tasks`.
             parameters: plain JSON values.
             arrays: what the task works on; they must not change before the request is done.
+            files: names of parameters that may be a file of this machine. Behind a command prefix the bytes of such a
+                file travel to the other one, once (see :mod:`.received`); what is no file here travels as it is.
             progress: called now and then.
             finished: called with the answer.
             failed: called with what went wrong.
@@ -197,9 +121,11 @@ class Client:
         found = {name: np.asarray(array) for name, array in (arrays or {}).items()}
         for name, array in found.items():
             p.ArrayHeader.of(name, array)
+        given = {name: Path(plain[name]) for name in files if isinstance(plain.get(name), str)}
+        here = {name: path for name, path in given.items() if self.settings.prefix and path.is_file()}
         self._count += 1
         estimate = Estimate(task, self._seconds.setdefault(task, {}), self._clock)
-        request = Request(self, self._count, task, plain, found, estimate, progress, finished, failed)
+        request = Request(self, self._count, task, plain, found, here, estimate, progress, finished, failed)
         self._secrets |= secrets(plain)
         self._queue.append(request)
         self._timer(0, self._next)
@@ -340,61 +266,8 @@ class Client:
             self._conclude(request, error or _ENDS_ALWAYS)
 
 
-def wait(request: Request, timeout: float | None = None, pump: Callable[[float], None] | None = None) -> Reply:
-    """Wait for a request's answer, handling what comes meanwhile.
-
-    Args:
-        request: of a client with a ``pump`` (those of :func:`.blocking.blocking_client` have one).
-        timeout: seconds; the request is cancelled after them. None waits as long as it takes.
-        pump: instead of the client's own.
-
-    Raises:
-        InputError, ModelError, DeviceError, CancelledError, ...: as the child's work raised them.
-        WorkerFailedError: the worker itself failed.
-        TimeoutError: no answer in time.
-    """
-    pump = pump or request.client.pump
-    if pump is None:
-        raise InputError("This client does not wait: give it a pump, or use its callbacks.")
-    end = None if timeout is None else time.monotonic() + timeout
-    try:
-        while not request.done:
-            left = 0.5 if end is None else end - time.monotonic()
-            if left <= 0:
-                _cancel_and_wait(request, pump)
-                raise TimeoutError(f"The worker did not answer within {timeout:g} seconds.")
-            pump(min(left, 0.5))
-    except KeyboardInterrupt:
-        _cancel_and_wait(request, pump)
-        raise
-    if request.error is not None:
-        raise exception_of(request.error)
-    assert request.reply is not None  # noqa: S101  # it is done and has no error
-    return request.reply
-
-
-def exception_of(error: WorkerError) -> COVIDLesionSegError:
-    """The exception that fits a worker's error."""
-    named = getattr(errors, error.error_class, None) if error.error_class else None
-    if not (isinstance(named, type) and issubclass(named, COVIDLesionSegError)):
-        by_kind = {
-            "input": errors.InputError,
-            "device": errors.DeviceError,
-            "model": errors.ModelError,
-            "cancelled": errors.CancelledError,
-        }
-        named = by_kind.get(error.kind)
-    return WorkerFailedError(error) if named is None else named(error.message, error.hint)
-
-
 def _described(hello: p.Hello) -> str:
     return f"COVIDLesionSeg {hello.library}, Python {hello.python}, {hello.platform}"
-
-
-def _cancel_and_wait(request: Request, pump: Callable[[float], None]) -> None:
-    request.cancel()
-    while not request.done:
-        pump(0.1)
 
 
 _ENDS_ALWAYS = WorkerError(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from . import protocol as p
 from . import troubles
-from .exchange import make_folder, read_array, remove_folder, write_array
+from .exchange import make_folder, read_array, remove_folder
+from .sending import Job, through_files, through_pipe
 from .troubles import CANCELLED
 from .values import Process, Reply, Timer, WorkerError, WorkerSettings
 
@@ -25,32 +24,6 @@ _NOISE = 16 << 10
 _LINES = 40
 _TAIL = 32 << 10
 _CLOSE_SECONDS = 2.0
-
-
-class Job(Protocol):
-    """What a connection is given to do: a request, seen from here."""
-
-    @property
-    def number(self) -> int:
-        """Its id in messages, 1 or more."""
-
-    @property
-    def task(self) -> str:
-        """What to do."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Plain JSON values."""
-
-    @property
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """What to work on."""
-
-    def tell(self, phase: str, done: int, total: int, message: str = "") -> None:
-        """Progress."""
-
-    def note(self, text: str) -> None:
-        """A sentence for people."""
 
 
 class Owner(Protocol):
@@ -101,6 +74,9 @@ class Connection:
         self._taken = False
         self._phase = ""
         self._upload: Iterator[None] | None = None
+        # hashes of the files that the other machine has
+        self._held: set[str] = set()
+        self._sent_again = False
         self._folder: Path | None = None
         self._remove_folder: Callable[[], object] = lambda: None
         self._limit: Timer | None = None
@@ -118,9 +94,16 @@ class Connection:
 
     def send(self, job: Job) -> None:
         """Give the child, which must be ready, a request."""
+        self._sent_again = False
+        self._begin(job)
+
+    def _begin(self, job: Job) -> None:
         self.state = "sending"
         self._job, self._taken, self._phase = job, False, ""
-        self._upload = self._through_pipe(job) if self._settings.uses_pipe else self._through_files(job)
+        if self._settings.uses_pipe:
+            self._upload = through_pipe(job, self._held, self._settings.compress, self._process.write)
+        else:
+            self._upload = self._through_files(job)
         self._heard, self._looked = self._clock(), False
         self._within(self._settings.silence_seconds, self._listen)
         self._turn()
@@ -221,7 +204,7 @@ class Connection:
         elif isinstance(message, p.Note):
             job.note(message.text)
         elif isinstance(message, p.Failure):
-            self._answer(troubles.told(message))
+            self._fail(message, job)
         elif isinstance(message, p.Result):
             self._receive(message, frame)
         elif not isinstance(message, p.Heartbeat):
@@ -232,6 +215,8 @@ class Connection:
             self._complain(f"it greeted as a worker of kind {hello.kind!r}")
             return
         self.hello = hello
+        files = hello.capabilities.get("files", ())
+        self._held = {str(digest) for digest in files} if isinstance(files, list) else set()
         self._stop_timers()
         self.state = "ready"
         self._owner.connected(self)
@@ -241,6 +226,15 @@ class Connection:
         taken = self._taken and self._job is not None
         self.close()
         self._owner.lost(self, self._death(0) if taken else None)
+
+    def _fail(self, message: p.Failure, job: Job) -> None:
+        if message.kind == "file_missing" and self.state == "working" and not self._sent_again:
+            # somebody has removed it there meanwhile: once more, with all files
+            self._sent_again = True
+            self._held.clear()
+            self._begin(job)
+        else:
+            self._answer(troubles.told(message))
 
     def _receive(self, message: p.Result, frame: p.Frame) -> None:
         arrays = frame.arrays
@@ -291,30 +285,7 @@ class Connection:
             self._folder = make_folder()
             # also where this program ends without closing its client
             self._remove_folder = weakref.finalize(self, remove_folder, self._folder)
-        headers = []
-        total = sum(array.nbytes for array in job.arrays.values())
-        sent = 0
-        for index, (name, array) in enumerate(job.arrays.items()):
-            header = p.ArrayHeader.of(name, array, f"{job.number}-{index}.npy")
-            for done in write_array(self._folder / header.file, array):
-                job.tell("sending", sent + done, total)
-                yield
-            sent += array.nbytes
-            headers.append(header)
-        self._process.write(p.encode(p.Ask(job.number, job.task, job.parameters, headers, str(self._folder))))
-
-    def _through_pipe(self, job: Job) -> Iterator[None]:
-        compress = self._settings.compress
-        headers = [p.ArrayHeader.of(name, array, compress=compress) for name, array in job.arrays.items()]
-        packed = {header.name: header.encoding == "zlib" for header in headers}
-        self._process.write(p.encode(p.Ask(job.number, job.task, job.parameters, headers, "", compress)))
-        total, sent = sum(header.nbytes for header in headers), 0
-        for name, array in job.arrays.items():
-            for block, size in p.blocks(array, packed[name]):
-                self._process.write(block)
-                sent += size
-                job.tell("sending", sent, total)
-                yield
+        yield from through_files(job, self._folder, self._process.write)
 
     # ---- time limits --------------------------------------------------------------------------------------------
 

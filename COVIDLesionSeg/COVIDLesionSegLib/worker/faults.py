@@ -9,12 +9,6 @@ from .. import errors
 from ..errors import COVIDLesionSegError
 from .protocol import Failure
 
-_KINDS: list[tuple[type[COVIDLesionSegError], str]] = [
-    (errors.CancelledError, "cancelled"),
-    (errors.ModelError, "model"),
-    (errors.DeviceError, "device"),
-    (errors.InputError, "input"),
-]
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 _TORCH = frozenset({"torch", "safetensors"})
 
@@ -25,6 +19,19 @@ class TorchMissingError(COVIDLesionSegError):
 
 class NotOpenError(errors.InputError):
     """A measurement names a study that this process does not hold."""
+
+
+class FileMissingError(errors.InputError):
+    """A request names a file by its hash that is not on this machine."""
+
+
+_KINDS: list[tuple[type[COVIDLesionSegError], str]] = [
+    (NotOpenError, "not_open"),
+    (FileMissingError, "file_missing"),
+    (errors.CancelledError, "cancelled"),
+    (errors.ModelError, "model"),
+    (errors.DeviceError, "device"),
+]
 
 
 def require_torch() -> None:
@@ -80,11 +87,7 @@ def failure_of(error: BaseException, request: int, device: str = "") -> Failure:
         message = "There is not enough memory for this CT."
         return Failure(request, "memory", message, hint, details, "use_cpu" if on_gpu else "")
     if isinstance(error, COVIDLesionSegError):
-        kind = "input"
-        if isinstance(error, NotOpenError):
-            kind = "not_open"
-        else:
-            kind = next((name for known, name in _KINDS if isinstance(error, known)), "input")
+        kind = next((name for known, name in _KINDS if isinstance(error, known)), "input")
         action = "use_cpu" if kind == "device" and on_gpu else ""
         own = getattr(errors, type(error).__name__, None) is type(error)
         return Failure(request, kind, *_words(error), details, action, type(error).__name__ if own else "")

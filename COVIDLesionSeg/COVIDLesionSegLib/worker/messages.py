@@ -81,7 +81,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """Child: it is there. ``capabilities`` has the lists ``tasks``, ``transports`` and ``encodings``."""
+    """Child: it is there. ``capabilities`` has the lists ``tasks``, ``transports``, ``encodings`` and ``files``."""
 
     kind: str
     library: str

@@ -25,6 +25,7 @@ from . import protocol as p
 from .exchange import read_array, remove_folder, write_array
 from .faults import failure_of
 from .processes import kill_descendants, lead_own_group, usable_processors
+from .received import ReceivedFiles
 from .tasks import Answer, Work, Worker
 from .values import Kind
 
@@ -139,6 +140,7 @@ class Server:
         self._receiving = False
         self._parent = os.getppid()
         self._folders: set[Path] = set()
+        self._received = ReceivedFiles()
         self._ending = threading.Lock()
 
     def run(self) -> None:
@@ -151,7 +153,12 @@ class Server:
                 platform.python_version(),
                 platform.platform(),
                 os.getpid(),
-                {"tasks": sorted(worker.tasks), "transports": ["file", "pipe"], "encodings": ["raw", "zlib"]},
+                {
+                    "tasks": sorted(worker.tasks),
+                    "transports": ["file", "pipe"],
+                    "encodings": ["raw", "zlib"],
+                    "files": self._received.hashes(),
+                },
             )
         )
         for loop in (self._read, self._watch):
@@ -233,7 +240,7 @@ class Server:
 
         work = Work(
             ask.task,
-            ask.parameters,
+            self._received.resolve(ask.parameters, arrays),
             arrays,
             report,
             lambda text: self._send(p.Note(ask.id, text)),

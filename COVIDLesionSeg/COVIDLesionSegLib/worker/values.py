@@ -13,7 +13,7 @@ from ..errors import InputError
 Kind = Literal["lesions", "measurement"]
 
 #: What can go wrong, and what it means. ``not_open``: a measurement names a study that the child does not hold (any
-#: more), so it has to be opened again.
+#: more), so it has to be opened again. ``file_missing``: the other machine has lost a file; the client sends it again.
 ERROR_KINDS = (
     "input",
     "device",
@@ -28,6 +28,7 @@ ERROR_KINDS = (
     "start_failed",
     "version",
     "not_open",
+    "file_missing",
     "internal",
 )
 #: Buttons that lead on from an error.
