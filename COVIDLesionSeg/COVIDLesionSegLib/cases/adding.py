@@ -48,6 +48,7 @@ def add_case(
     store: Store,
     ct: Path | str,
     patient: str | None = None,
+    *,
     copy: bool = True,
     lungs: Mask | Path | str | None = None,
     series: str | None = None,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import InputError, OutputError
 from ..files import is_unfinished, write_json
-from ..imaging.volume import LabelVolume
+from .adding import add_case
 from .layout import CONSENSUS, FORMAT, VERSION, Layout, check_rater, now
 from .reader import StoreReader
-from .records import Case, Prediction, Revision, State
+from .records import Case, Revision, State
 from .review import ReviewList
+from .saving import save_revision, set_prediction
 from .split import StoreSplit
 from .store_models import StoreModels
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from .training import FineTuneResult
 
 Progress = Callable[[str, int, int], None]
-Mask = LabelVolume | NDArray[Any]
 
 
 class Store(StoreReader):
@@ -93,6 +90,11 @@ class Store(StoreReader):
         write_json(layout.store_file, values)
         return cls(folder)
 
+    # each is written and documented where it stands; its first argument is the store
+    add = add_case
+    set_prediction = set_prediction
+    save_revision = save_revision
+
     def next(
         self,
         rater: str,
@@ -104,23 +106,6 @@ class Store(StoreReader):
         from .queue import next_case
 
         return next_case(self.cases(), rater, by, states, seed)
-
-    def add(
-        self,
-        ct: Path | str,
-        patient: str | None = None,
-        *,
-        copy: bool = True,
-        lungs: Mask | Path | str | None = None,
-        series: str | None = None,
-        rescale: Sequence[float] | None = None,
-        keep_identity: bool = False,
-        note: str = "",
-    ) -> Case:
-        """Add a case, see :func:`.adding.add_case`."""
-        from .adding import add_case
-
-        return add_case(self, ct, patient, copy, lungs, series, rescale, keep_identity, note)
 
     def open(self, case_id: str, rater: str, take_over: bool = False) -> Session:
         """Open a case to work on it; others see that it is open.
@@ -138,38 +123,6 @@ class Store(StoreReader):
         from .session import Session
 
         return Session(self, case_id, check_rater(rater), take_over)
-
-    def set_prediction(
-        self,
-        case_id: str,
-        mask: Mask,
-        model: str | Mapping[str, str],
-        *,
-        uncertainty: Mapping[str, float] | None = None,
-        record: Mapping[str, Any] | None = None,
-        lungs: Mask | None = None,
-    ) -> Prediction:
-        """Store a model's answer, see :func:`.saving.set_prediction`."""
-        from .saving import set_prediction
-
-        return set_prediction(self, case_id, mask, model, uncertainty, record, lungs)
-
-    def save_revision(
-        self,
-        case_id: str,
-        mask: Mask,
-        rater: str,
-        *,
-        seconds: float = 0.0,
-        no_lesion: bool = False,
-        comment: str = "",
-        answer: NDArray[np.bool_] | None = None,
-        is_import: bool = False,
-    ) -> Revision:
-        """Save a mask as the next revision of a case, see :func:`.saving.save_revision`."""
-        from .saving import save_revision
-
-        return save_revision(self, case_id, mask, rater, seconds, no_lesion, comment, answer, is_import)
 
     def approve(self, case_id: str, by: str, revision: int | None = None) -> Case:
         """Approve a revision, the last one by default; a later revision needs approval of its own.
