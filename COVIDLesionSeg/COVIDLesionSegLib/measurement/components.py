@@ -55,6 +55,19 @@ class Components:
         sums = [np.bincount(self.labels, self.lengths * place, self.count) for place in (self.z, self.y, middle)]
         return np.stack(sums, axis=1) / self.sizes[:, None]
 
+    def boxes(self) -> list[tuple[slice, slice, slice]]:
+        """Smallest box (z, y, x) around each component."""
+        sides = []
+        for first, last in ((self.z, self.z), (self.y, self.y), (self.x, self.x + self.lengths - 1)):
+            low, high = np.full(self.count, np.iinfo(np.int64).max), np.zeros(self.count, np.int64)
+            np.minimum.at(low, self.labels, first)
+            np.maximum.at(high, self.labels, last)
+            sides.append((low, high + 1))
+        return [
+            (slice(int(z0), int(z1)), slice(int(y0), int(y1)), slice(int(x0), int(x1)))
+            for z0, z1, y0, y1, x0, x1 in zip(*(end for side in sides for end in side), strict=True)
+        ]
+
     def image(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
         """The mask these components were found in, as an int32 array: 0 outside, components counted from 1."""
         labels = np.zeros(mask.shape, np.int32)

@@ -20,6 +20,7 @@ from ..files import atomic_path
 from ..imaging import Volume
 from . import _figure as style
 from ._planes import AXES, Box, View, draw, extent, show_field
+from .components import find_components
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,17 @@ def lesion_pictures(
         GridMismatchError: a mask has another shape than the volume.
         InputError: matplotlib is not installed.
     """
-    from scipy import ndimage
-
     view = View(volume, lungs=lungs, lesion=lesion)
     sides = None if lungs is None else volume.geometry.axial_view().apply(np.asarray(lungs))
     if sides is not None and not (sides == 2).any():
         sides = None  # one label for both lungs says nothing about the side
-    labels, _ = ndimage.label(view.masks["lesion"], np.ones((3, 3, 3), bool))
-    sizes = np.bincount(labels.ravel())[1:]
+    found = find_components(view.masks["lesion"])
+    labels, boxes = found.image(view.masks["lesion"]), found.boxes()
     pictures = []
-    for rank, label in enumerate(np.argsort(-sizes, kind="stable")[:count], start=1):
-        here = ndimage.find_objects(labels, int(label) + 1)[label]
-        part = labels[here] == label + 1
+    for rank, here in enumerate(boxes[:count], start=1):
+        part = labels[here] == rank
         index = here[0].start + int(part.sum(axis=(1, 2)).argmax())
-        volume_ml = float(sizes[label]) * volume.geometry.voxel_ml
+        volume_ml = float(found.sizes[rank - 1]) * volume.geometry.voxel_ml
         words = [f"{rank}: {volume_ml:.1f} mL"]
         side = _side(sides[here][part]) if sides is not None else ""
         if side:

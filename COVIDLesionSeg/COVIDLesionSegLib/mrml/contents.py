@@ -132,7 +132,7 @@ def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[SegmentContent]:
     if not found.count:
         return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
     labels = found.image(inside)
-    bounds = _bounds(found.labels, found.count, found.z, found.y, found.x, found.lengths)
+    bounds = found.boxes()
     contents = []
     for index in range(min(found.count, MOST_SEPARATE_LESIONS)):
         part = bounds[index]
@@ -147,22 +147,6 @@ def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[SegmentContent]:
         smaller = labels > MOST_SEPARATE_LESIONS
         contents.append(_content("lesions_smaller", "lesion", name, style, smaller, box))
     return contents
-
-
-def _bounds(
-    labels: NDArray[Any], count: int, z: NDArray[Any], y: NDArray[Any], x: NDArray[Any], lengths: NDArray[Any]
-) -> list[Box]:
-    """Bounding box of each component from its runs."""
-    sides = []
-    for first, last in ((z, z), (y, y), (x, x + lengths - 1)):
-        low, high = np.full(count, np.iinfo(np.int64).max), np.zeros(count, np.int64)
-        np.minimum.at(low, labels, first)
-        np.maximum.at(high, labels, last)
-        sides.append((low, high + 1))
-    return [
-        (slice(int(z0), int(z1)), slice(int(y0), int(y1)), slice(int(x0), int(x1)))
-        for z0, z1, y0, y1, x0, x1 in zip(*(end for side in sides for end in side), strict=True)
-    ]
 
 
 def _shaded(style: SegmentStyle, index: int) -> SegmentStyle:
