@@ -16,9 +16,9 @@ from conftest import REPOSITORY
 from file_faults import small_disk
 
 from COVIDLesionSegLib.errors import InputError, ReadError
+from COVIDLesionSegLib.processes import is_alive, kill_tree, start_time
 from COVIDLesionSegLib.worker import WorkerFailedError, WorkerSettings
 from COVIDLesionSegLib.worker.jobs import Job, find_jobs, start_job
-from COVIDLesionSegLib.worker.processes import is_alive, kill_tree, start_time
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are tested on POSIX")
 

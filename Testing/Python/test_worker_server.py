@@ -22,6 +22,7 @@ from COVIDLesionSegLib.imaging import Geometry, Volume
 from COVIDLesionSegLib.imaging.phantom import synthetic_chest
 from COVIDLesionSegLib.measurement import compare_timepoints, evaluate, quantify
 from COVIDLesionSegLib.measurement.longitudinal import TimePoint
+from COVIDLesionSegLib.processes import is_alive
 from COVIDLesionSegLib.worker import (
     BlockingLoop,
     Client,
@@ -32,7 +33,6 @@ from COVIDLesionSegLib.worker import (
     wait,
 )
 from COVIDLesionSegLib.worker import protocol as p
-from COVIDLesionSegLib.worker.processes import is_alive
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are tested on POSIX")
 

@@ -23,6 +23,7 @@ from typing import Any
 from ..errors import InputError, OutputError
 from ..files import write_json
 from ..locks import exclusive
+from ..processes import boot_id, is_alive, start_time
 from .layout import Layout, now
 from .records import LockInfo
 
@@ -165,10 +166,11 @@ class WorkLocks:
 
     def _judged(self, values: dict[str, Any], age: float) -> tuple[bool, str]:
         here = _this_process()
-        if all(values.get(name) == here[name] for name in ("host", "machine")):
-            alive = _is_alive(int(values["pid"]), values.get("started"))
-            if alive is not None:
-                return not alive, "the program still runs on this computer" if alive else "its program has ended"
+        # where the system does not tell one computer from another, the process may be another computer's
+        if here["machine"] and all(values.get(name) == here[name] for name in ("host", "machine")):
+            pid = int(values["pid"])
+            alive = is_alive(pid) and values.get("started") in (None, start_time(pid))
+            return not alive, "the program still runs on this computer" if alive else "its program has ended"
         token, renewals, clock = str(values["token"]), int(values["renewals"]), time.monotonic()
         seen = self._watched.get(token)
         if seen is None or seen[0] != renewals:
@@ -194,34 +196,4 @@ class WorkLocks:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _started(pid)}
-
-
-def _machine() -> str:
-    """What tells two computers of the same name, and two boots of one computer, apart; "" where unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, since a number is used again later; None where the system does not say."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _is_alive(pid: int, started: str | None) -> bool | None:
-    """Whether a process of this computer still runs; None where that can't be found out."""
-    # on Windows os.kill ends the process instead of asking
-    if os.name != "posix" or not _machine():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return None
-    return started is None or _started(pid) == started
+    return {"host": socket.gethostname(), "machine": boot_id(), "pid": pid, "started": start_time(pid)}

@@ -8,8 +8,8 @@ from typing import Any
 
 import qt
 
+from ..processes import kill_tree
 from ..worker import ProcessListener
-from ..worker.processes import kill_tree
 
 # Qt's objects must outlive whoever made them: a process until it has ended, a timer until it has called.
 _kept: set[Any] = set()

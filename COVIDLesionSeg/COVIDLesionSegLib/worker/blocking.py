@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import IO
 
 from ..errors import InputError
+from ..processes import kill_tree
 from .client import Client
-from .processes import kill_tree
 from .values import Kind, ProcessListener, WorkerSettings
 
 _PIECE = 1 << 20

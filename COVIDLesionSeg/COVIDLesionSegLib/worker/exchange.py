@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .processes import is_alive
+from ..processes import is_alive
 from .protocol import ArrayHeader, ProtocolError, parts
 
 PREFIX = "covid-lesion-seg-"

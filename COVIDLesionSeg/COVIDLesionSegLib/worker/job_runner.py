@@ -17,10 +17,10 @@ from typing import Any
 
 from ..errors import CancelledError, InputError
 from ..files import write_json
+from ..processes import kill_descendants, lead_own_group
 from .faults import failure_of
 from .job_status import describe_process
 from .job_tasks import TASKS
-from .processes import kill_descendants, lead_own_group
 from .protocol import to_json
 from .values import WorkerError
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .processes import is_alive, start_time
+from ..processes import is_alive, start_time
 from .values import Progress, WorkerError
 
 ACTIVE = ("starting", "running", "cancelling")

@@ -34,9 +34,9 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError, OutputError, ReadError
 from ..files import write_json
+from ..processes import kill_tree, start_time
 from .command import child_environment, command_line
 from .job_status import ACTIVE, Events, JobStatus, boot_of, describe_process, is_here, is_same
-from .processes import kill_tree, start_time
 from .request import WorkerFailedError
 from .scrub import scrubbed, secrets
 from .values import WorkerError, WorkerSettings

@@ -21,10 +21,10 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..processes import kill_descendants, lead_own_group, usable_processors
 from . import protocol as p
 from .exchange import read_array, remove_folder, write_array
 from .faults import failure_of
-from .processes import kill_descendants, lead_own_group, usable_processors
 from .received import ReceivedFiles
 from .tasks import Answer, Work, Worker
 from .values import Kind

@@ -195,7 +195,7 @@ class Process(Protocol):
         """End of input, after what is queued."""
 
     def kill_tree(self) -> None:
-        """Kill the process and all its descendants at once (:func:`.processes.kill_tree`), without waiting."""
+        """Kill the process and all its descendants at once (:func:`~..processes.kill_tree`), without waiting."""
 
 
 class Timer(Protocol):

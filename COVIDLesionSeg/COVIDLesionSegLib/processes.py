@@ -116,7 +116,7 @@ def start_time(pid: int) -> str | None:
             ticks = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
         except (OSError, IndexError):
             return None
-        return f"{_boot()} {ticks}"
+        return f"{boot_id()} {ticks}"
     done = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
@@ -148,7 +148,8 @@ def _processes(only: int | None = None) -> Iterator[_Entry]:
         yield _Entry(int(pid), int(parent), int(group), 0, state[0])
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """What tells two computers of one name, and two boots of one computer, apart; "" where the system does not say."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
