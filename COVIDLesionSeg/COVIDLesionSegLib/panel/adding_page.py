@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import mrml
-from ..errors import COVIDLesionSegError
 from ..worker import Reply
 from ..worker.case_jobs import PREDICT
 from ..worker.jobs import JobStatus
 from ..worker.protocol import geometry_to_json
 from .forms import showText
 from .job_watch import JobWatch
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt, noticeOf
 from .steps import Steps
 from .store_client import StoreClient
 from .text import _, duration_text
@@ -151,10 +150,7 @@ class AddingPage:
         self._store.refresh()
 
     def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        attempt(action, self._note)
 
 
 def noteReport(values: Any, note: Callable[[Notice], None]) -> None:

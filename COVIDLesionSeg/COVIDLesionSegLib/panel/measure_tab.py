@@ -12,7 +12,7 @@ from ..mrml import ModuleParameters
 from .export import Export
 from .figure_list import FigureList
 from .forms import chooseData, chosenData, loadForm, showText
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .steps import Steps
 from .text import _
@@ -102,12 +102,9 @@ class MeasureTab:
         return lambda value=None, *_ignored: self._set(**{name: value})
 
     def _set(self, **values: Any) -> None:
-        if self._parameters is None:
-            return
-        try:
-            self._parameters.update(**values)
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        parameters = self._parameters
+        if parameters is not None:
+            attempt(lambda: parameters.update(**values), self._note)
 
     def _onLesions(self, *_ignored: Any) -> None:
         self._set(lesionSegmentId=chosenData(self.ui.lesionCombo) or "")

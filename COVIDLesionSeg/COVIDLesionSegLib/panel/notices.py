@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import CancelledError, COVIDLesionSegError
 from ..worker import WorkerError
@@ -41,3 +43,11 @@ def noticeOf(error: Exception | WorkerError) -> Notice:
     _log.error("An error that should not occur", exc_info=error)
     text = _("This is a fault of the program: {error}").format(error=f"{type(error).__name__}: {error}")
     return Notice(text, "copy_report", is_error=True)
+
+
+def attempt(action: Callable[[], Any], note: Callable[[Notice], None]) -> None:
+    """Do something; an error of ours is said."""
+    try:
+        action()
+    except COVIDLesionSegError as error:
+        note(noticeOf(error))

@@ -8,11 +8,10 @@ from typing import Any
 import qt
 
 from .. import mrml
-from ..errors import COVIDLesionSegError
 from ..worker import Reply
 from .case_work import CaseWork
 from .gate_text import comparisonHtml
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
 
@@ -123,10 +122,7 @@ class ReviewPage:
         self._try(lambda: self._store.ask("case_act", values))
 
     def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        attempt(action, self._note)
 
 
 def _fill(widget: Any, rows: list[tuple[str, str]]) -> None:

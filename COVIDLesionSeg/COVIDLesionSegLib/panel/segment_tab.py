@@ -13,7 +13,7 @@ from ..mrml import LESION_VIEWS, ModuleParameters
 from .devices import AUTOMATIC
 from .forms import addShortcut, chooseData, chosenData, loadForm, showText
 from .model_text import cardHtml, licenseText
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .text import _, duration_text
 
@@ -125,12 +125,9 @@ class SegmentTab:
         ]
 
     def _set(self, **values: Any) -> None:
-        if self._parameters is None:
-            return
-        try:
-            self._parameters.update(**values)
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        parameters = self._parameters
+        if parameters is not None:
+            attempt(lambda: parameters.update(**values), self._note)
 
     def _setter(self, name: str) -> Callable[..., None]:
         return lambda value, *_ignored: self._set(**{name: value})

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cases.importing import LAYOUTS
-from ..errors import COVIDLesionSegError
 from ..worker import Reply
 from .adding_page import noteReport
 from .forms import chosenData, showText
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
 
@@ -96,7 +95,4 @@ class StoreFilesPage:
         self._ask("store_check", {}, checked)
 
     def _ask(self, task: str, values: dict[str, Any], done: Callable[[Reply], None]) -> None:
-        try:
-            self._store.ask(task, values, done, shown=True)
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        attempt(lambda: self._store.ask(task, values, done, shown=True), self._note)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import qt
 
 from .. import mrml
-from ..errors import COVIDLesionSegError
 from ..models.catalog import ModelEntry
 from ..worker import Reply
 from ..worker.case_jobs import ESTIMATE, JUDGE
@@ -17,7 +16,7 @@ from .adding_page import endOf, jobText, showProgress
 from .forms import chosenData, showText
 from .gate_text import gateHtml
 from .job_watch import JobWatch
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
 from .training import FINE_TUNE, TrainingLogic
@@ -336,10 +335,7 @@ class TuningPage:
         self._try(lambda: self._store.ask("store_model", given, changed))
 
     def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except COVIDLesionSegError as error:
-            self._note(noticeOf(error))
+        attempt(action, self._note)
 
 
 def _modelText(model: Mapping[str, Any], is_default: bool) -> str:

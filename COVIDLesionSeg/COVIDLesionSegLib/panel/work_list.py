@@ -9,10 +9,10 @@ from typing import Any
 import qt
 
 from ..cases import ORDERS, STATES, is_store
-from ..errors import COVIDLesionSegError, InputError
+from ..errors import InputError
 from .case_work import CaseWork
 from .forms import chooseData, chosenData, showText
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
 
@@ -185,10 +185,7 @@ class WorkList:
         """A slot that shows the error of what it does."""
 
         def do(*_ignored: Any) -> None:
-            try:
-                action()
-            except COVIDLesionSegError as error:
-                self._note(noticeOf(error))
+            attempt(action, self._note)
 
         return do
 
