@@ -154,7 +154,7 @@ def near_distances(
     Returns:
         Distances, mm, float64 (n,) and (m,); infinite for points that are further away than all others.
     """
-    rows = _Rows.around(spacing)
+    rows = Rows.around(spacing, _ROWS, _ALONG_X)
     reach = np.array([*rows.reach, _ALONG_X])
     low = np.minimum(prediction.min(axis=1), reference.min(axis=1)) - reach
     high = np.maximum(prediction.max(axis=1), reference.max(axis=1)) + reach
@@ -185,7 +185,7 @@ def near_distances(
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class Rows:
     """Rows along x around a voxel, nearest first.
 
     Attributes:
@@ -203,23 +203,26 @@ class _Rows:
     reach: tuple[int, int]
 
     @classmethod
-    def around(cls, spacing: tuple[float, float, float]) -> _Rows:
-        """The rows to ask on a lattice with spacing (z, y, x), mm."""
+    def around(cls, spacing: tuple[float, float, float], most: int, along_x: int) -> Rows:
+        """The rows to ask, at most so many, on a lattice with spacing (z, y, x), mm.
+
+        What lies more than ``along_x`` voxels along a row is not seen.
+        """
         dz, dy, dx = spacing
-        # a voxel that lies further along its row than a table tells is at least this far away
-        unseen = (_ALONG_X + 1) * dx
-        reach = min(_ROWS, math.floor(unseen / dz)), min(_ROWS, math.floor(unseen / dy))
+        # a voxel that lies further along its row than is seen is at least this far away
+        unseen = (along_x + 1) * dx
+        reach = min(most, math.floor(unseen / dz)), min(most, math.floor(unseen / dy))
         grid = np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij")
         z, y = (axis.ravel() for axis in grid)
         squares = (z * dz) ** 2 + (y * dy) ** 2
         order = np.argsort(squares, kind="stable")
         # the nearest that is not seen: further along a row, outside the box of rows, or further down the list of them
         edge = min(unseen**2, ((reach[0] + 1) * dz) ** 2, ((reach[1] + 1) * dy) ** 2)
-        if len(order) > _ROWS:
-            edge = min(edge, float(squares[order[_ROWS]]))
-        listed = order[squares[order] < edge][:_ROWS]
+        if len(order) > most:
+            edge = min(edge, float(squares[order[most]]))
+        listed = order[squares[order] < edge][:most]
         kept = squares[listed]
-        away = np.arange(_ALONG_X, -1, -1) * dx
+        away = np.arange(along_x, -1, -1) * dx
         along = np.concatenate([[np.inf], away * away])
         return cls(np.stack([z, y])[:, listed], kept.tolist(), [*kept[1:].tolist(), edge], along, reach)
 
