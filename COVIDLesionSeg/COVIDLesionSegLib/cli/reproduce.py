@@ -67,9 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     table = load_table(arguments.table)
     options = _options(arguments, table)
+    if table.judged == "efficiency":
+        return _efficiency(table, options, arguments)
     from ..reproduction.study import Study
 
     study = Study(table, options)
+    if arguments.plan:
+        return _plan(study, arguments)
     with ProgressBar(table.id, arguments.quiet) as bar:
         study.progress = bar
         outcomes, failed = _fill(study, arguments.quiet)
@@ -80,6 +84,41 @@ def run(arguments: argparse.Namespace) -> int:
         done = sum(outcome.result is not None for outcome in outcomes)
         print(f"{done} of {len(outcomes)} cells -> {paths[0]}")
     return _SOME_FAILED if failed else 0
+
+
+def _efficiency(table: Table, options: Options, arguments: argparse.Namespace) -> int:
+    from ..reproduction.efficiency import efficiency_table
+    from ..reproduction.planning import chosen_rows
+
+    if arguments.plan:
+        print(f"{table.id}: parameters, multiply-adds and time of {len(chosen_rows(table, options))} networks")
+        return 0
+    with ProgressBar(table.id, arguments.quiet) as bar:
+        paths = efficiency_table(table, options, bar)
+    print(json.dumps({"files": [str(path) for path in paths]}, indent=2) if arguments.json else f"-> {paths[0]}")
+    return 0
+
+
+def _plan(study: Study, arguments: argparse.Namespace) -> int:
+    """What would be trained, and roughly how long."""
+    with ProgressBar(study.table.id, arguments.quiet) as bar:
+        study.progress = bar
+        planned = study.plan()
+    if arguments.json:
+        print(json.dumps([vars(entry) for entry in planned], indent=2))
+        return 0
+    for entry in planned:
+        work = f"{entry.steps} steps, about {_duration(entry.seconds)}" if entry.status == "to do" else ""
+        print(f"{entry.name:40}{entry.status}{': ' if work else ''}{work}")
+    total = sum(entry.seconds for entry in planned)
+    print(f"{sum(entry.status == 'to do' for entry in planned)} to train, about {_duration(total)} on {study.device}")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _fill(study: Study, quiet: bool) -> tuple[list[Outcome], bool]:

@@ -56,6 +56,7 @@ class DataSettings:
         margin: voxels kept around the lungs; -1 keeps whole slices.
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16.
+        depth: slices of a training crop; above 1 the network is 3-D and not one of this project's.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
@@ -73,12 +74,14 @@ class DataSettings:
     margin: int = 8
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
+    depth: int = 1
     zoom: float = 1.0
     foreground_share: float = 0.5
     lesion_free_share: float = 0.1
 
     def __post_init__(self) -> None:
         _require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+        _require(self.depth >= 1, "data.depth", self.depth, "at least 1")
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
         _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
@@ -134,13 +137,14 @@ class NetworkSettings:
     """The network to train.
 
     Attributes:
-        name: family.
-        arguments: of its constructor, e.g. ``channels`` or ``base_channels``.
+        name: family; "external" is a network of another library that the caller of ``Trainer`` makes.
+        arguments: of its constructor, e.g. ``channels`` or ``base_channels``; of an external network what tells it from
+            others.
         base_model: id or file of a model to start from; empty starts from random weights. It must be of the same
             network.
     """
 
-    name: Literal["coplenet", "caresunet"] = "coplenet"
+    name: Literal["coplenet", "caresunet", "external"] = "coplenet"
     arguments: dict[str, Any] = field(default_factory=dict)
     base_model: str = ""
 
@@ -359,6 +363,10 @@ class TrainingConfig:
             raise InputError(
                 "Data re-weighting and self-ensembling are both enabled; the paper compares one with the other. "
                 "Set ensembling.enabled = false or reweighting.enabled = false."
+            )
+        if self.data.depth > 1 and self.network.name != "external":
+            raise InputError(
+                f"data.depth is {self.data.depth}, but {self.network.name} sees slices one by one; 1 is needed."
             )
         if bool(self.data.pseudo_cases) != bool(self.run.pseudo_batch_size):
             raise InputError(

@@ -28,8 +28,8 @@ class Batch:
     """Training crops.
 
     Attributes:
-        images: float32 (N, 1, H, W), windowed to [0, 1].
-        labels: uint8 (N, H, W), 0 or 1.
+        images: float32 (N, 1, H, W), windowed to [0, 1]; (N, 1, D, H, W) where crops are D > 1 slices deep.
+        labels: uint8 (N, H, W) or (N, D, H, W), 0 or 1.
         slices: (case id, slice) of each.
     """
 
@@ -126,6 +126,20 @@ class BatchSource:
     def _sample(self, step: int, place: int, case: str, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         label = self._labels.get(case, self._store.label(case))[index]
         center = crop_center(draw(self._seed, Purpose.CROP, self._stream, step, place), label, self._data)
+        if self._data.depth == 1:
+            return self._plane(step, place, case, index, center)
+        # every plane draws the same numbers, so that all of them are changed by one and the same transform
+        depth, last = self._data.depth, self._store.cases[case].shape[0] - 1
+        start = index - depth // 2
+        within = [min(max(start + offset, 0), last) for offset in range(depth)]
+        planes = [self._plane(step, place, case, near, center) for near in within]
+        return np.stack([image for image, _ in planes]), np.stack([mask for _, mask in planes])
+
+    def _plane(
+        self, step: int, place: int, case: str, index: int, center: tuple[float, float]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """One slice of a sample."""
+        label = self._labels.get(case, self._store.label(case))[index]
         generator = draw(self._seed, Purpose.AUGMENTATION, self._stream, step, place)
         shift = generator.uniform(-1, 1) * self._augmentation.window_shift_hu
         width, level = self._window

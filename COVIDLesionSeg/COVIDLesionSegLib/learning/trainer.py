@@ -52,7 +52,7 @@ class TrainingResult:
 
     Attributes:
         model: the best model's file, with its card.
-        card: the card.
+        card: the card; None of an external network.
         folder: of the run: config.toml, state.pt, log.jsonl, log.csv, doubtful_labels.csv, result.json.
         steps: that were trained.
         best_step: whose weights the model holds.
@@ -61,7 +61,7 @@ class TrainingResult:
     """
 
     model: Path
-    card: ModelCard
+    card: ModelCard | None
     folder: Path
     steps: int
     best_step: int
@@ -77,6 +77,9 @@ class Trainer:
         folder: of the run; made if absent.
         base_folder: what relative names in the configuration count from; the current folder by default.
         card: what the model's card should say besides what the training knows (id, name, license, training data).
+        make_network: makes the network where ``config.network.name`` is "external": (N, 1, H, W), or (N, 1, D, H, W)
+            with ``config.data.depth`` above 1, to logits of two channels. Its
+            tensors are saved as ``best.pt``, without a card.
 
     Raises:
         InputError: a configuration or data that can't be trained on; the sentence says why.
@@ -88,8 +91,14 @@ class Trainer:
         folder: Path | str,
         base_folder: Path | str = ".",
         card: ModelCard | None = None,
+        make_network: Callable[[], nn.Module] | None = None,
     ) -> None:
+        if (config.network.name == "external") != (make_network is not None):
+            raise InputError(
+                f'network.name is "{config.network.name}"; an external network, and no other, is made by the caller.'
+            )
         self.config = config
+        self.make_network = make_network
         self.folder = Path(folder)
         self._base = Path(base_folder)
         self._card = card
@@ -200,6 +209,8 @@ class _Job:
 
     def _network(self) -> nn.Module:
         settings = self.config.network
+        if self.trainer.make_network is not None:
+            return self.trainer.make_network()
         if not settings.base_model:
             return create_network(settings.name, **settings.arguments)
         file = self.trainer._base / settings.base_model
@@ -345,7 +356,8 @@ class _Job:
             images = np.concatenate([images, pseudo.images])
             labels = np.concatenate([labels, pseudo.labels])
         image = torch.from_numpy(images).to(self.device, self.trainer._dtype, non_blocking=True)
-        image = image.contiguous(memory_format=torch.channels_last)
+        if image.ndim == 4:
+            image = image.contiguous(memory_format=torch.channels_last)
         label = torch.from_numpy(labels).to(self.device, non_blocking=True).long()
         rate = learning_rate(config.optimizer, self.step, config.run.steps)
         for group in self.optimizer.param_groups:
@@ -472,10 +484,17 @@ class _Job:
             if self.ranks.is_main:
                 # the other network first: what stands beside a model always belongs to it or to an earlier one
                 for other in networks.keys() - {name}:
-                    card = self._model_card(other, judgments[other])
-                    save_model(networks[other], card, self.folder / "partner.safetensors")
-                save_model(networks[name], self._model_card(name, judgments[name]), self.folder / "best.safetensors")
+                    self._save_network(networks[other], other, judgments[other], "partner")
+                self._save_network(networks[name], name, judgments[name], "best")
         self.ranks.barrier()
+
+    def _save_network(self, network: nn.Module, chosen: str, judgment: Judgment, file: str) -> None:
+        if self.trainer.make_network is None:
+            save_model(network, self._model_card(chosen, judgment), self.folder / f"{file}.safetensors")
+        else:
+            # some libraries' networks name a tensor twice, which safetensors refuse
+            with atomic_path(self.folder / f"{file}.pt") as path:
+                torch.save(network.state_dict(), path)
 
     def _model_card(self, chosen: str, judgment: Judgment) -> ModelCard:
         base = self.trainer._card or getattr(self, "base_card", None)
@@ -508,7 +527,8 @@ class _Job:
 
     def _finish(self, stopped: str) -> TrainingResult:
         assert self.best is not None  # noqa: S101  # the last step validates
-        model = self.folder / "best.safetensors"
+        own = self.trainer.make_network is None
+        model = self.folder / ("best.safetensors" if own else "best.pt")
         if self.ranks.is_main:
             self.audit.write_csv(self.folder / "doubtful_labels.csv")
             write_json(
@@ -527,7 +547,9 @@ class _Job:
         if self.log is not None:
             self.log.close()
         self.ranks.barrier()
-        card = self._model_card("", self.best) if not model.exists() else load_checkpoint(model).card
+        card = None
+        if own:
+            card = load_checkpoint(model).card if model.exists() else self._model_card("", self.best)
         return TrainingResult(model, card, self.folder, self.step, self.best_step, self.best, stopped)
 
 

@@ -56,7 +56,7 @@ def predict_case(
     """Lesion probability (z, y, x) of a stored case, slice by slice, padded by reflection to multiples of 16.
 
     Args:
-        network: in eval mode.
+        network: in eval mode; one with a method ``predict_volume`` (of a 3-D network) gets the whole case at once.
         store: of the slices.
         case: id.
         window: (width, level) in HU.
@@ -66,6 +66,9 @@ def predict_case(
     """
     stored = store.image(case)
     dtype = next(network.parameters()).dtype
+    whole = getattr(network, "predict_volume", None)
+    if whole is not None:
+        return _predict_volume(whole, store.windowed(case, stored, *window), device, dtype, autocast)
     height, width = stored.shape[1:]
     padding = [(0, 0), *(((-side % 16) // 2, -(-(-side % 16) // 2)) for side in (height, width))]
     out = np.empty(stored.shape, dtype=np.float32)
@@ -80,6 +83,20 @@ def predict_case(
         rows, columns = padding[1][0], padding[2][0]
         out[start : start + _BATCH] = probability[:, rows : rows + height, columns : columns + width]
     return out
+
+
+def _predict_volume(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    volume: NDArray[np.float32],
+    device: torch.device,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+) -> NDArray[np.float32]:
+    images = torch.from_numpy(volume)[None, None].to(device, dtype)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        logits = predict(images)
+    probability: NDArray[np.float32] = torch.softmax(logits.float(), dim=1)[0, 1].cpu().numpy()
+    return probability
 
 
 def judge_case(probability: NDArray[np.float32], store: SliceStore, case: str) -> dict[str, float]:

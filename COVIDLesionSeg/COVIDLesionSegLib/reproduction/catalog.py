@@ -74,10 +74,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Published:
-    """A printed figure: mean and, where it is printed, the standard deviation over cases; in the column's unit."""
+    """A figure as it is printed, in the column's unit.
 
-    mean: float
-    sd: float | None
+    Attributes:
+        mean: digits of the mean.
+        sd: digits of the standard deviation over cases, or None where none is printed.
+    """
+
+    mean: str
+    sd: str | None
+
+    def __str__(self) -> str:
+        return self.mean if self.sd is None else f"{self.mean} ± {self.sd}"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ its figures, so that another length, width or data set makes another cell and a 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from ..learning.log import read_log
 from ..learning.pseudo_labels import pseudo_label
 from ..learning.trainer import Trainer
 from ..models import load_checkpoint
-from . import planning
+from . import baselines, planning
 from .catalog import Row, Table
 from .data import Cases, Part, divide, find_cases
+from .estimating import Planned, seconds_per_step
 from .judging import Judged, autocast_of, judge_pictures, judge_volumes
 from .planning import Cell, Facts, Options
 
@@ -45,12 +48,14 @@ class Prepared:
         part: its data.
         config: its training, with names that count from the output folder.
         folder: of its run and result.
+        epoch: steps in which every slice is seen once.
     """
 
     cell: Cell
     part: Part
     config: TrainingConfig
     folder: Path
+    epoch: int
 
 
 class Study:
@@ -97,7 +102,9 @@ class Study:
         if network.source == "none":
             return network.reason
         if network.source != "own":
-            return f"{network.source} networks are not there yet"
+            absent = baselines.absent(network)
+            if absent:
+                return absent
         if row.method == "semi-supervised" and not self.cases.unlabeled:
             return f"{self.options.data} has no folder unlabelled/ with slices to pseudo-label"
         return ""
@@ -106,7 +113,7 @@ class Study:
         """The command that takes a cell's obstacle away, or "" where nothing does."""
         if cell.row.method == "semi-supervised" and cell.row.network.source == "own":
             return planning.command(self.table, self.options, cell)
-        return ""
+        return baselines.install_command() if cell.row.network.source not in ("own", "none") else ""
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """The result of a cell that was filled before, or None."""
@@ -120,7 +127,8 @@ class Study:
         """
         draft = planning.configuration(self.table, cell, self.options, Facts(1, 0))
         part = self._part(draft, cell)
-        config = planning.configuration(self.table, cell, self.options, self._facts_of(part, draft))
+        facts = self._facts_of(part, draft)
+        config = planning.configuration(self.table, cell, self.options, facts)
         output = self.options.output
         config = replace(
             config,
@@ -141,7 +149,27 @@ class Study:
         if row.method == "label-update":
             extra["count"] = row.count
         digest = planning.identity(config, extra)
-        return Prepared(cell, part, config, output / "cells" / f"{cell.name}-{digest[:8]}")
+        folder = output / "cells" / f"{cell.name}-{digest[:8]}"
+        return Prepared(cell, part, config, folder, math.ceil(facts.slices / config.run.batch_size))
+
+    def plan(self) -> list[Planned]:
+        """What :meth:`run` would do with each cell, and roughly how long; nothing is trained."""
+        measured: dict[str, float] = {}
+        planned = []
+        for cell in self.cells:
+            reason = self.obstacle(cell)
+            if reason:
+                planned.append(Planned(cell.name, f"can't: {reason}"))
+                continue
+            prepared = self.prepare(cell)
+            steps = prepared.config.run.steps
+            if self.result(prepared) is not None:
+                planned.append(Planned(cell.name, "finished", steps))
+                continue
+            if cell.row.id not in measured:
+                measured[cell.row.id] = seconds_per_step(cell.row, prepared.config, self.options.width, self.device)
+            planned.append(Planned(cell.name, "to do", steps, steps * measured[cell.row.id]))
+        return planned
 
     def result(self, prepared: Prepared) -> dict[str, Any] | None:
         """What a finished cell holds, or None.
@@ -189,6 +217,10 @@ class Study:
             return done
         facts: dict[str, Any] = {}
         config = prepared.config
+        network_of = cell.row.network
+        external = network_of.source != "own"
+        patch = (config.data.depth, *config.data.crop)
+        make = partial(baselines.make_network, network_of, config.network.arguments.get("width"), patch)
         if cell.row.method == "semi-supervised":
             config = self._with_pseudo_labels(prepared, facts)
         if cell.row.method == "label-update":
@@ -202,10 +234,13 @@ class Study:
                 cancelled=self.cancelled,
             )
         else:
-            trainer = Trainer(config, prepared.folder / "run", self.options.output)
+            folder = prepared.folder / "run"
+            trainer = Trainer(config, folder, self.options.output, make_network=make if external else None)
             trained = trainer.run(resume=True, progress=self.progress, cancelled=self.cancelled)
         started = time.perf_counter()
-        network = load_checkpoint(trained.model).network
+        network = make() if external else load_checkpoint(trained.model).network
+        if external:
+            network.load_state_dict(torch.load(trained.model, map_location="cpu", weights_only=True))
         judged = self._judge(network, prepared)
         result = {
             "version": RESULT_VERSION,
@@ -217,7 +252,7 @@ class Study:
             "data": prepared.part.described,
             "steps": trained.steps,
             "kept": _kept(config, trained.best_step),
-            "facts": facts | _label_facts(trained.card.metrics.get("label_noise", [])),
+            "facts": facts | _label_facts(trained.folder),
             "seconds": {
                 "training": round(_training_seconds(prepared.folder / "run"), 1),
                 "testing": round(time.perf_counter() - started, 1),
@@ -225,6 +260,7 @@ class Study:
             "hardware": self._hardware(config),
             "library": __version__,
             "config": config.to_dict(),
+            "curve": _curve(trained.folder, prepared.epoch),
             "slices": judged.slices,
             "volumes": judged.volumes,
         }
@@ -297,9 +333,17 @@ def _kept(config: TrainingConfig, best_step: int) -> str:
     return f"best on the validation patients (step {best_step})" if judged else "last step"
 
 
-def _label_facts(noise: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _label_facts(run: Path) -> dict[str, Any]:
+    noise = json.loads((run / "result.json").read_text(encoding="utf-8"))["label_noise"]
     spoilt = [entry["dice_to_clean"] for entry in noise if entry["kind"] != "none"]
     return {"label_dice": sum(spoilt) / len(spoilt), "spoilt_cases": len(spoilt)} if spoilt else {}
+
+
+def _curve(run: Path, epoch: int) -> list[float]:
+    """Mean training loss of each epoch; a resumed run may have logged a step twice, its last entry counts."""
+    losses = {entry["step"]: entry["loss"] for entry in read_log(run) if entry["kind"] == "step"}
+    values = [losses[step] for step in sorted(losses)]
+    return [sum(part) / len(part) for part in (values[i : i + epoch] for i in range(0, len(values), epoch))]
 
 
 def _training_seconds(folder: Path) -> float:

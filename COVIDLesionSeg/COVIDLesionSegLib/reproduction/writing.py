@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import atomic_path, write_text
 from ..measurement.cohort import GROUPS
 from ..measurement.slices import CONVENTIONS
 from ..measurement.tables import Row as CsvRow
 from ..measurement.tables import write_csv
 from .catalog import Metric, Published, Row, Table
 from .figures import Figure, Outcome, figures
-from .planning import Options, chosen_rows, command, reductions
+from .planning import Options, chosen_rows, command, noise_name, reductions
 
 _READINGS = {
     "probability": "probability map, mean over the 256 thresholds",
@@ -35,9 +36,13 @@ def write_table(table: Table, options: Options, outcomes: Sequence[Outcome]) -> 
     write_text(paths[0], _markdown(table, options, outcomes, found, grouped))
     write_csv(paths[1], [_csv_row(table, figure) for figure in found] + _missing_rows(table, outcomes))
     write_csv(paths[2], [row for outcome in outcomes for row in _cell_rows(table, outcome)])
+    if table.curves:
+        paths.append(options.output / f"{table.id}-curves.csv")
+        write_csv(paths[-1], [row for outcome in outcomes for row in _curve_rows(table, outcome)])
+        paths += _curve_picture(table, options, outcomes)
     if grouped:
         paths.append(options.output / f"{table.id}-groups.csv")
-        write_csv(paths[3], [_csv_row(table, figure) for figure in grouped])
+        write_csv(paths[-1], [_csv_row(table, figure) for figure in grouped])
     return paths
 
 
@@ -66,7 +71,7 @@ def _markdown(
     if grouped:
         lines += _groups(table, rows, grouped)
     lines += _runs(outcomes)
-    lines += _missing(outcomes)
+    lines += _missing(table, options, outcomes)
     lines += ["## Command", "", "```", command(table, options), "```", ""]
     return "\n".join(lines)
 
@@ -129,7 +134,7 @@ def _figures_table(table: Table, rows: Sequence[Row], found: Sequence[Figure]) -
         cells = [row.title]
         for metric in table.metrics:
             star = "*" if metric.key in row.significant else ""
-            cells.append(_published(row.published.get(metric.key), metric) + star)
+            cells.append(f"{row.published.get(metric.key, _NOTHING)}{star}")
             cells.append(_ours(ours.get((row.id, metric.key))))
         lines.append(_line(cells))
     if any(row.significant for row in rows):
@@ -198,30 +203,36 @@ def _remarks(result: Mapping[str, Any]) -> str:
     return "; ".join(remarks)
 
 
-def _missing(outcomes: Sequence[Outcome]) -> list[str]:
-    missing = [outcome for outcome in outcomes if outcome.result is None]
+def _missing(table: Table, options: Options, outcomes: Sequence[Outcome]) -> list[str]:
+    """What is not there, a line for each row and reason with the command for all its seeds."""
+    missing: dict[tuple[str, str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.result is None:
+            noise = noise_name(outcome.cell.noise) if outcome.cell.noise else ""
+            missing.setdefault((outcome.cell.row.title, noise, outcome.reason), []).append(outcome)
     if not missing:
         return []
-    lines = ["## Missing cells", "", _line(["cell", "why", "filled by"]), _line(["---"] * 3)]
-    by_reason: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in missing:
-        # what no run can fill is said once a row, not once a seed
-        key = outcome.cell.row.title if not outcome.command else outcome.cell.name
-        by_reason.setdefault((key, outcome.reason), []).append(outcome)
-    for (name, reason), found in by_reason.items():
-        filled = f"`{found[0].command}`" if found[0].command else "nothing"
-        lines.append(_line([name, reason, filled]))
+    lines = ["## Missing cells", "", _line(["row", "seeds", "why", "filled by"]), _line(["---"] * 4)]
+    for (title, noise, reason), found in missing.items():
+        seeds = sorted({outcome.cell.seed for outcome in found})
+        name = f"{title}, label errors {noise}" if noise else title
+        filled = f"`{remedy(table, options, found)}`" if found[0].command else "nothing"
+        lines.append(_line([name, ", ".join(map(str, seeds)), reason, filled]))
     return [*lines, ""]
+
+
+def remedy(table: Table, options: Options, outcomes: Sequence[Outcome]) -> str:
+    """One command for all of a row's missing cells: theirs with every seed, or what has to be installed first."""
+    first = outcomes[0]
+    if not first.command.startswith("covid-lesion-seg"):
+        return first.command
+    seeds = tuple(sorted({outcome.cell.seed for outcome in outcomes}))
+    noises = (first.cell.noise,) if first.cell.noise else ()
+    return command(table, replace(options, rows=(first.cell.row.id,), seeds=seeds, noises=noises))
 
 
 def _line(cells: Iterable[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _published(figure: Published | None, metric: Metric) -> str:
-    if figure is None:
-        return _NOTHING
-    return _number(figure.mean, metric) + (f" ± {figure.sd:g}" if figure.sd is not None else "")
 
 
 def _ours(figure: Figure | None) -> str:
@@ -259,8 +270,8 @@ def _csv_row(table: Table, figure: Figure) -> CsvRow:
         "lesion volume group": figure.group,
         "metric": metric.key,
         "unit": metric.unit or "1",
-        "published mean": published.mean if published else None,
-        "published SD over cases": published.sd if published else None,
+        "published mean": float(published.mean) if published else None,
+        "published SD over cases": _sd(published),
         "mean": figure.mean * metric.factor,
         "SD over cases": figure.sd_cases * metric.factor,
         "SD over seeds": figure.sd_seeds * metric.factor,
@@ -274,6 +285,10 @@ def _csv_row(table: Table, figure: Figure) -> CsvRow:
         "missing because": "",
         "filled by": "",
     }
+
+
+def _sd(published: Published | None) -> float | None:
+    return float(published.sd) if published is not None and published.sd is not None else None
 
 
 def _missing_rows(table: Table, outcomes: Sequence[Outcome]) -> list[CsvRow]:
@@ -291,13 +306,47 @@ def _missing_rows(table: Table, outcomes: Sequence[Outcome]) -> list[CsvRow]:
                     "row": row,
                     "metric": metric.key,
                     "unit": metric.unit or "1",
-                    "published mean": published.mean if published else None,
-                    "published SD over cases": published.sd if published else None,
+                    "published mean": float(published.mean) if published else None,
+                    "published SD over cases": _sd(published),
                     "missing because": outcome.reason,
                     "filled by": outcome.command,
                 }
             )
     return rows
+
+
+def _curve_rows(table: Table, outcome: Outcome) -> list[CsvRow]:
+    """One row an epoch: the mean training loss."""
+    cell, result = outcome.cell, outcome.result or {"curve": []}
+    return [
+        {"table": table.id, "row": cell.row.id, "seed": cell.seed, "fold": cell.fold, "epoch": epoch, "loss": loss}
+        for epoch, loss in enumerate(result["curve"], 1)
+    ]
+
+
+def _curve_picture(table: Table, options: Options, outcomes: Sequence[Outcome]) -> list[Path]:
+    """The curves as a PNG, where matplotlib is installed; each row's is the mean of its runs."""
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        return []
+    curves: dict[str, list[list[float]]] = {}
+    for outcome in outcomes:
+        if outcome.result is not None:
+            curves.setdefault(outcome.cell.row.title, []).append(outcome.result["curve"])
+    if not curves:
+        return []
+    canvas = Canvas(figsize=(8, 5), layout="constrained")
+    axes = canvas.add_subplot(xlabel="epoch", ylabel="mean training loss", title=f"{table.title} ({table.id})")
+    for title, runs in curves.items():
+        length = min(len(run) for run in runs)
+        means = [sum(run[epoch] for run in runs) / len(runs) for epoch in range(length)]
+        axes.plot(range(1, length + 1), means, label=title)
+    axes.legend()
+    path = options.output / f"{table.id}-curves.png"
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=120)
+    return [path]
 
 
 def _cell_rows(table: Table, outcome: Outcome) -> list[CsvRow]:
