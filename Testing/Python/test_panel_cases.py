@@ -191,8 +191,8 @@ def test_a_crash_costs_no_work_and_the_recovery_can_be_refused(page, panel, stor
     rest(page)
     assert store.case("case-0001").unsaved == ("anna",)
     # the program is killed: nothing says good-bye, the lock stays until its process is gone
-    page.work._token = ""
-    page.work._edits = page.work._kept = 0
+    page.work._hold.token = ""
+    page.work._hold.begin()
     page.work._leave()
     store.unlock("case-0001")
     assert open_next(page) == "case-0001", "what was left unsaved comes first"
@@ -226,9 +226,9 @@ def test_closing_the_scene_closes_the_case(page, panel, store, scene):
 
 
 def test_edits_are_kept_after_a_while_without_being_asked_for(page, store, monkeypatch):
-    from COVIDLesionSegLib.panel import case_work
+    from COVIDLesionSegLib.panel import case_hold
 
-    monkeypatch.setattr(case_work, "AUTOSAVE_MS", 30)
+    monkeypatch.setattr(case_hold, "AUTOSAVE_MS", 30)
     open_next(page)
     draw(corrected())
     wait_for(lambda: store.case("case-0001").unsaved == ("anna",), "the autosave")
@@ -526,10 +526,10 @@ def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, pa
     open_next(page)
     store.unlock("case-0001")
     with store.open("case-0001", "bert"):
-        page.work._renew()
+        page.work._hold._renew()
         rest(page)
         assert said(panel).count("took it over") == 1
-        page.work._renew()
+        page.work._hold._renew()
         draw(corrected())
         page.ui.saveNextButton.click()
         wait_for(lambda: page.work.caseId == "case-0002" and is_at_rest(page), "the next case")

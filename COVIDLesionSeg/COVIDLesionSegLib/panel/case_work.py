@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,11 @@ import slicer
 from numpy.typing import NDArray
 from slicer.util import VTKObservationMixin
 
-from .. import mrml
-from ..cases import RENEW_S, Store
 from ..errors import COVIDLesionSegError, InputError
-from ..inference import PostProcessing
-from ..worker import Progress, Reply, Request, Timer, WorkerError
+from ..worker import Progress, Reply, WorkerError
 from ..worker.protocol import geometry_from_json
+from .case_answer import CaseAnswer, savedTexts
+from .case_hold import CaseHold
 from .case_scene import CaseScene
 from .events import Signal
 from .notices import Notice, noticeOf
@@ -27,10 +25,6 @@ from .text import _
 if TYPE_CHECKING:
     from .session import Session
 
-# edits are kept this long after the first of them
-AUTOSAVE_MS = 20_000
-# nobody works that long on one stroke: a longer pause counts as this much
-_LONGEST_PAUSE_S = 300.0
 _EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
 
 
@@ -59,8 +53,7 @@ class CaseWork(VTKObservationMixin):
         self.state = ""
         self.progress: Progress | None = None
         self._steps = Steps(session.timer)
-        self._timers: dict[str, Timer] = {}
-        self._request: Request | None = None
+        self._answer: CaseAnswer | None = None
         self._forget()
         scene = slicer.mrmlScene
         self._sceneEvents = (scene.NodeRemovedEvent, scene.EndCloseEvent)
@@ -68,12 +61,10 @@ class CaseWork(VTKObservationMixin):
     def _forget(self) -> None:
         self.case: Mapping[str, Any] = {}
         self.reason = self.startFrom = self.recovered = self.model = ""
-        self._folder = self._token = ""
         self._reply: Reply | None = None
         self._arrays: dict[str, NDArray[Any]] = {}
         self._scene = CaseScene()
-        self._edits = self._kept = 0
-        self._seconds, self._last = 0.0, time.monotonic()
+        self._hold = CaseHold(self._session, self._store, self._scene, self.noted.emit)
         self._then: Callable[[], None] | None = None
 
     # ---- what is so -------------------------------------------------------------------------------------------------
@@ -91,12 +82,7 @@ class CaseWork(VTKObservationMixin):
     @property
     def isEdited(self) -> bool:
         """Whether there are edits that are no revision yet."""
-        return self._edits > 0 or bool(self.recovered)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent since the case was opened or last saved; of a pause five minutes at most."""
-        return self._seconds + min(time.monotonic() - self._last, _LONGEST_PAUSE_S)
+        return self._hold.edits > 0 or bool(self.recovered)
 
     # ---- opening ----------------------------------------------------------------------------------------------------
 
@@ -128,7 +114,6 @@ class CaseWork(VTKObservationMixin):
         self.putAside()
         self._enter("opening")
         self._then = then
-        self._folder = self._store.folder
         try:
             self._store.ask(
                 "case_open",
@@ -155,14 +140,13 @@ class CaseWork(VTKObservationMixin):
         if self.state != "opening":
             self._store.ask("case_close", {"case": values["case"]["id"], "token": values["token"]})
             return
-        self.case, self.reason, self._token = values["case"], values["reason"], values["token"]
+        self.case, self.reason = values["case"], values["reason"]
         self.startFrom, self.recovered = values["start_from"], values["recovered"] or ""
         self.model = values.get("model", "")
-        self._seconds = float(values["seconds"])
         self._reply, self._arrays = reply, dict(reply.arrays)
         for text in values["skipped"]:
             self.noted.emit(Notice(text))
-        self._startTimer("renew", RENEW_S * 1000, self._renew)
+        self._hold.take(self.caseId, values["token"], float(values["seconds"]))
         self._enter("showing")
         steps = [self._showVolume, self._showLungs]
         waits = values["is_untouched"]
@@ -186,53 +170,37 @@ class CaseWork(VTKObservationMixin):
 
     def _predict(self) -> None:
         """The case has no answer yet: the store's default model gives one first."""
-        arrays = {name: array for name, array in self._arrays.items() if name in ("volume", "lungs")}
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        values = {
-            "geometry": self._reply.values["geometry"],
-            "model": self._session.modelFor(self._store.modelFile(str(self._store.overview.get("default") or ""))),
-            "device": mrml.moduleParameters().device,
-            "postprocessing": PostProcessing().to_json(),
-            "name": self.caseId,
-        }
+        arrays = {name: array for name, array in self._arrays.items() if name in ("volume", "lungs")}
+        self._answer = CaseAnswer(self._session, self._store, self.caseId)
         self._enter("predicting")
-        self._request = self._session.client("lesions").request(
-            "segment",
-            values,
-            arrays,
-            files=("model",),
-            progress=self._onProgress,
-            finished=self._onAnswer,
-            failed=self._onNoAnswer,
-        )
+        self._answer.ask(self._reply.values["geometry"], arrays, self._onProgress, self._onAnswer, self._onNoAnswer)
 
     def cancelPrediction(self) -> None:
         """Let the case be opened without an answer."""
-        if self._request is not None:
-            self._request.cancel()
+        if self._answer is not None:
+            self._answer.cancel()
 
     def _onProgress(self, progress: Progress) -> None:
         self.progress = progress
         self.changed.emit()
 
     def _onAnswer(self, reply: Reply) -> None:
-        self._request = None
-        if self.state != "predicting":
+        answer, self._answer = self._answer, None
+        if self.state != "predicting" or answer is None:
             return
-        record = reply.values["record"]
-        mask, lungs = reply.arrays["mask"], reply.arrays["lungs"]
-        self._store.ask("case_answer", {"case": self.caseId, "record": record}, arrays={"mask": mask, "lungs": lungs})
-        self.model = str(record["model"].get("id") or record["model"].get("name") or "")
+        self.model = answer.keep(reply)
         self.startFrom = _("the answer of {model}").format(model=self.model)
+        mask, lungs = reply.arrays["mask"], reply.arrays["lungs"]
         self._arrays |= {"answer": mask, "mask": mask} | ({} if "lungs" in self._arrays else {"lungs": lungs})
         assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        self._reply.values["record"] = record
+        self._reply.values["record"] = reply.values["record"]
         steps = [] if self._scene.lungNode is not None else [self._showLungs]
         self._enter("showing")
         self._steps.start([*steps, *self._maskSteps()], self._onError)
 
     def _onNoAnswer(self, error: WorkerError) -> None:
-        self._request = None
+        self._answer = None
         if self.state != "predicting":
             return
         self.noted.emit(noticeOf(error))
@@ -258,8 +226,7 @@ class CaseWork(VTKObservationMixin):
     def _finish(self) -> None:
         self._scene.choose()
         self._reply, self._arrays = None, {}
-        self._edits = self._kept = 0
-        self._last = time.monotonic()
+        self._hold.begin()
         segmentation = self._scene.segmentationNode.GetSegmentation()
         for event in _EDITED:
             self.addObserver(segmentation, getattr(slicer.vtkSegmentation, event), self._onEdited)
@@ -277,42 +244,14 @@ class CaseWork(VTKObservationMixin):
     # ---- while it is edited -----------------------------------------------------------------------------------------
 
     def _onEdited(self, *_ignored: Any) -> None:
-        now = time.monotonic()
-        self._seconds, self._last = self._seconds + min(now - self._last, _LONGEST_PAUSE_S), now
-        self._edits += 1
-        if "autosave" not in self._timers:
-            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
-        if self._edits == 1:
+        self._hold.edited()
+        if self._hold.edits == 1:
             self.changed.emit()
 
     def autosave(self) -> None:
         """Keep the edits without making a revision of them."""
-        self._stopTimer("autosave")
-        if not self.isOpen or self._edits == self._kept:
-            return
-        edits = self._edits
-
-        def kept(_reply: Reply) -> None:
-            self._kept = max(self._kept, edits)
-
-        try:
-            values = {"case": self.caseId, "rater": self._store.rater, "token": self._token, "seconds": self.seconds}
-            mask = self._scene.mask().view(np.uint8)
-            self._store.ask("case_autosave", values, kept, arrays={"mask": mask}, refresh=False)
-        except COVIDLesionSegError as error:
-            self.noted.emit(noticeOf(error))
-
-    def _renew(self) -> None:
-        if self._token:
-            self._startTimer("renew", RENEW_S * 1000, self._renew)
-            values = {"case": self.caseId, "token": self._token}
-            self._store.ask("case_renew", values, failed=self._onNotRenewed, refresh=False)
-
-    def _onNotRenewed(self, error: WorkerError) -> None:
-        self.noted.emit(noticeOf(error))
-        if error.kind == "input":
-            # somebody has taken the case over: what is saved is a revision of its own all the same
-            self._token = ""
+        if self.isOpen:
+            self._hold.keep()
 
     def startAgain(self) -> None:
         """Throw the unsaved work away and begin from what is saved."""
@@ -322,9 +261,7 @@ class CaseWork(VTKObservationMixin):
             def show() -> None:
                 self._scene.write(reply.arrays["mask"].view(bool))
                 self.recovered, self.startFrom = "", reply.values["start_from"]
-                self._edits = self._kept = 0
-                self._stopTimer("autosave")
-                self._seconds, self._last = 0.0, time.monotonic()
+                self._hold.saved(self._hold.edits)
                 self.changed.emit()
 
             self._steps.start([show], self._onError)
@@ -350,15 +287,15 @@ class CaseWork(VTKObservationMixin):
         self._requireOpen()
         mask = self._scene.mask()
         if noLesion and mask.any():
-            if self._edits and not self._scene.isAnswer(mask):
+            if self._hold.edits and not self._scene.isAnswer(mask):
                 raise InputError(
                     _("There are edited lesions in this case."), _("Erase them before you say that it has no lesion.")
                 )
             mask = np.zeros_like(mask)
             self._scene.write(mask)
         others = self._scene.otherSegments()
-        edits, seconds = self._edits, self.seconds
-        self._stopTimer("autosave")
+        edits, seconds = self._hold.edits, self._hold.seconds
+        self._hold.pause()
         self._enter("saving")
         values = {
             "case": self.caseId,
@@ -366,7 +303,7 @@ class CaseWork(VTKObservationMixin):
             "seconds": seconds,
             "no_lesion": noLesion,
             "comment": comment,
-        } | ({"token": self._token} if close else {})
+        } | ({"token": self._hold.token} if close else {})
 
         def saved(reply: Reply) -> None:
             self._onSaved(reply, edits, close, others)
@@ -376,47 +313,26 @@ class CaseWork(VTKObservationMixin):
         self._store.ask("case_save", values, saved, arrays={"mask": mask.view(np.uint8)}, failed=self._onNotSaved)
 
     def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> None:
-        self._noteSaved(reply, others)
+        for text in savedTexts(reply.values, others):
+            self.noted.emit(Notice(text))
         if self.state != "saving":
             # its nodes were removed meanwhile
             return
         if close:
-            self._token = ""
             self._leave()
             return
         self.case = reply.values["case"]
         self.recovered = ""
-        self._seconds, self._last = 0.0, time.monotonic()
         # strokes that came while the file was written are edits of the next revision
-        self._edits -= edits
-        self._kept = 0
-        if self._edits:
-            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
+        self._hold.saved(edits)
         self._enter("open")
-
-    def _noteSaved(self, reply: Reply, others: Sequence[str]) -> None:
-        revision = reply.values["revision"]
-        volume = _("no lesion") if revision["lesion_free"] else f"{revision['lesion_ml']:.1f} mL"
-        text = _("{case}: saved as revision {number} of {rater}, {volume}.").format(
-            case=reply.values["case"]["id"], number=revision["number"], rater=revision["rater"], volume=volume
-        )
-        if revision["dice_to_prediction"] is not None:
-            overlap = f"{revision['dice_to_prediction']:.3f}"
-            text += " " + _("Dice {dice} to the model's answer.").format(dice=overlap)
-        self.noted.emit(Notice(text))
-        if others:
-            names = ", ".join(others)
-            self.noted.emit(
-                Notice(_("Segments of your own are not lesion and were not saved: {names}.").format(names=names))
-            )
 
     def _onNotSaved(self, error: WorkerError) -> None:
         self.noted.emit(noticeOf(error))
         if self.state != "saving":
             return
         self._enter("open")
-        if self._edits != self._kept:
-            self._startTimer("autosave", AUTOSAVE_MS, self.autosave)
+        self._hold.goOn()
 
     def putAside(self) -> None:
         """Close the case; what is not saved is kept, and brought back when it is opened again."""
@@ -424,43 +340,21 @@ class CaseWork(VTKObservationMixin):
             return
         if self.isOpen:
             self.autosave()
-        if self._token:
-            self._store.ask("case_close", {"case": self.caseId, "token": self._token})
+        self._hold.release()
         self._leave()
 
     def close(self) -> None:
         """The panel goes: keep what is not saved, here and now, and let others open the case."""
-        if self.isOpen and self._edits != self._kept:
-            self._keepHere()
-        if self._token:
-            self._releaseHere()
+        self._hold.endHere(keep=self.isOpen)
         self._leave(removeNodes=False)
-
-    def _keepHere(self) -> None:
-        """Autosave in this process: the child may end before it takes another request."""
-        from ..cases.masks import as_labels
-
-        try:
-            store = Store(self._folder)
-            labels = as_labels(self._scene.mask(), store.case(self.caseId), "mask")
-            store.autosaves.write(self.caseId, self._store.rater, labels, self.seconds)
-        except COVIDLesionSegError as error:
-            self.noted.emit(noticeOf(error))
-
-    def _releaseHere(self) -> None:
-        try:
-            Store(self._folder).locks.release(self.caseId, self._token)
-        except COVIDLesionSegError as error:
-            self.noted.emit(noticeOf(error))
 
     def _leave(self, removeNodes: bool = True) -> None:
         self._steps.stop()
-        if self._request is not None:
-            self._request.cancel()
-            self._request = None
+        if self._answer is not None:
+            self._answer.cancel()
+            self._answer = None
         self.removeObservers()
-        for name in list(self._timers):
-            self._stopTimer(name)
+        self._hold.stop()
         if removeNodes:
             self._scene.remove()
         self._forget()
@@ -469,10 +363,8 @@ class CaseWork(VTKObservationMixin):
     def _onNodesGone(self, *_ignored: Any) -> None:
         if not self.caseId or not self._scene.isGone():
             return
-        edited = self._edits != self._kept
-        if self._token:
-            self._store.ask("case_close", {"case": self.caseId, "token": self._token})
-        case = self.caseId
+        edited, case = self._hold.hasUnkept, self.caseId
+        self._hold.release()
         self._leave()
         lost = " " + _("Edits of the last seconds are gone; earlier ones were kept.") if edited else ""
         text = _("{case} was closed, because its nodes were removed from the scene.").format(case=case)
@@ -487,17 +379,3 @@ class CaseWork(VTKObservationMixin):
     def _enter(self, state: str) -> None:
         self.state, self.progress = state, None
         self.changed.emit()
-
-    def _startTimer(self, name: str, milliseconds: float, action: Callable[[], None]) -> None:
-        self._stopTimer(name)
-
-        def go() -> None:
-            self._timers.pop(name, None)
-            action()
-
-        self._timers[name] = self._session.timer(round(milliseconds), go)
-
-    def _stopTimer(self, name: str) -> None:
-        timer = self._timers.pop(name, None)
-        if timer is not None:
-            timer.stop()

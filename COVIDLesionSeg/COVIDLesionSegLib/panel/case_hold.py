@@ -1,0 +1,161 @@
+"""What keeps an open case: its lock is renewed, its edits are autosaved, the time that is spent is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..cases import RENEW_S, Store
+from ..worker import Reply, Timer, WorkerError
+from .case_scene import CaseScene
+from .notices import Notice, attempt, noticeOf
+from .store_client import StoreClient
+
+if TYPE_CHECKING:
+    from .session import Session
+
+# edits are kept this long after the first of them
+AUTOSAVE_MS = 20_000
+# nobody works that long on one stroke: a longer pause counts as this much
+_LONGEST_PAUSE_S = 300.0
+
+
+class CaseHold:
+    """Keeps one case, from its opening to its end.
+
+    Args:
+        session: shared by all panels.
+        store: the store.
+        scene: the nodes of the case.
+        note: shows a :class:`.notices.Notice`.
+
+    Attributes:
+        token: of the lock; "" once somebody else has taken the case over.
+        edits: how many since it was opened or last saved.
+    """
+
+    def __init__(self, session: Session, store: StoreClient, scene: CaseScene, note: Callable[[Notice], None]) -> None:
+        self._session, self._store, self._scene, self._note = session, store, scene, note
+        self._folder, self._case, self.token = store.folder, "", ""
+        self.edits = self._kept = 0
+        self._seconds, self._last = 0.0, time.monotonic()
+        self._timers: dict[str, Timer] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Time spent since the case was opened or last saved; of a pause five minutes at most."""
+        return self._seconds + min(time.monotonic() - self._last, _LONGEST_PAUSE_S)
+
+    @property
+    def hasUnkept(self) -> bool:
+        """Whether there are edits that were neither saved nor autosaved."""
+        return self.edits != self._kept
+
+    def take(self, case: str, token: str, seconds: float) -> None:
+        """The store has opened the case, with the time that was spent on its unsaved work."""
+        self._folder, self._case, self.token, self._seconds = self._store.folder, case, token, seconds
+        self._start("renew", RENEW_S * 1000, self._renew)
+
+    def begin(self) -> None:
+        """It is shown; what changes from now on is an edit."""
+        self.edits = self._kept = 0
+        self._last = time.monotonic()
+
+    def edited(self) -> None:
+        """It was edited."""
+        now = time.monotonic()
+        self._seconds, self._last = self._seconds + min(now - self._last, _LONGEST_PAUSE_S), now
+        self.edits += 1
+        if "autosave" not in self._timers:
+            self._start("autosave", AUTOSAVE_MS, self.keep)
+
+    def keep(self) -> None:
+        """Keep the edits without making a revision of them."""
+        self.pause()
+        if not self.hasUnkept:
+            return
+        edits = self.edits
+
+        def kept(_reply: Reply) -> None:
+            self._kept = max(self._kept, edits)
+
+        def ask() -> None:
+            values = {"case": self._case, "rater": self._store.rater, "token": self.token, "seconds": self.seconds}
+            mask = self._scene.mask().view(np.uint8)
+            self._store.ask("case_autosave", values, kept, arrays={"mask": mask}, refresh=False)
+
+        attempt(ask, self._note)
+
+    def pause(self) -> None:
+        """Keep nothing for the moment."""
+        self._stop("autosave")
+
+    def goOn(self) -> None:
+        """Keep what is not kept."""
+        if self.hasUnkept:
+            self._start("autosave", AUTOSAVE_MS, self.keep)
+
+    def saved(self, edits: int) -> None:
+        """So many edits are saved, or thrown away; later ones are not."""
+        self.pause()
+        self._seconds, self._last = 0.0, time.monotonic()
+        self.edits -= edits
+        self._kept = 0
+        self.goOn()
+
+    def release(self) -> None:
+        """Let others open the case."""
+        if self.token:
+            self._store.ask("case_close", {"case": self._case, "token": self.token})
+
+    def endHere(self, keep: bool) -> None:
+        """The panel goes, and the child may end before it takes another request: do the same in this process.
+
+        Args:
+            keep: keep the edits, too.
+        """
+        if keep and self.hasUnkept:
+            attempt(self._keepHere, self._note)
+        if self.token:
+            attempt(lambda: Store(self._folder).locks.release(self._case, self.token), self._note)
+
+    def stop(self) -> None:
+        """Stop all timers."""
+        for name in list(self._timers):
+            self._stop(name)
+
+    def _keepHere(self) -> None:
+        from ..cases.masks import as_labels
+
+        store = Store(self._folder)
+        labels = as_labels(self._scene.mask(), store.case(self._case), "mask")
+        store.autosaves.write(self._case, self._store.rater, labels, self.seconds)
+
+    def _renew(self) -> None:
+        if self.token:
+            self._start("renew", RENEW_S * 1000, self._renew)
+            values = {"case": self._case, "token": self.token}
+            self._store.ask("case_renew", values, failed=self._onNotRenewed, refresh=False)
+
+    def _onNotRenewed(self, error: WorkerError) -> None:
+        self._note(noticeOf(error))
+        if error.kind == "input":
+            # somebody has taken the case over: what is saved is a revision of its own all the same
+            self.token = ""
+
+    def _start(self, name: str, milliseconds: float, action: Callable[[], None]) -> None:
+        self._stop(name)
+
+        def go() -> None:
+            self._timers.pop(name, None)
+            action()
+
+        self._timers[name] = self._session.timer(round(milliseconds), go)
+
+    def _stop(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.stop()
