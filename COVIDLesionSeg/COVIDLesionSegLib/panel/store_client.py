@@ -37,7 +37,7 @@ class StoreClient:
     Attributes:
         changed: signal: another store, another overview, something begins or ends.
         noted: signal: a :class:`.notices.Notice`.
-        overview: what ``worker.case_tasks.overview`` gives; empty before it is there.
+        overview: what ``worker.case_overview.overview`` gives; empty before it is there.
     """
 
     def __init__(self, session: Session) -> None:
@@ -129,7 +129,7 @@ class StoreClient:
         """Ask for something on the store; afterwards the overview is another one.
 
         Args:
-            task: see ``worker.case_tasks``.
+            task: see ``worker.case_tasks`` and ``worker.store_tasks``.
             values: its parameters but the store.
             done: called with the answer.
             arrays: of the request.
