@@ -77,6 +77,7 @@ def test_the_result_does_not_depend_on_what_is_tried(lesions, true_distances, mo
     monkeypatch.setattr(_tail, "_PIVOTS", pivots)
     monkeypatch.setattr(_tail, "_SAMPLE", 100)
     monkeypatch.setattr(_windows, "_CHUNK", 700)
+    monkeypatch.setattr(_windows, "_RUNS", 90)
     oracle = [np.percentile(found, 95) for found in true_distances]
     for masks in ((prediction, reference), (reference, prediction)):
         got = _tail.larger_percentile(surfaces_of(*masks), spacing, 95.0)

@@ -24,8 +24,9 @@ _SLAB = 30_000
 def packed(prediction: Mask, reference: Mask) -> tuple[Bits, Bits]:
     """Two masks, bool (z, y, x) of one shape, as bits; edges that are empty in both are cut off."""
     first, second = run_all([partial(_words, prediction), partial(_words, reference)])
-    flat = np.bitwise_or.reduce(first, axis=0) | np.bitwise_or.reduce(second, axis=0)
-    deep = [np.bitwise_or.reduce(words.reshape(len(words), -1), axis=1) for words in (first, second)]
+    # the largest word is 0 only where all are
+    flat = first.max(axis=0) | second.max(axis=0)
+    deep = [words.reshape(len(words), -1).max(axis=1) for words in (first, second)]
     filled = [np.flatnonzero(axis) for axis in (deep[0] | deep[1], flat.any(axis=1), flat.any(axis=0))]
     if not len(filled[0]):
         return np.zeros((0, 0, 1), _WORD), np.zeros((0, 0, 1), _WORD)

@@ -82,7 +82,7 @@ class _Side:
         for square in self._pivots():
             if not least < square < most:
                 continue
-            within, beyond = self.windows.split(left, square)
+            within, beyond = self.windows.split(left, square, least)
             count = nearer + len(within)
             if count > self._high:
                 left, most = within, square

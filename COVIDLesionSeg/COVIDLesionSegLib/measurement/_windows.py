@@ -25,7 +25,8 @@ _BEFORE, _FROM = (1 << _ALONG_X) - 1, (1 << (_ALONG_X + 1)) - 1
 _ROWS = 500
 # In how many steps the radius of a ball is divided by the rows that are asked first.
 _SPREAD = 3
-# Runs and voxels worked on at a time: their working arrays stay in the processor's cache.
+# Runs, and voxels, worked on at a time: their working arrays stay in the processor's cache.
+_RUNS = 32_000
 _CHUNK = 8_000
 
 
@@ -116,26 +117,27 @@ class Windows:
     def runs(self, bits: Bits) -> Runs:
         """The voxels (z, y, words) of another surface on the same grid."""
         _, given, width = bits.shape
-        words = bits.reshape(-1)
-        filled = np.flatnonzero(words)
-        found = words[filled]
-        halves = np.stack([found & np.uint64((1 << _RUN) - 1), found >> np.uint64(_RUN)], axis=1).astype(np.int64)
-        place = 2 * (1 + filled + filled // (given * width) * (self.height - given) * width)
-        at = np.stack([place, place + 1], axis=1)
-        return Runs(at.reshape(-1), halves.reshape(-1)).only(halves.reshape(-1) << _ALONG_X)
+        halves = bits.astype("<u8", copy=False).reshape(-1).view("<u4")
+        filled = np.flatnonzero(halves)
+        at = 2 + filled + filled // (2 * given * width) * 2 * (self.height - given) * width
+        return Runs(at, halves.take(filled).astype(np.int64) << _ALONG_X)
 
-    def split(self, runs: Runs, square: float) -> tuple[Runs, Runs]:
-        """Which voxels have something within a squared distance, mm2, of at most :attr:`reach`, and which have not."""
-        # as distances are compared: what is near in a row, in voxels along x
-        near = (np.add.outer(self.rows.squares, self.along) <= square).sum(axis=1) - 1
+    def split(self, runs: Runs, square: float, least: float = -1.0) -> tuple[Runs, Runs]:
+        """Which voxels have something within a squared distance, mm2, of at most :attr:`reach`, and which have not.
+
+        None of them has anything within the squared distance ``least``.
+        """
+        # how far, in voxels along x, a row is within the distance; the sums are those that distances are found by
+        squares = np.add.outer(self.rows.squares, self.along)
+        near, empty = ((squares <= limit).sum(axis=1) - 1 for limit in (square, least))
         # rows side by side see much the same: a few all over the ball find something for most voxels
         strides = [max(1, int(math.sqrt(square) / (_SPREAD * side))) for side in self.spacing[:2]]
         few = (self.rows.offsets % np.array(strides)[:, None] == 0).all(axis=0)
         left = runs.bits.copy()
         for some in (few, ~few):
-            order = np.flatnonzero(some & (near >= 0))
+            order = np.flatnonzero(some & (near > empty))
             asking = np.flatnonzero(left)
-            parts = [asking[start : start + _CHUNK] for start in range(0, len(asking), _CHUNK)]
+            parts = [asking[start : start + _RUNS] for start in range(0, len(asking), _RUNS)]
             found = run_all([partial(self._beyond, runs.at[part], left[part], order, near) for part in parts])
             for part, beyond in zip(parts, found, strict=True):
                 left[part] = beyond
