@@ -421,6 +421,78 @@ def test_raters_are_compared_and_their_consensus_trains(page, panel, store):
     wait_for(lambda: store.case("case-0001").label == "latest", "the choice")
 
 
+def test_a_patient_changes_sides_with_a_reason_that_is_kept(page, panel, store):
+    ui = page.ui
+    assert not ui.moveCombo.enabled and not ui.moveButton.enabled, "nobody judges yet"
+    for number in (1, 2, 3):
+        store.save_revision(f"case-000{number}", chest()[1], "bert")
+    store.split.freeze(["case-0003"])
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["frozen"], "the overview")
+    texts = [ui.moveCombo.itemText(row) for row in range(ui.moveCombo.count)]
+    assert texts == ["case-0001, trains", "case-0002, trains", "case-0003, judges"]
+    ui.moveCombo.setCurrentIndex(1)
+    assert ui.moveButton.text == "Let the patient judge" and not ui.moveButton.enabled
+    ui.moveReasonEdit.setText("same hospital as case-0003")
+    assert not ui.moveButton.enabled, "a reason alone is no consent"
+    ui.moveCheck.setChecked(True)
+    ui.moveButton.click()
+    wait_for_words(panel, "case-0002: the patient only judges from now on.")
+    assert store.split.side(store.case("case-0002")) == "validation"
+    act = store.split.history()[-1]
+    assert (act["act"], act["by"], act["from"], act["to"]) == ("move", "anna", "train", "validation")
+    assert act["why"] == "same hospital as case-0003"
+    rest(page)
+    assert ui.moveCombo.currentText == "case-0002, judges" and ui.moveButton.text == "Let the patient train"
+    assert not ui.moveCheck.checked and not ui.moveReasonEdit.text and not ui.moveButton.enabled
+
+
+def test_the_last_patient_of_a_side_stays_there(page, panel, store):
+    for number in (1, 2):
+        store.save_revision(f"case-000{number}", chest()[1], "bert")
+    store.split.freeze(["case-0001"])
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["frozen"], "the overview")
+    page.ui.moveReasonEdit.setText("by mistake")
+    page.ui.moveCheck.setChecked(True)
+    page.ui.moveButton.click()
+    wait_for_words(panel, "would leave nobody for validation")
+    assert len(store.split.history()) == 1 and page.ui.moveReasonEdit.text == "by mistake"
+
+
+def test_a_store_of_an_older_version_is_brought_up_to_date(panel, slicer_gui, tmp_path):
+    from case_fixtures import make_store
+    from case_store_faults import as_version_1
+
+    from COVIDLesionSegLib.cases import Store
+
+    store = make_store(tmp_path)
+    store.save_revision("case-0001", lesion_of("case-0001"), "bert")
+    store.save_revision("case-0002", lesion_of("case-0002"), "bert")
+    store.split.freeze(["case-0002"])
+    sides = store.split.sides()
+    as_version_1(store.folder)
+    page = panel.learn.cases
+    page.ui.filesButton.collapsed = False
+    assert not page.ui.migrateButton.isVisibleTo(page.form)
+    page.ui.storePath.setProperty("currentPath", str(store.folder))
+    wait_for(lambda: page.ui.migrateButton.isVisibleTo(page.form), "the offer")
+    assert "version 1" in page.ui.migrateLabel.text and "older version" in page.ui.storeState.text
+    assert not page.ui.migrateButton.enabled and not page.ui.checkButton.enabled and not page.store.overview
+    page.ui.migrateCheck.setChecked(True)
+    page.ui.migrateButton.click()
+    wait_for_words(panel, "The store is up to date.")
+    wait_for(lambda: page.store.cases, "the overview")
+    assert Store(store.folder).split.sides() == sides
+    assert not page.ui.migrateButton.isVisibleTo(page.form) and page.ui.checkButton.enabled
+
+
+def lesion_of(case: str) -> np.ndarray:
+    from case_fixtures import lesion
+
+    return lesion(int(case[-1]))
+
+
 def test_a_second_rater_gets_what_the_first_has_saved(page, store):
     store.save_revision("case-0001", chest()[1], "bert")
     for name in ("case-0002", "case-0003"):
@@ -630,6 +702,7 @@ def test_everything_fits_into_320_pixels(page, reviewed):
         "overrideButton",
         "agreementBrowser",
         "reportLabel",
+        "migrateButton",
     )
     assert [name for name in hidden if getattr(page.ui, name).isVisibleTo(page.form)] == []
 

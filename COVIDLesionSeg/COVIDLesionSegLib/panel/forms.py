@@ -62,6 +62,19 @@ def chosenData(combo: Any) -> Any:
     return combo.itemData(combo.currentIndex)
 
 
+def fillCombo(combo: Any, entries: list[tuple[Any, str]]) -> None:
+    """Offer these (value, text); the chosen value stays chosen if it is among them. Signals are not sent."""
+    if [(combo.itemData(index), combo.itemText(index)) for index in range(combo.count)] == entries:
+        return
+    chosen = chosenData(combo)
+    blocked = combo.blockSignals(True)
+    combo.clear()
+    for value, text in entries:
+        combo.addItem(text, value)
+    combo.setCurrentIndex(max(combo.findData(chosen), 0) if entries else -1)
+    combo.blockSignals(blocked)
+
+
 def showText(label: Any, text: str) -> None:
     """Show a text, or hide the label where there is none."""
     label.setText(text)

@@ -11,7 +11,7 @@ from ..errors import COVIDLesionSegError
 from ..mrml import ModuleParameters
 from .export import Export
 from .figure_list import FigureList
-from .forms import chooseData, chosenData, loadForm, showText
+from .forms import chooseData, chosenData, fillCombo, loadForm, showText
 from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .steps import Steps
@@ -85,18 +85,11 @@ class MeasureTab:
         self.showState()
 
     def _listSegments(self, segmentationNode: Any) -> None:
-        combo = self.ui.lesionCombo
         entries = [("", _("All lesion segments"))]
         if segmentationNode is not None:
             segmentation = segmentationNode.GetSegmentation()
             entries += [(i, segmentation.GetSegment(i).GetName()) for i in segmentation.GetSegmentIDs()]
-        if [(combo.itemData(i), combo.itemText(i)) for i in range(combo.count)] == entries:
-            return
-        blocked = combo.blockSignals(True)
-        combo.clear()
-        for identity, name in entries:
-            combo.addItem(name, identity)
-        combo.blockSignals(blocked)
+        fillCombo(self.ui.lesionCombo, entries)
 
     def _setter(self, name: str) -> Callable[..., None]:
         return lambda value=None, *_ignored: self._set(**{name: value})

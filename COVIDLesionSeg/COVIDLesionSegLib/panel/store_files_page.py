@@ -1,4 +1,4 @@
-"""Data sets into the store and out of it; the check of all its files."""
+"""Data sets into the store and out of it; the check of all its files; what is done to the store itself."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ..cases.importing import LAYOUTS
 from ..worker import Reply
 from .adding_page import noteReport
-from .forms import chosenData, showText
+from .forms import chosenData, fillCombo, showText
 from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
 
 
 class StoreFilesPage:
-    """Fills the part of the form about import, export and check.
+    """Fills the part of the form about import, export, check, the split, and stores of older versions.
 
     Args:
         store: the store.
@@ -38,8 +38,17 @@ class StoreFilesPage:
         ui.importButton.connect("clicked(bool)", self.onImport)
         ui.exportButton.connect("clicked(bool)", self.onExport)
         ui.checkButton.connect("clicked(bool)", self.onCheck)
-        for edit in (ui.importPath, ui.exportPath):
-            edit.connect("currentPathChanged(QString)", lambda *_ignored: self.show())
+        ui.moveButton.connect("clicked(bool)", self.onMove)
+        ui.migrateButton.connect("clicked(bool)", self.onMigrate)
+        for widget, signal in (
+            (ui.importPath, "currentPathChanged(QString)"),
+            (ui.exportPath, "currentPathChanged(QString)"),
+            (ui.moveCombo, "currentIndexChanged(int)"),
+            (ui.moveReasonEdit, "textChanged(QString)"),
+            (ui.moveCheck, "toggled(bool)"),
+            (ui.migrateCheck, "toggled(bool)"),
+        ):
+            widget.connect(signal, lambda *_ignored: self.show())
         showText(ui.reportLabel, "")
         store.changed.connect(self.show)
         self.show()
@@ -55,6 +64,30 @@ class StoreFilesPage:
         ui.exportButton.setEnabled(ready and bool(ui.exportPath.currentPath))
         ui.checkButton.setEnabled(ready)
         ui.reportLabel.setVisible(bool(ui.reportLabel.text))
+        self._showSplit(ready)
+        self._showVersion()
+
+    def _showSplit(self, ready: bool) -> None:
+        ui = self._ui
+        frozen = bool(self._store.overview.get("frozen"))
+        cases = self._store.cases if frozen else {}
+        entries = [(case["id"], f"{case['id']}, {_sideText(case['side'])}") for case in cases.values()]
+        fillCombo(ui.moveCombo, entries)
+        side = cases.get(chosenData(ui.moveCombo) or "", {}).get("side", "")
+        texts = {"train": _("Let the patient judge"), "validation": _("Let the patient train")}
+        ui.moveButton.setText(texts.get(side, _("Change sides")))
+        for widget in (ui.moveCombo, ui.moveReasonEdit, ui.moveCheck):
+            widget.setEnabled(ready and frozen)
+        wanted = bool(ui.moveReasonEdit.text.strip()) and bool(ui.moveCheck.checked)
+        ui.moveButton.setEnabled(ready and bool(side) and wanted)
+
+    def _showVersion(self) -> None:
+        ui, version = self._ui, self._store.oldVersion
+        text = _("This store has version {version}. Make a copy of it, then bring it up to date.")
+        showText(ui.migrateLabel, text.format(version=version) if version else "")
+        ui.migrateCheck.setVisible(bool(version))
+        ui.migrateButton.setVisible(bool(version))
+        ui.migrateButton.setEnabled(bool(version) and not self._store.busy and bool(ui.migrateCheck.checked))
 
     def onImport(self, *_ignored: Any) -> None:
         """Take a data set in."""
@@ -94,5 +127,36 @@ class StoreFilesPage:
 
         self._ask("store_check", {}, checked)
 
+    def onMove(self, *_ignored: Any) -> None:
+        """Move a patient to the other side of the split; the store keeps who did it and why."""
+        ui = self._ui
+        case = chosenData(ui.moveCombo)
+        side = "validation" if self._store.cases[case]["side"] == "train" else "train"
+
+        def moved(reply: Reply) -> None:
+            # the next one is decided anew
+            ui.moveReasonEdit.setText("")
+            ui.moveCheck.setChecked(False)
+            text = _("{cases}: the patient only judges from now on.")
+            if reply.values["side"] == "train":
+                text = _("{cases}: the patient trains from now on.")
+            self._note(Notice(text.format(cases=", ".join(reply.values["cases"]))))
+
+        values = {"case": case, "side": side, "by": self._store.rater, "reason": ui.moveReasonEdit.text.strip()}
+        self._ask("store_move", values, moved)
+
+    def onMigrate(self, *_ignored: Any) -> None:
+        """Bring a store of an older version up to date."""
+
+        def migrated(reply: Reply) -> None:
+            self._ui.migrateCheck.setChecked(False)
+            self._note(Notice(" ".join([*reply.values["done"], _("The store is up to date.")])))
+
+        self._ask("store_migrate", {}, migrated)
+
     def _ask(self, task: str, values: dict[str, Any], done: Callable[[Reply], None]) -> None:
         attempt(lambda: self._store.ask(task, values, done, shown=True), self._note)
+
+
+def _sideText(side: str) -> str:
+    return _("judges") if side == "validation" else _("trains")

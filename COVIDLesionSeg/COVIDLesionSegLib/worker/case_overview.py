@@ -21,8 +21,11 @@ class OpenStore:
         self._store: Store | None = None
 
     def of(self, work: Work) -> Store:
-        """The store in the folder ``store``."""
-        folder = work.need("store", str)
+        """The store in the folder that the parameter ``store`` names."""
+        return self.at(work.need("store", str))
+
+    def at(self, folder: str) -> Store:
+        """The store in a folder."""
         # a folder may hold another store by now, or none
         if self._store is None or folder != self._folder or not self._store.layout.store_file.is_file():
             return self.keep(folder, Store(folder))

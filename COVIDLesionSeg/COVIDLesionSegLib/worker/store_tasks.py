@@ -10,6 +10,7 @@ from ..cases.adding import KnownCtError
 from ..cases.agreement import agreement_table, make_consensus, summary
 from ..cases.exporting import export_nnunet
 from ..cases.importing import import_cases
+from ..cases.layout import VERSION, store_values
 from ..cases.migration import migrate
 from ..cases.store import Store
 from ..errors import COVIDLesionSegError, InputError
@@ -22,8 +23,8 @@ class StoreTasks:
     """Tasks about a case store. Each takes ``store``, its folder.
 
     ``store_create``: makes an empty store. ``store_overview``: answers what a work list shows, see
-    :func:`.case_overview.overview`. ``store_add``: ``folder`` with CTs, ``copy``; answers ``done``, ``known`` and
-    ``failed``.
+    :func:`.case_overview.overview`; of a store that must be brought up to date its ``old_version`` alone.
+    ``store_add``: ``folder`` with CTs, ``copy``; answers ``done``, ``known`` and ``failed``.
 
     ``review_decide``: ``case``, ``slice``, ``decision``, ``by``. ``store_agreement``: ``rows``, ``summary``.
     ``case_consensus``: ``cases``. ``store_model``: ``act`` ("default", "override"), ``model``, ``by``, ``reason``,
@@ -63,9 +64,12 @@ class StoreTasks:
 
     def overview(self, work: Work) -> Answer:
         """What there is."""
-        store, rater = self._stores.of(work), work.take("rater", str, "")
+        folder, rater = work.need("store", str), work.take("rater", str, "")
         work.finish()
-        return Answer(overview(store, rater))
+        version = store_values(Path(folder))["version"]
+        if version < VERSION:
+            return Answer({"old_version": version})
+        return Answer(overview(self._stores.at(folder), rater))
 
     def add_folder(self, work: Work) -> Answer:
         """Add all CTs of a folder."""
