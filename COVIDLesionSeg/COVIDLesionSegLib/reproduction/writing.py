@@ -117,7 +117,7 @@ def _sections(found: Sequence[Figure]) -> list[tuple[str, list[Figure]]]:
         first = next(iter(parts), "")
         if first and all(value == values[first] for value in values.values()):
             sections.append(
-                (f"{described}; the same by both conventions, since every tested slice has lesion", parts[first])
+                (f"{described}; the same figures by both conventions of slices without lesion", parts[first])
             )
             continue
         sections += [(f"{described}; convention {name}: {CONVENTIONS[name]}", part) for name, part in parts.items()]
