@@ -61,7 +61,7 @@ def test_every_table_and_the_networks_keep_their_schemas():
 
 def test_all_tables_and_figures_of_both_papers_are_there():
     ablations = [f"med-phys-fig{number}" for number in (10, 7, 8, 9)]
-    expected = [*(f"med-phys-{number}" for number in (1, 2, 3, 4)), *ablations, "med-phys-tuning"]
+    expected = ["label-noise", *(f"med-phys-{number}" for number in (1, 2, 3, 4)), *ablations, "med-phys-tuning"]
     assert table_ids() == [*expected, "tmi-1", "tmi-2", "tmi-3", "tmi-4", "tmi-fig4"]
     groups = {key: load_table(key).groups for key in ("tmi-1", "tmi-2", "tmi-3")}
     assert groups == {"tmi-1": "Fig. 5", "tmi-2": "Fig. 7", "tmi-3": "Fig. 9"}
@@ -214,11 +214,14 @@ def test_the_command_of_a_cell_brings_its_options_back(tmp_path):
 
 
 def test_label_noise_multiplies_the_cells(tmp_path):
-    options = Options(tmp_path, tmp_path, seeds=(0, 1), noises=(parse_noise("dilation:3"), parse_noise("dropout:0.4")))
+    noises = tuple(map(parse_noise, ("dilation:3", "none", "dropout:0.4")))
+    options = Options(tmp_path, tmp_path, seeds=(0, 1), noises=noises)
     found = cells(load_table("tmi-3"), options)
-    assert len(found) == 6 * 2 * 2
+    assert len(found) == 6 * 2 * 3
     assert len({cell.name for cell in found}) == len(found)
-    assert found[-1].noise.kind == "dropout"
+    assert [found[place].noise and found[place].noise.kind for place in (0, 12, -1)] == ["dilation", None, "dropout"]
+    assert "--label-noise dilation:3:1 none dropout:0.4:1" in command(load_table("tmi-3"), options)
+    assert "--label-noise none" in command(load_table("tmi-3"), options, found[12])
 
 
 def test_networks_without_a_library_say_so():

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KIND:STRENGTH[:SHARE]",
-        help="synthetic errors in the training labels, one set of cells each, e.g. dilation:3 dropout:0.4:0.5",
+        help="synthetic errors in the training labels, one set of cells each, e.g. none dilation:3 dropout:0.4:0.5",
     )
     parser.add_argument(
         "--set",

@@ -191,4 +191,4 @@ def _case_means(values: Values, key: str) -> dict[str, float]:
 
 
 def _noise(outcome: Outcome) -> str:
-    return noise_name(outcome.cell.noise) if outcome.cell.noise else ""
+    return noise_name(outcome.cell.noise)

@@ -40,7 +40,7 @@ class Options:
         resize: (height, width) that slices are resized to.
         device: as in RunSettings.
         precision: as in RunSettings.
-        noises: synthetic label errors, one set of cells each; empty trains on the given labels.
+        noises: synthetic label errors, one set of cells each; None are the given labels, and so is an empty tuple.
         changes: table -> key -> value of the training configuration, for all rows.
 
     Raises:
@@ -59,7 +59,7 @@ class Options:
     resize: tuple[int, int] | None = None
     device: str = "auto"
     precision: str = "auto"
-    noises: tuple[LabelNoiseSettings, ...] = ()
+    noises: tuple[LabelNoiseSettings | None, ...] = ()
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,12 +120,12 @@ def chosen_rows(table: Table, options: Options) -> list[Row]:
 
 def cells(table: Table, options: Options) -> list[Cell]:
     """All cells that were asked for: every row of a seed and fold before the next seed."""
-    if options.noises and table.data != "volumes":
+    if any(options.noises) and table.data != "volumes":
         raise InputError(f"The table {table.id} is not about noisy labels; label errors are for tables on volumes.")
     rows = chosen_rows(table, options)
     folds = folds_of(table, options)
     numbers: list[int | None] = list(range(folds)) if folds else [None]
-    noises: Sequence[LabelNoiseSettings | None] = options.noises or (None,)
+    noises = options.noises or (None,)
     return [
         Cell(row, seed, fold, noise) for noise in noises for seed in options.seeds for fold in numbers for row in rows
     ]
@@ -252,8 +252,9 @@ def command(table: Table, options: Options, cell: Cell | None = None) -> str:
         value = getattr(options, name)
         if value:
             words += [f"--{name}", *map(str, value)]
-    for noise in (cell.noise,) if cell and cell.noise else options.noises:
-        words += ["--label-noise", f"{noise.kind}:{noise.strength:g}:{noise.share:g}"]
+    noises = (cell.noise,) if cell and options.noises else options.noises
+    if noises:
+        words += ["--label-noise", *(_noise_text(noise) for noise in noises)]
     for name in ("device", "precision"):
         if getattr(options, name) != "auto":
             words += [f"--{name}", getattr(options, name)]
@@ -263,12 +264,14 @@ def command(table: Table, options: Options, cell: Cell | None = None) -> str:
     return shlex.join(words)
 
 
-def parse_noise(text: str) -> LabelNoiseSettings:
-    """KIND:STRENGTH[:SHARE], e.g. "dilation:3" or "dropout:0.4:0.5".
+def parse_noise(text: str) -> LabelNoiseSettings | None:
+    """KIND:STRENGTH[:SHARE], e.g. "dilation:3" or "dropout:0.4:0.5"; "none" is None, the given labels.
 
     Raises:
         InputError: another form, an unknown kind, a strength or share that is not allowed.
     """
+    if text == "none":
+        return None
     parts = text.split(":")
     try:
         if len(parts) not in (2, 3):
@@ -282,8 +285,14 @@ def parse_noise(text: str) -> LabelNoiseSettings:
     return TrainingConfig.from_dict({"label_noise": values}).label_noise
 
 
-def noise_name(noise: LabelNoiseSettings) -> str:
-    """Short, e.g. "dilation3" or "dropout0.4-share0.5"."""
+def _noise_text(noise: LabelNoiseSettings | None) -> str:
+    return f"{noise.kind}:{noise.strength:g}:{noise.share:g}" if noise is not None else "none"
+
+
+def noise_name(noise: LabelNoiseSettings | None) -> str:
+    """Short, e.g. "dilation3" or "dropout0.4-share0.5"; "" for the given labels."""
+    if noise is None:
+        return ""
     share = f"-share{noise.share:g}" if noise.share < 1 else ""
     return f"{noise.kind}{noise.strength:g}{share}"
 

@@ -248,7 +248,7 @@ class Study:
             "row": cell.row.id,
             "seed": cell.seed,
             "fold": cell.fold,
-            "label_noise": planning.noise_name(cell.noise) if cell.noise else "",
+            "label_noise": planning.noise_name(cell.noise),
             "data": prepared.part.described,
             "steps": trained.steps,
             "kept": _kept(config, trained.best_step),

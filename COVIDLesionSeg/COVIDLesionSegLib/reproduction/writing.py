@@ -63,7 +63,8 @@ def _markdown(
     lines += ["", "Cells are mean ± standard deviation over the tested cases, the mean over the seeds.", ""]
     for noise in dict.fromkeys(figure.noise for figure in found) or [""]:
         for title, part in _sections([figure for figure in found if figure.noise == noise]):
-            heading = ", ".join(text for text in (f"label errors {noise}" if noise else "", title) if text)
+            labels = (f"label errors {noise}" if noise else "given labels") if options.noises else ""
+            heading = ", ".join(text for text in (labels, title) if text)
             lines += [f"## {heading[0].upper()}{heading[1:]}", ""] if heading else []
             lines += [*_figures_table(table, rows, part), ""]
             tests = _tests_table(table, part)
@@ -164,7 +165,7 @@ def _groups(table: Table, rows: Sequence[Row], grouped: Sequence[Figure]) -> lis
     shown = f" ({table.groups} of the paper shows these as a graphic, without numbers)" if table.groups else ""
     lines = [f"## By lesion volume{shown}", ""]
     for noise in dict.fromkeys(figure.noise for figure in grouped):
-        lines += [f"Label errors {noise}:", ""] if noise else []
+        lines += [f"Label errors {noise}:" if noise else "Given labels:", ""] if any(f.noise for f in grouped) else []
         head = ["row", "group", "cases", *(metric.heading for metric in table.metrics)]
         lines += [_line(head), _line("---" for _ in head)]
         here = {(f.row.id, f.group, f.metric.key): f for f in grouped if f.noise == noise}
@@ -208,8 +209,8 @@ def _missing(table: Table, options: Options, outcomes: Sequence[Outcome]) -> lis
     missing: dict[tuple[str, str, str], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.result is None:
-            noise = noise_name(outcome.cell.noise) if outcome.cell.noise else ""
-            missing.setdefault((outcome.cell.row.title, noise, outcome.reason), []).append(outcome)
+            key = (outcome.cell.row.title, noise_name(outcome.cell.noise), outcome.reason)
+            missing.setdefault(key, []).append(outcome)
     if not missing:
         return []
     lines = ["## Missing cells", "", _line(["row", "seeds", "why", "filled by"]), _line(["---"] * 4)]
@@ -227,7 +228,7 @@ def remedy(table: Table, options: Options, outcomes: Sequence[Outcome]) -> str:
     if not first.command.startswith("covid-lesion-seg"):
         return first.command
     seeds = tuple(sorted({outcome.cell.seed for outcome in outcomes}))
-    noises = (first.cell.noise,) if first.cell.noise else ()
+    noises = (first.cell.noise,) if options.noises else ()
     return command(table, replace(options, rows=(first.cell.row.id,), seeds=seeds, noises=noises))
 
 
