@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume
-from COVIDLesionSegLib.measurement import severity, zones
+from COVIDLesionSegLib.measurement import components, severity, zones
 from COVIDLesionSegLib.measurement.catalog import catalog, definition
 from COVIDLesionSegLib.measurement.components import component_at, find_components
 from COVIDLesionSegLib.measurement.quantification import quantify
@@ -392,6 +392,14 @@ def test_components_that_are_hard_to_join_are_those_of_scipy(name):
     found = find_components(mask)
     assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
     assert found.sizes.tolist() == [mask.sum()]
+
+
+@pytest.mark.parametrize("voxels", [1, 250, 1000])
+def test_components_are_the_same_however_many_slices_are_looked_through_at_once(monkeypatch, voxels):
+    mask = np.random.default_rng(3).random((11, 9, 10)) < 0.15
+    expected = find_components(mask).image(mask)
+    monkeypatch.setattr(components, "_SLAB", voxels)
+    assert np.array_equal(find_components(mask).image(mask), expected)
 
 
 def test_the_component_at_a_place_may_be_curved_around_it():

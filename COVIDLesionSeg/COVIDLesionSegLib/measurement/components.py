@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 # with the row before in the same slice, and with three rows of the slice before: each pair of neighbors once
 _NEIGHBOR_ROWS = ((0, 1), (1, -1), (1, 0), (1, 1))
+# Voxels that are looked through for runs at a time.
+_SLAB = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +86,10 @@ def find_components(mask: NDArray[np.bool_]) -> Components:
     depth, height, width = mask.shape
     # a column of background on either side, so that no run crosses the end of its row
     stride = width + 2
-    padded = np.zeros((depth * height, stride), np.int8)
-    padded[:, 1:-1] = mask.reshape(depth * height, width)
-    flat = padded.ravel()
-    borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    # a few slices at a time, which stay in the processor's cache
+    padded = np.zeros((max(1, _SLAB // max(1, height * stride)), height, stride), np.int8)
+    found = [_borders(mask, start, padded) for start in range(0, depth, len(padded))]
+    borders = np.concatenate([np.zeros(0, np.int64), *found])
     first, end = borders[::2], borders[1::2]
     row = first // stride
     z, y = row // height, row % height
@@ -102,6 +104,14 @@ def find_components(mask: NDArray[np.bool_]) -> Components:
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
     return Components(sizes[order], rank[labels], z, y, first % stride - 1, lengths)
+
+
+def _borders(mask: NDArray[np.bool_], start: int, padded: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Where, in the padded grid, runs of some slices from ``start`` on begin and, in turn, have ended."""
+    part = mask[start : start + len(padded)]
+    padded[: len(part), :, 1:-1] = part
+    flat = padded[: len(part)].reshape(-1)
+    return np.flatnonzero(flat[1:] != flat[:-1]) + 1 + start * padded[0].size
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
