@@ -23,7 +23,7 @@ import torch
 from COVIDLesionSegLib.learning import NoiseRobustDiceLoss, Trainer, TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
 from COVIDLesionSegLib.learning.randomness import Purpose
-from COVIDLesionSegLib.learning.trainer import _integer
+from COVIDLesionSegLib.learning.training_job import _integer
 from COVIDLesionSegLib.networks import COPLENet
 
 
