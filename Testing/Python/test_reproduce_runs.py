@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -21,7 +20,8 @@ from COVIDLesionSegLib.reproduction import baselines
 from COVIDLesionSegLib.reproduction.catalog import load_table, networks
 from COVIDLesionSegLib.reproduction.efficiency import build, cost
 from COVIDLesionSegLib.reproduction.figures import Outcome, figures
-from COVIDLesionSegLib.reproduction.planning import Cell, Options
+from COVIDLesionSegLib.reproduction.pictures import normalize
+from COVIDLesionSegLib.reproduction.planning import Cell, Options, reductions
 from COVIDLesionSegLib.reproduction.study import Study
 from COVIDLesionSegLib.reproduction.writing import write_table
 
@@ -102,14 +102,36 @@ def test_the_test_slices_train_nothing_and_folds_leave_them_alone(pictures, tmp_
     table = load_table("med-phys-1")
     study = Study(table, options_for(pictures, tmp_path, rows=("caresunet",), resize=(32, 32)))
     part = study.prepare(study.cells[0]).part
-    assert {case.image.parent.parent.name for case in part.training} == {"train"}
-    assert {case.image.parent.parent.name for case in part.test} == {"test"}
+    assert {case.image.parent.name for case in part.training} == {"train"}
+    assert {case.image.parent.name for case in part.test} == {"test"}
     study = Study(table, options_for(pictures, tmp_path, rows=("caresunet",), resize=(32, 32), folds=2))
     parts = [study.prepare(cell).part for cell in study.cells]
-    assert all(case.image.parent.parent.name == "train" for part in parts for case in (*part.training, *part.test))
+    assert all(case.image.parent.name == "train" for part in parts for case in (*part.training, *part.test))
     tested = [case.id for part in parts for case in part.test]
     assert sorted(tested) == [str(number) for number in range(6)]
     assert all(not {c.id for c in part.training} & {c.id for c in part.test} for part in parts)
+
+
+def test_pictures_of_two_windows_become_alike():
+    generator = np.random.default_rng(0)
+    bright = generator.integers(20, 240, (60, 50)).astype(np.uint8)
+    dark = np.rint(bright * 0.45).astype(np.uint8)
+    first, second = normalize(bright, 2, 95), normalize(dark, 2, 95)
+    assert np.abs(first.astype(int) - second).max() <= 2
+    assert np.percentile(first, [2, 95]) == pytest.approx([0, 230], abs=1)
+    flat = np.full((4, 4), 9, dtype=np.uint8)
+    assert not normalize(flat, 2, 95).any()
+
+
+def test_pictures_stay_as_they_are_if_that_is_asked(pictures, tmp_path):
+    table = load_table("med-phys-1")
+    changed = Study(table, options_for(pictures, tmp_path / "changed", rows=("caresunet",), resize=(32, 32)))
+    kept = Study(table, options_for(pictures, tmp_path / "kept", rows=("caresunet",), keep_intensities=True))
+    assert kept.cases.training[0].image.is_relative_to(pictures)
+    assert changed.cases.training[0].image.is_relative_to(tmp_path)
+    assert changed.cases.training[0].lesion == kept.cases.training[0].lesion
+    said = reductions(table, kept.options, [table.row("caresunet")])
+    assert said[-1] == "pictures as they are instead of normalized"
 
 
 def test_a_finished_cell_is_not_trained_again(pictures, tmp_path, monkeypatch):
@@ -172,12 +194,8 @@ def test_an_interrupted_command_leaves_its_table(pictures, tmp_path, monkeypatch
 
 def test_the_semi_supervised_row_learns_from_its_teachers_labels(pictures, tmp_path):
     table = load_table("med-phys-1")
-    rows = tuple(
-        dataclasses.replace(row, pseudo_labels=row.pseudo_labels | {"threshold": 10.0}) if row.teacher else row
-        for row in table.rows
-    )
-    table = dataclasses.replace(table, rows=rows)
-    study = Study(table, options_for(pictures, tmp_path, rows=("semi-caresunet",), resize=(32, 32), steps=4))
+    settings = {"rows": ("semi-caresunet",), "resize": (32, 32), "steps": 4}
+    study = Study(table, options_for(pictures, tmp_path, **settings, changes={"pseudo_labels": {"threshold": 10.0}}))
     result = study.run(study.cells[0])
     assert result["facts"] == {"pseudo_labels_accepted": 4, "pseudo_labels_total": 4}
     assert (result["config"]["run"]["batch_size"], result["config"]["run"]["pseudo_batch_size"]) == (2, 2)

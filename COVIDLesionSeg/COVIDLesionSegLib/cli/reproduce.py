@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE.KEY=VALUE",
         help="settings of every training, e.g. optimizer.learning_rate=1e-3",
     )
+    parser.add_argument("--keep-intensities", action="store_true", help="do not normalize pictures of slices")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (GPU)")
     parser.add_argument("--plan", action="store_true", help="say what would be trained and how long; train nothing")
@@ -191,6 +192,7 @@ def _options(arguments: argparse.Namespace, table: Table) -> Options:
         precision=arguments.precision,
         noises=tuple(parse_noise(text) for text in arguments.label_noise),
         changes=_changes(arguments.set),
+        keep_intensities=arguments.keep_intensities,
     )
 
 

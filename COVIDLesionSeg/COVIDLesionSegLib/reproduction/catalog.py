@@ -135,6 +135,7 @@ class Table:
         epochs: of training, 0 where the protocol counts steps.
         steps: of training, 0 where it counts epochs.
         milestone_epochs: where the rate drops.
+        normalize: percentiles between which every picture is stretched, see ``reproduction.pictures``; or ().
         settings: tables of the training configuration.
         notes: choices and conventions, sentences.
         groups: figure that shows the same by lesion size, or "".
@@ -156,6 +157,7 @@ class Table:
     epochs: int
     steps: int
     milestone_epochs: tuple[int, ...]
+    normalize: tuple[float, ...]
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     groups: str
@@ -206,6 +208,7 @@ def load_table(key: str) -> Table:
         epochs=protocol.get("epochs", 0),
         steps=protocol.get("steps", 0),
         milestone_epochs=tuple(protocol.get("milestone_epochs", ())),
+        normalize=tuple(protocol.get("normalize", ())),
         settings=protocol["settings"],
         notes=tuple(values.get("notes", ())),
         groups=values.get("groups", ""),

@@ -16,6 +16,8 @@ from ..learning.config import LabelNoiseSettings, TrainingConfig
 from .catalog import Row, Table
 
 NATURAL = "natural"
+# settings of semi-supervised rows that are no part of a training's configuration
+PSEUDO_LABELS = "pseudo_labels"
 # where a run is and on what it computes is no part of what it is
 _NOT_IDENTITY = {
     "data": ("cases", "split", "cache", "pseudo_cases"),
@@ -41,7 +43,9 @@ class Options:
         device: as in RunSettings.
         precision: as in RunSettings.
         noises: synthetic label errors, one set of cells each; None are the given labels, and so is an empty tuple.
-        changes: table -> key -> value of the training configuration, for all rows.
+        changes: table -> key -> value of the training configuration, for all rows; ``pseudo_labels`` are the settings
+            of the filter of semi-supervised rows.
+        keep_intensities: pictures are not normalized.
 
     Raises:
         InputError: a value that is not allowed.
@@ -61,6 +65,7 @@ class Options:
     precision: str = "auto"
     noises: tuple[LabelNoiseSettings | None, ...] = ()
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    keep_intensities: bool = False
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -162,7 +167,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     values["run"] |= {"seed": cell.seed, "device": options.device, "precision": options.precision}
     if cell.noise is not None:
         values["label_noise"] = asdict(cell.noise)
-    values = _merged(values, options.changes)
+    values = _merged(values, {name: keys for name, keys in options.changes.items() if name != PSEUDO_LABELS})
     if values["data"].get("lesion_free_share") == NATURAL:
         values["data"]["lesion_free_share"] = round(facts.lesion_free / facts.slices, 6)
     if cell.row.method == "semi-supervised":
@@ -176,6 +181,19 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
         if name in values["run"]:
             values["run"][name] = min(values["run"][name], steps)
     return TrainingConfig.from_dict(values)
+
+
+def pseudo_label_settings(row: Row, options: Options) -> dict[str, Any]:
+    """Threshold, base and convention of the filter of a semi-supervised row.
+
+    Raises:
+        InputError: another setting.
+    """
+    settings = {**row.pseudo_labels, **options.changes.get(PSEUDO_LABELS, {})}
+    unknown = sorted(settings.keys() - row.pseudo_labels.keys())
+    if unknown:
+        raise InputError(f"pseudo_labels has no {unknown[0]}; it has {', '.join(row.pseudo_labels)}.")
+    return settings
 
 
 def _shortened(
@@ -223,9 +241,13 @@ def reductions(table: Table, options: Options, rows: Sequence[Row]) -> list[str]
     folds = folds_of(table, options)
     if folds and not table.default_folds:
         found.append(f"{folds}-fold cross-validation instead of the paper's split")
+    if options.keep_intensities and table.normalize:
+        found.append("pictures as they are instead of normalized")
+    filters: dict[str, Any] = next((dict(row.pseudo_labels) for row in rows if row.pseudo_labels), {})
     for group, keys in options.changes.items():
+        known = filters if group == PSEUDO_LABELS else table.settings.get(group, {})
         for key, value in keys.items():
-            before = table.settings.get(group, {}).get(key, "the default")
+            before = known.get(key, "the default")
             found.append(f"{group}.{key} {_plain(value)} instead of {_plain(before)}")
     return found
 
@@ -255,6 +277,8 @@ def command(table: Table, options: Options, cell: Cell | None = None) -> str:
     noises = (cell.noise,) if cell and options.noises else options.noises
     if noises:
         words += ["--label-noise", *(_noise_text(noise) for noise in noises)]
+    if options.keep_intensities:
+        words.append("--keep-intensities")
     for name in ("device", "precision"):
         if getattr(options, name) != "auto":
             words += [f"--{name}", getattr(options, name)]

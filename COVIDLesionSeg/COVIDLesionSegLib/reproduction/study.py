@@ -33,6 +33,7 @@ from .catalog import Row, Table
 from .data import Cases, Part, divide, find_cases
 from .estimating import Planned, seconds_per_step
 from .judging import Judged, autocast_of, judge_pictures, judge_volumes
+from .pictures import normalized_cases
 from .planning import Cell, Facts, Options
 
 Progress = Callable[[str, int, int], None]
@@ -86,9 +87,20 @@ class Study:
         self.progress, self.cancelled = progress, cancelled
         self.cells = planning.cells(table, options)
         self.device = choose_device(options.device).device
-        self.cases: Cases = find_cases(table, options.data)
+        self.cases: Cases = self._normalized(find_cases(table, options.data))
         self._parts: dict[float, list[Part]] = {}
         self._facts: dict[tuple[Any, ...], Facts] = {}
+
+    def _normalized(self, cases: Cases) -> Cases:
+        """Labeled pictures on one scale of grey; the many unlabeled ones wait until a row needs them."""
+        if not self.table.normalize or self.options.keep_intensities:
+            return cases
+        folder = self.options.output / "data" / "normalized"
+        return replace(
+            cases,
+            training=normalized_cases(cases.training, self.table.normalize, folder / "train", self.progress),
+            test=normalized_cases(cases.test, self.table.normalize, folder / "test", self.progress),
+        )
 
     # ---- what there is ------------------------------------------------------------------------------------------
 
@@ -144,7 +156,8 @@ class Study:
         extra: dict[str, Any] = {"method": row.method, "network": row.network.id, "data": part.sha256}
         if row.method == "semi-supervised":
             teacher = self.prepare(replace(cell, row=self.table.row(row.teacher)))
-            extra |= {"teacher": teacher.folder.name, "pseudo_labels": dict(row.pseudo_labels)}
+            settings = planning.pseudo_label_settings(row, self.options)
+            extra |= {"teacher": teacher.folder.name, "pseudo_labels": settings}
             extra["unlabeled"] = len(self.cases.unlabeled)
         if row.method == "label-update":
             extra["count"] = row.count
@@ -289,11 +302,15 @@ class Study:
         self.run(teacher)
         folder = prepared.folder / "pseudo"
         if not (folder / "pseudo_labels.json").is_file():
+            unlabeled = self.cases.unlabeled
+            if self.table.normalize and not self.options.keep_intensities:
+                place = self.options.output / "data" / "normalized" / "unlabeled"
+                unlabeled = normalized_cases(unlabeled, self.table.normalize, place, self.progress)
             pseudo_label(
                 load_checkpoint(self.prepare(teacher).folder / "run" / "best.safetensors"),
-                self.cases.unlabeled,
+                unlabeled,
                 folder,
-                **row.pseudo_labels,
+                **planning.pseudo_label_settings(row, self.options),
                 device=self.options.device,
                 precision=self.options.precision,
                 progress=self.progress,
