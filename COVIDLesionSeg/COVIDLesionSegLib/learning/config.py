@@ -6,15 +6,31 @@ Loads without PyTorch, so that Slicer's process and the command can check a conf
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError, ReadError
+from .method_settings import EnsemblingSettings, LabelNoiseSettings, ReweightingSettings, check_loss_window
+from .settings import from_mapping, to_plain, toml_value
+from .settings import require as _require
+
+__all__ = [
+    "AugmentationSettings",
+    "DataSettings",
+    "EnsemblingSettings",
+    "LabelNoiseSettings",
+    "LossName",
+    "LossSettings",
+    "NetworkSettings",
+    "OptimizerSettings",
+    "ReweightingSettings",
+    "RunSettings",
+    "TrainingConfig",
+    "check_loss_window",
+]
 
 LossName = Literal[
     "noise_robust_dice",
@@ -29,11 +45,6 @@ LossName = Literal[
     "dice_mean_absolute_error",
     "cares",
 ]
-
-
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"{name} is {value}; it must be {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -209,101 +220,6 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
-class EnsemblingSettings:
-    """Settings of adaptive self-ensembling; the defaults are the TMI paper's, choices are marked.
-
-    Attributes:
-        enabled: off: plain training of one network.
-        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
-            mean teacher.
-        adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
-        alpha_early: alpha' before ``alpha_switch_step``.
-        alpha_late: alpha' from there on.
-        alpha_switch_step: the paper says "early" and "late" only; 10 000 is a choice.
-        alpha_ramp: alpha' is at most 1 - 1 / (step + 1), as mean teachers usually start (choice); a frozen step stays
-            frozen. Off for a literal run.
-        percentile: p of the loss threshold beta, in (0, 100).
-        window: K, steps that beta looks back.
-        warm_up: steps before beta counts (choice).
-        weight_better: lambda', when the teacher's loss is below the student's.
-        weight_worse: lambda'', otherwise.
-        per_sample: decide lambda for each image instead of the mini-batch (choice: off).
-        noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
-        noise_clip: largest absolute noise; 0 does not clip (choice).
-        noise_varies: draw each image's standard deviation from [0, noise_sd) (choice). Off: always noise_sd; the
-            network then never sees an image as clean as those that it will judge, and misses the lesions in them.
-    """
-
-    enabled: bool = True
-    adaptive_teacher: bool = True
-    adaptive_student: bool = True
-    alpha_early: float = 0.99
-    alpha_late: float = 0.999
-    alpha_switch_step: int = 10_000
-    alpha_ramp: bool = True
-    percentile: float = 90.0
-    window: int = 100
-    warm_up: int = 10
-    weight_better: float = 0.1
-    weight_worse: float = 0.01
-    per_sample: bool = False
-    noise_sd: float = 0.1
-    noise_clip: float = 0.2
-    noise_varies: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("alpha_early", "alpha_late"):
-            _require(0 <= getattr(self, name) <= 1, f"ensembling.{name}", getattr(self, name), "in [0, 1]")
-        for name in ("weight_better", "weight_worse", "noise_sd", "noise_clip", "alpha_switch_step"):
-            _require(getattr(self, name) >= 0, f"ensembling.{name}", getattr(self, name), "0 or above")
-        check_loss_window("ensembling", self.window, self.percentile, self.warm_up)
-
-
-@dataclass(frozen=True)
-class ReweightingSettings:
-    """Data re-weighting of TMI Table IV: slices with a loss above the percentile are dropped from their step.
-
-    Attributes:
-        enabled: off by default.
-        percentile: in (0, 100).
-        window: steps that the percentile looks back.
-        warm_up: steps before slices are dropped.
-    """
-
-    enabled: bool = False
-    percentile: float = 90.0
-    window: int = 100
-    warm_up: int = 10
-
-    def __post_init__(self) -> None:
-        check_loss_window("reweighting", self.window, self.percentile, self.warm_up)
-
-
-@dataclass(frozen=True)
-class LabelNoiseSettings:
-    """Synthetic errors in training labels, for experiments; validation labels stay clean.
-
-    Attributes:
-        kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
-        strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
-        share: share of cases (patients) whose labels get errors, in [0, 1].
-        seed: of the errors alone, so that runs with other seeds learn from the same labels.
-    """
-
-    kind: Literal["none", "dilation", "erosion", "dropout", "shift", "mixed"] = "none"
-    strength: float = 3.0
-    share: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.strength >= 0, "label_noise.strength", self.strength, "0 or above")
-        if self.kind == "dropout":
-            _require(self.strength <= 1, "label_noise.strength", self.strength, "in [0, 1] for dropout")
-        _require(self.seed >= 0, "label_noise.seed", self.seed, "0 or above")
-        _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
-
-
-@dataclass(frozen=True)
 class RunSettings:
     """How long, how many, how exactly.
 
@@ -377,7 +293,7 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """Read nested tables, as TOML or JSON give them; absent keys keep their defaults."""
-        return _from_mapping(cls, values, "")
+        return from_mapping(cls, values, "")
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingConfig:
@@ -403,90 +319,21 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested tables with every value, tuples as lists."""
-        return _to_plain(dataclasses.asdict(self))
+        return to_plain(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
         """TOML with every value, so that a run's file says what it did."""
         lines = []
         for table, values in self.to_dict().items():
-            lines += [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
+            lines += [f"[{table}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
         return "\n".join(lines)
 
     def difference(self, other: TrainingConfig) -> list[str]:
         """What differs, one phrase a setting, e.g. "loss.name: dice -> focal"."""
         one, two = self.to_dict(), other.to_dict()
         return [
-            f"{table}.{key}: {_toml(one[table][key])} -> {_toml(two[table][key])}"
+            f"{table}.{key}: {toml_value(one[table][key])} -> {toml_value(two[table][key])}"
             for table in one
             for key in one[table]
             if one[table][key] != two[table][key]
         ]
-
-
-def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
-    """Raise InputError unless a loss window's size, percentile and warm-up are allowed."""
-    _require(size >= 1, f"{where}.window", size, "at least 1")
-    _require(0 < percentile < 100, f"{where}.percentile", percentile, "inside (0, 100)")
-    _require(0 <= warm_up <= size, f"{where}.warm_up", warm_up, f"between 0 and the window's {size} steps")
-
-
-def _from_mapping(cls: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where or 'The configuration'} is {values!r}; a table of settings is needed.")
-    hints = typing.get_type_hints(cls)
-    known = [item.name for item in dataclasses.fields(cls)]
-    arguments = {}
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else key
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
-            raise InputError(f"The configuration has an unknown key {name}; {advice}")
-        hint = hints[key]
-        arguments[key] = (
-            _from_mapping(hint, value, name) if dataclasses.is_dataclass(hint) else _typed(hint, value, name)
-        )
-    return cls(**arguments)
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """The value as the hint wants it: whole numbers pass as floats, lists as tuples; nothing else is converted."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in inner:
-            near = difflib.get_close_matches(str(value), [str(word) for word in inner], n=1)
-            advice = f"; did you mean {near[0]}?" if near else "."
-            raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(str, inner))}{advice}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{name} is {value!r}; a list is needed.")
-        return tuple(_typed(inner[0], item, name) for item in value)
-    wanted = origin or hint
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", dict: "a table"}
-        raise InputError(f"{name} is {value!r}; {words.get(wanted, wanted)} is needed.")
-    if wanted is float and value != value:
-        raise InputError(f"{name} is NaN; a number is needed.")
-    return value
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    return [_to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
-    return repr(value)
