@@ -1,4 +1,4 @@
-"""Weights in every form they are published in; files that must be refused; our own files and their cards."""
+"""Weights in every form they are published in; files that must be refused."""
 
 from __future__ import annotations
 

@@ -9,28 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from download_files import CONTENT, FAST, OTHER, SHA256, forget_settings, lay_part, left_in
+from download_files import CONTENT, FAST, OTHER, SHA256, lay_part, left_in
 from file_server import FileServer, file, status
 
 from COVIDLesionSegLib.errors import DownloadError, InputError
 from COVIDLesionSegLib.models.connection import mirrored
 from COVIDLesionSegLib.models.download import download_file
 
-
-@pytest.fixture(autouse=True)
-def no_settings_of_this_machine(monkeypatch):
-    forget_settings(monkeypatch)
-
-
-@pytest.fixture
-def target(tmp_path) -> Path:
-    return tmp_path / "model.pt"
-
-
-@pytest.fixture
-def an_older_target(target) -> Path:
-    target.write_bytes(b"what was there before")
-    return target
+pytestmark = pytest.mark.usefixtures("no_settings_of_this_machine")
 
 
 # --- where it leads ---------------------------------------------------------------------------------------------------

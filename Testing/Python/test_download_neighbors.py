@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from download_files import CONTENT, FAST, SHA256, forget_settings, left_in
+from download_files import CONTENT, FAST, SHA256, left_in
 from file_faults import small_disk
 from file_server import FileServer, file, hanging_after, status, with_length
 
@@ -19,21 +18,7 @@ from COVIDLesionSegLib.errors import CancelledError, ModelError, OutputError
 from COVIDLesionSegLib.models.download import download_file
 from COVIDLesionSegLib.models.lock import exclusive
 
-
-@pytest.fixture(autouse=True)
-def no_settings_of_this_machine(monkeypatch):
-    forget_settings(monkeypatch)
-
-
-@pytest.fixture
-def target(tmp_path) -> Path:
-    return tmp_path / "model.pt"
-
-
-@pytest.fixture
-def an_older_target(target) -> Path:
-    target.write_bytes(b"what was there before")
-    return target
+pytestmark = pytest.mark.usefixtures("no_settings_of_this_machine")
 
 
 # --- disk, cancel, neighbors ------------------------------------------------------------------------------------------
