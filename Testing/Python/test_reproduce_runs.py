@@ -19,7 +19,7 @@ from COVIDLesionSegLib.learning.trainer import Trainer
 from COVIDLesionSegLib.reproduction import baselines
 from COVIDLesionSegLib.reproduction.catalog import load_table, networks
 from COVIDLesionSegLib.reproduction.efficiency import build, cost
-from COVIDLesionSegLib.reproduction.figures import Outcome, figures
+from COVIDLesionSegLib.reproduction.figures import Outcome, false_lesion, figures
 from COVIDLesionSegLib.reproduction.pictures import normalize
 from COVIDLesionSegLib.reproduction.planning import Cell, Options, reductions
 from COVIDLesionSegLib.reproduction.study import Study
@@ -420,6 +420,14 @@ def test_means_spreads_and_tests_are_what_they_say():
             }
             for number, value in enumerate(dices)
         }
+        # a volume without lesion, in which a network that finds nothing has a Dice of 1
+        volumes_["normal"] = {
+            "dice": {"value": 1.0},
+            "relative_volume_error": {"value": None},
+            "hausdorff_distance_95": {"value": None},
+            "reference_volume": {"value": 0.0},
+            "prediction_volume": {"value": 0.25},
+        }
         outcomes.append(Outcome(Cell(table.row(row), seed), {"volumes": volumes_}))
     found = {(figure.row.id, figure.metric.key): figure for figure in figures(table, outcomes)}
     baseline, full = found["dice", "dice"], found["full", "dice"]
@@ -435,6 +443,7 @@ def test_means_spreads_and_tests_are_what_they_say():
     assert np.isnan(full.sd_seeds)
     distance = found["full", "hausdorff_distance_95"]
     assert (distance.mean, distance.counted, distance.total) == (4.0, 1, 3)
+    assert false_lesion(outcomes[0].result) == [0.25]
     groups = figures(table, outcomes, grouped=True)
     assert {(f.group, f.mean) for f in groups if f.row.id == "full" and f.metric.key == "dice"} == {
         ("A", 0.7),

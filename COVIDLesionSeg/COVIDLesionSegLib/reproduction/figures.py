@@ -144,7 +144,7 @@ Reader = Callable[[Mapping[str, Any]], dict[str, dict[str, float]]]
 
 
 def _reader(table: Table, reading: str, group: str) -> Reader:
-    """Takes the cases of a result: case -> metric -> value."""
+    """Takes the cases of a result: case -> metric -> value. Volumes without lesion are left out."""
 
     def of_slices(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         return {
@@ -158,10 +158,20 @@ def _reader(table: Table, reading: str, group: str) -> Reader:
         return {
             case: {key: number(entries[key]["value"]) for key in keys}
             for case, entries in result["volumes"].items()
-            if not group or volume_group(number(entries["reference_volume"]["value"])) == group
+            if number(entries["reference_volume"]["value"]) > 0
+            and group in ("", volume_group(number(entries["reference_volume"]["value"])))
         }
 
     return of_volumes if table.judged == "volumes" else of_slices
+
+
+def false_lesion(result: Mapping[str, Any]) -> list[float]:
+    """Millilitres that were marked in each tested volume without lesion; such volumes count in no other figure."""
+    return [
+        number(entries["prediction_volume"]["value"])
+        for entries in result["volumes"].values()
+        if number(entries["reference_volume"]["value"]) == 0
+    ]
 
 
 def _values(row: Row, outcomes: Sequence[Outcome], read: Reader) -> dict[int, dict[str, dict[str, float]]]:

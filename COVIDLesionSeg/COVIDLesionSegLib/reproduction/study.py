@@ -197,6 +197,8 @@ class Study:
             return None
         except (OSError, ValueError) as error:
             raise ReadError(f"{path} can't be read ({error}); delete it to train the cell anew.") from error
+        if found.get("version") != RESULT_VERSION:
+            raise ReadError(f"{path} is of another version of this program; delete it to train the cell anew.")
         return found
 
     def _part(self, config: TrainingConfig, cell: Cell) -> Part:

@@ -14,7 +14,7 @@ from ..measurement.slices import CONVENTIONS
 from ..measurement.tables import Row as CsvRow
 from ..measurement.tables import write_csv
 from .catalog import Metric, Published, Row, Table
-from .figures import Figure, Outcome, figures
+from .figures import Figure, Outcome, false_lesion, figures
 from .planning import Options, chosen_rows, command, noise_name, reductions
 
 _READINGS = {
@@ -201,6 +201,10 @@ def _remarks(result: Mapping[str, Any]) -> str:
         remarks.append(f"{facts['pseudo_labels_accepted']} of {facts['pseudo_labels_total']} pseudo-labels accepted")
     if "label_dice" in facts:
         remarks.append(f"Dice of the {facts['spoilt_cases']} spoilt labels to the given ones {facts['label_dice']:.3f}")
+    false = false_lesion(result)
+    if false:
+        milliliters = ", ".join(f"{value:.1f}" for value in false)
+        remarks.append(f"marked in {len(false)} volume(s) without lesion, which count in no figure: {milliliters} mL")
     return "; ".join(remarks)
 
 
