@@ -265,7 +265,8 @@ def command(table: Table, options: Options, cell: Cell | None = None) -> str:
     rows = (cell.row.id,) if cell else options.rows
     if rows:
         words += ["--rows", *rows]
-    words += ["--seeds", *map(str, (cell.seed,) if cell else options.seeds)]
+    if table.judged != "efficiency":
+        words += ["--seeds", *map(str, (cell.seed,) if cell else options.seeds)]
     for name in ("folds", "steps", "epochs", "width"):
         value = getattr(options, name)
         if value:
