@@ -51,7 +51,7 @@ class COVIDLesionSegWorkerTest(unittest.TestCase):
         mask = mrml.lesionMask(node, self.volumeNode)
         # pixels three times as large as the network learned with: all that is asked is something at the right place
         self.assertTrue((mask & self.lesion).any())
-        self.assertEqual(mrml.recordOf(node).model["id"], "coplenet-baseline")
+        self.assertEqual(mrml.recordOf(node).model["id"], "coplenet-ctseg")
         self.assertNotIn("torch", sys.modules)
 
 

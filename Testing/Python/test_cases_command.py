@@ -193,10 +193,10 @@ def test_models_are_shown_chosen_and_overridden(cases, monkeypatch):
     status, out, _ = cases("models", "--default", model, "--by", "chief")
     assert out.splitlines()[0] == f"default: {model}"
     assert "chief accepted it all the same: better on vessels." in out
-    assert cases("models", "--default", "coplenet-baseline", "--by", "chief", "--reason", "back")[0] == 0
-    assert Store(store.folder).models.default() == "coplenet-baseline"
+    assert cases("models", "--default", "coplenet-ctseg", "--by", "chief", "--reason", "back")[0] == 0
+    assert Store(store.folder).models.default() == "coplenet-ctseg"
     shown = json.loads(cases("models", "--json")[1])
-    assert [act["model"] for act in shown["history"]] == ["coplenet-baseline", model, "coplenet-baseline"]
+    assert [act["model"] for act in shown["history"]] == ["coplenet-ctseg", model, "coplenet-ctseg"]
     assert cases("rounds")[1] == "Nothing was trained here yet.\n"
 
 

@@ -79,7 +79,7 @@ def test_everything_is_installed_and_nothing_else(trees):
         assert found == wanted, f"missing {sorted(wanted - found)}, too many {sorted(found - wanted)}"
     # Slicer takes every .py at the top for a module
     assert [path.name for path in (trees[1] / MODULES).glob("*.py")] == ["COVIDLesionSeg.py"]
-    weights = "Resources/Models/coplenet-baseline.safetensors"
+    weights = "Resources/Models/coplenet-ctseg.safetensors"
     assert (trees[1] / MODULES / weights).stat().st_size == (REPOSITORY / weights).stat().st_size
 
 
@@ -93,7 +93,7 @@ def test_the_installed_tree_finds_its_resources_and_runs_alone(trees, tmp_path):
         "from COVIDLesionSegLib.models import ModelRegistry\n"
         "print(COVIDLesionSegLib.__file__)\n"
         "print(resources_folder())\n"
-        "print(ModelRegistry().path('coplenet-baseline'))\n"
+        "print(ModelRegistry().path('coplenet-ctseg'))\n"
         "print(resource('Icons/COVIDLesionSeg.png').is_file())\n"
     )
     # -S: without site-packages the library of the repository can't be found
@@ -104,7 +104,7 @@ def test_the_installed_tree_finds_its_resources_and_runs_alone(trees, tmp_path):
     library, resources, weights, icon = done.stdout.splitlines()
     assert Path(library) == moved / "COVIDLesionSegLib" / "__init__.py"
     assert Path(resources) == moved / "Resources"
-    assert Path(weights) == moved / "Resources" / "Models" / "coplenet-baseline.safetensors"
+    assert Path(weights) == moved / "Resources" / "Models" / "coplenet-ctseg.safetensors"
     assert icon == "True"
 
 

@@ -71,13 +71,13 @@ def lung_array():
 
 
 def test_segment_measure_and_evaluate(logic, ct, lungs, mrml, slicer_gui):
-    node = logic.segment(ct, model="coplenet-baseline", device="cpu", lungs=lungs, view="attenuation", probability=True)
+    node = logic.segment(ct, model="coplenet-ctseg", device="cpu", lungs=lungs, view="attenuation", probability=True)
     mask = mrml.lesionMask(node, ct)
     lesion = chest()[1]
     overlap = 2 * (mask & lesion).sum() / (mask.sum() + lesion.sum())
     assert overlap > 0.5, "the bundled network finds most of two dense boxes"
     assert mrml.segmentsWithRole(node) == ["ground_glass_opacity", "consolidation"]
-    assert mrml.recordOf(node).model["id"] == "coplenet-baseline"
+    assert mrml.recordOf(node).model["id"] == "coplenet-ctseg"
     assert np.array_equal(mrml.answerMask(node, ct), mask)
     parameters = mrml.moduleParameters()
     assert parameters.lesionSegmentation is node and parameters.inputVolume is ct
@@ -132,7 +132,7 @@ def test_a_folder_is_segmented_and_one_bad_study_does_not_end_it(logic, phantom,
     mask = read_labels(output / "good_lesions.nii.gz")
     assert mask.geometry.difference(geometry) == ""
     assert float(rows[1]["lesion [mL]"]) == pytest.approx((mask.array > 0).sum() * geometry.voxel_ml, abs=1e-3)
-    assert json.loads((output / "good_lesions.json").read_text())["model"]["id"] == "coplenet-baseline"
+    assert json.loads((output / "good_lesions.json").read_text())["model"]["id"] == "coplenet-ctseg"
     again = logic.segmentFolder(folder, output, device="cpu", resume=True)
     assert [row["status"] for row in again] == ["failed", "skipped"]
     with (output / "batch.csv").open() as file:
@@ -163,7 +163,7 @@ def test_fine_tuning_starts_as_a_job_and_can_be_cancelled(module, tmp_path):
         training.status()
     with pytest.raises(InputError, match="no cases"):
         training.fineTune(tmp_path / "absent")
-    job = training.fineTune(cases, "coplenet-baseline", device="cpu")
+    job = training.fineTune(cases, "coplenet-ctseg", device="cpu")
     assert training.status(job).is_active
     # another start of Slicer finds it again
     later = module.COVIDLesionSegTrainingLogic(root=tmp_path / "jobs")

@@ -66,7 +66,7 @@ def test_the_list_is_a_table_of_80_columns(models, a_file, a_folder_of_its_own):
     lines = out.partition("\n\n")[0].splitlines()
     assert max(map(len, lines)) <= 80, out
     assert lines[0].split() == ["ID", "NETWORK", "STATUS", "SIZE", "LICENSE"]
-    (baseline,) = [line for line in lines if "coplenet-baseline" in line]
+    (baseline,) = [line for line in lines if "coplenet-ctseg" in line]
     assert baseline.startswith("*") and "bundled" in baseline and "research only" in baseline
     (by_hand,) = [line for line in lines if "coplenet-uestc " in line]
     assert "manual" in by_hand and "none stated" in by_hand
@@ -78,7 +78,7 @@ def test_the_list_as_json_holds_everything(models):
     status, out, _ = models("list", "--json")
     entries = {entry["id"]: entry for entry in json.loads(out)}
     assert status == 0
-    assert entries["coplenet-baseline"]["is_default"] is True
+    assert entries["coplenet-ctseg"]["is_default"] is True
     assert entries["coplenet-uestc"]["status"] == "manual" and entries["coplenet-uestc"]["license_notice"]
 
 
@@ -114,7 +114,7 @@ def test_import_verify_default_and_remove(models, a_file):
     assert models("default", "mine")[:2] == (0, "mine\n")
     assert models("default")[:2] == (0, "mine\n")
     status, out, _ = models("remove", "mine")
-    assert status == 0 and out == "Removed mine.\nThe default model is coplenet-baseline again.\n"
+    assert status == 0 and out == "Removed mine.\nThe default model is coplenet-ctseg again.\n"
     assert "mine" not in models("list")[1].split()
 
 
@@ -159,7 +159,7 @@ def test_the_real_check_takes_a_model_and_refuses_the_rest(models, monkeypatch, 
 
 
 ERRORS = [
-    (("verify", "coplenet-baselin"), "Did you mean coplenet-baseline"),
+    (("verify", "coplenet-ctsg"), "Did you mean coplenet-ctseg"),
     (("download", "nothing"), "There is no model 'nothing'"),
     (("remove", "coplenet-uestc"), "nothing to remove"),
     (("default", "coplenet-uestc"), "is not installed"),

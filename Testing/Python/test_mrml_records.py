@@ -27,7 +27,7 @@ def ct(scene):
 def record():
     return RunRecord(
         input={"voxels_sha256": "00", "source": {}, "warnings": ['a "quoted"; odd: %41 <text> & more\nü']},
-        model={"id": "coplenet-baseline"},
+        model={"id": "coplenet-ctseg"},
         device={"used": "cpu"},
         parameters={"box": [[0, 1], [2, 3], [4, 5]]},
         postprocessing={"threshold": 0.5},

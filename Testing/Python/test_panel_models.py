@@ -41,13 +41,13 @@ def own_model(models_folder, name="tuned-one"):
 
 def test_all_models_are_listed_with_status_and_terms(page, panel):
     texts = [page.modelList.item(row).text() for row in range(page.modelList.count)]
-    assert "COPLE-Net, first baseline\ncomes with the extension, taken by default" in texts
+    assert "COPLE-Net, trained on COVID-19-CT-Seg\ncomes with the extension, taken by default" in texts
     assert any("can be downloaded" in text for text in texts)
     choose(page, panel, "coplenet-uestc-monai")
     card = page.modelBrowser.toPlainText()
     assert "none stated" in card and "Wang G." in card and "How to get it" in card
     assert page.downloadButton.isEnabled() and not page.verifyButton.isEnabled() and not page.removeButton.isEnabled()
-    choose(page, panel, "coplenet-baseline")
+    choose(page, panel, "coplenet-ctseg")
     assert page.verifyButton.isEnabled() and not page.removeButton.isEnabled() and not page.downloadButton.isEnabled()
 
 
@@ -61,9 +61,9 @@ def test_behind_a_prefix_a_model_of_ones_own_is_a_file(models_folder):
     stored = "/store/models/m-1/model.safetensors"
     for model, on_this, on_other in (
         ("tuned-one", "tuned-one", str(file)),
-        ("coplenet-baseline", "coplenet-baseline", "coplenet-baseline"),
+        ("coplenet-ctseg", "coplenet-ctseg", "coplenet-ctseg"),
         (stored, stored, stored),
-        ("", None, "coplenet-baseline"),
+        ("", None, "coplenet-ctseg"),
     ):
         assert modelForWorker(model, here, registry) == on_this
         assert modelForWorker(model, far, registry) == on_other
@@ -79,17 +79,17 @@ def test_nothing_is_fetched_without_a_press(panel, worker, page):
 def test_a_model_is_verified(page, panel, worker):
     page.verifyButton.click()
     assert not page.verifyButton.isEnabled()
-    wait_for_words(panel, "coplenet-baseline is as it should be")
+    wait_for_words(panel, "coplenet-ctseg is as it should be")
     assert page.verifyButton.isEnabled() and not page.modelProgress.isVisible()
 
 
 def test_a_damaged_model_is_named(page, panel, worker):
     def refuse(*_):
-        raise ModelError("coplenet-baseline.safetensors was changed or damaged and is not used.")
+        raise ModelError("coplenet-ctseg.safetensors was changed or damaged and is not used.")
 
     worker.tasks["verify_model"] = refuse
     page.verifyButton.click()
-    wait_for_words(panel, "Problem: coplenet-baseline.safetensors was changed")
+    wait_for_words(panel, "Problem: coplenet-ctseg.safetensors was changed")
 
 
 def test_a_download_shows_progress_and_can_be_cancelled(page, panel, worker):
@@ -137,7 +137,7 @@ def test_a_model_is_removed_and_another_one_taken_by_default(page, panel, models
     assert panel.session.registry.default() == "tuned-one"
     page.removeButton.click()
     assert "tuned-one was removed" in said(panel) and not file.exists()
-    assert panel.session.registry.default() == "coplenet-baseline"
+    assert panel.session.registry.default() == "coplenet-ctseg"
     assert panel.segment.ui.modelCombo.findData("tuned-one") < 0
 
 

@@ -128,14 +128,14 @@ def test_two_panels_show_the_same_run(panel, open_panel, ct, worker):
 
 def test_switching_models_in_the_middle_counts_for_the_next_run(panel, ct, worker, mrml, parameters):
     worker.tasks["segment"] = lambda *_: HOLD
-    parameters.model = "coplenet-baseline"
+    parameters.model = "coplenet-ctseg"
     panel.segment.ui.applyButton.click()
     wait_for(lambda: worker.named("segment"), "the request")
     parameters.model = "another-one"
     held = worker.named("segment")[0]
     worker.children[0].release(*segment_by_threshold(held.parameters, held.arrays))
     wait_for(lambda: not panel.session.run.busy, "the end")
-    assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == "coplenet-baseline"
+    assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == "coplenet-ctseg"
     assert parameters.model == "another-one"
 
 

@@ -134,7 +134,7 @@ def test_ids_and_addresses_of_the_list_are_unique():
 
 def test_the_list_names_what_the_authors_published():
     entries = {entry.id: entry for entry in ModelRegistry("/nowhere").list()}
-    assert {"coplenet-baseline", "coplenet-uestc", "coplenet-uestc-monai", "caresunet-semiseg"} <= set(entries)
+    assert {"coplenet-ctseg", "coplenet-uestc", "coplenet-uestc-monai", "caresunet-semiseg"} <= set(entries)
     assert entries["caresunet-semiseg"].network == "caresunet"
     assert all(entry.license and entry.license_notice and entry.citation for entry in entries.values())
     published = [entry for entry in entries.values() if entry.download_page]
@@ -598,7 +598,7 @@ def test_without_pytorch_everything_works_but_the_check(tmp_path, a_file):
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "models"), str(a_file)]
     done = subprocess.run(command, cwd=REPOSITORY / "COVIDLesionSeg", capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
-    assert first.endswith("coplenet-baseline")
+    assert first.endswith("coplenet-ctseg")
     assert second.startswith("ModelError To check a model file PyTorch is needed")
     assert not (tmp_path / "models").exists()
 

@@ -272,22 +272,22 @@ def test_card_is_read_without_pytorch(tmp_path, small_network):
 
 # ---- the bundled model ----------------------------------------------------------------------------------------------
 
-BUNDLED = "Models/coplenet-baseline.safetensors"
+BUNDLED = "Models/coplenet-ctseg.safetensors"
 
 
 def test_bundled_model_loads_and_states_its_license():
     loaded = load_checkpoint(resource(BUNDLED), network="coplenet")
     card = loaded.card
-    assert card.id == "coplenet-baseline"
+    assert card.id == "coplenet-ctseg"
     assert "non-commercial" in card.license_notice.lower()
     assert [data["name"] for data in card.training_data] == ["COVID-19-CT-Seg", "COVID-CT-MD"]
     assert card.preprocessing == Preprocessing()
-    notice = resource("Models/coplenet-baseline.LICENSE.txt").read_text(encoding="utf-8").lower()
+    notice = resource("Models/coplenet-ctseg.LICENSE.txt").read_text(encoding="utf-8").lower()
     assert all(word in notice for word in ("non-commercial", "3757476", "10.1038/s41597-021-00900-3"))
 
 
 def test_card_beside_the_bundled_model_is_the_one_inside():
-    beside = ModelCard.from_json(resource("Models/coplenet-baseline.json").read_text(encoding="utf-8"))
+    beside = ModelCard.from_json(resource("Models/coplenet-ctseg.json").read_text(encoding="utf-8"))
     assert beside == read_card(resource(BUNDLED))
 
 
@@ -299,15 +299,25 @@ def test_bundled_model_is_small_and_keeps_normalization_precise():
             assert tensor.dtype == (torch.float32 if ".norm." in name else torch.float16), name
 
 
-def test_bundled_model_is_the_one_it_was_made_from(shared):
+@pytest.fixture
+def halved(shared, tmp_path):
+    """The shared full-precision weights, saved as a bundled model is."""
+    file = tmp_path / "halved.safetensors"
+    network = load_checkpoint(shared("weights/coplenet_baseline.pt")).network
+    card = ModelCard.from_json(resource("Models/coplenet-ctseg.json").read_text(encoding="utf-8"))
+    save_model(network, card, file, dtype="float16")
+    return file
+
+
+def test_halved_weights_are_the_rounded_ones(shared, halved):
     full = load_checkpoint(shared("weights/coplenet_baseline.pt")).network.state_dict()
-    for name, tensor in load_checkpoint(resource(BUNDLED)).network.state_dict().items():
+    for name, tensor in load_checkpoint(halved).network.state_dict().items():
         rounded = full[name].half().float() if full[name].is_floating_point() and ".norm." not in name else full[name]
         assert torch.equal(tensor, rounded), name
 
 
 @pytest.mark.parametrize("case", ["coronacases_001", "coronacases_009"])
-def test_masks_of_the_bundled_model_agree_with_full_precision(shared, case):
+def test_masks_of_halved_weights_agree_with_full_precision(shared, halved, case):
     import SimpleITK as sitk
 
     def array(what: str) -> np.ndarray:
@@ -320,7 +330,7 @@ def test_masks_of_the_bundled_model_agree_with_full_precision(shared, case):
     pad = [(0, -n % 16) for n in slices.shape[1:]]
     image = torch.from_numpy(np.pad(slices, [(0, 0), *pad], mode="reflect"))[:, None]
     masks = []
-    for path in (shared("weights/coplenet_baseline.pt"), resource(BUNDLED)):
+    for path in (shared("weights/coplenet_baseline.pt"), halved):
         with torch.inference_mode():
             logits = load_checkpoint(path).network(image)
         masks.append((logits[:, 1] > logits[:, 0]).numpy())

@@ -134,7 +134,7 @@ def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model
     [
         (["CT", "-o", "OUT", "--device", "cuda"], "CUDA"),
         (["CT", "-o", "OUT", "--device", "tpu"], "device"),
-        (["CT", "-o", "OUT", "--model", "coplenet-basline"], "coplenet-baseline"),
+        (["CT", "-o", "OUT", "--model", "coplenet-ctsg"], "coplenet-ctseg"),
         (["CT", "-o", "OUT", "--model", "CT"], "one_ct"),
         (["CT", "-o", "CT"], "input"),
         (["CT", "-o", "OUT/m.nii"], "unknown format"),

@@ -355,7 +355,7 @@ def test_a_file_that_is_missing_twice_is_an_error(far_model):
     world.client.kill()
 
 
-@pytest.mark.parametrize(("prefix", "name"), [((), "model.safetensors"), (("ssh", "gpu-box"), "coplenet-baseline")])
+@pytest.mark.parametrize(("prefix", "name"), [((), "model.safetensors"), (("ssh", "gpu-box"), "coplenet-ctseg")])
 def test_what_needs_not_travel_stays_as_it_is(far_model, prefix, name):
     model = str(far_model[0].with_name(name)) if not prefix else name
     world = World(prefix=prefix, transport="pipe")

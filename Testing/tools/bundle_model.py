@@ -1,6 +1,6 @@
 """Make a bundled model: float16 weights with the card that stands beside them.
 
-    python Testing/tools/bundle_model.py CHECKPOINT Resources/Models/coplenet-baseline.json
+    python Testing/tools/bundle_model.py CHECKPOINT Resources/Models/coplenet-ctseg.json
 
 The card is written by hand; network, arguments and hash in it are filled in here, in the JSON file and in the weights.
 """
