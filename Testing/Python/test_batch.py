@@ -207,7 +207,9 @@ def test_cancelling_ends_the_batch_and_keeps_what_was_done(tmp_path):
 
 
 SLEEPER = """
-import os, sys, time
+import os, signal, sys, time
+# a suite that a shell started in the background hands on an ignored SIGINT
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {package!r})
 from pathlib import Path
 from COVIDLesionSegLib.cli._batch import run_batch
