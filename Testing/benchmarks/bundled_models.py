@@ -5,7 +5,7 @@
     python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled
 
 ``fold`` leaves two of the eight patients of COVID-19-CT-Seg out, trains from random weights and judges on the two; in
-fold 4 the normal chest is left out too, so that its false millilitres can be stated. ``final`` trains on all nine.
+fold 4 the normal chest is left out too, so that its false milliliters can be stated. ``final`` trains on all nine.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
 step is the model. ``judge`` does the judging for every fold that is trained, with the experts' lungs, and adds it up in
 ``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
