@@ -128,6 +128,19 @@ def test_the_reference_is_compared_and_follows(panel, segmentation, ct, mrml, pa
     assert "HD95" not in figures(panel)
 
 
+def test_an_edit_right_after_a_change_of_the_reference_loses_neither(panel, segmentation, ct, mrml):
+    truth = add_reference(ct, mrml, chest()[1])
+    choose_reference(panel, truth)
+    live = panel.session.live
+    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+    before = live.evaluation["dice"]["value"]
+    # both within one pause: the second must not take the first one's place
+    segment = truth.GetSegmentation().GetNthSegmentID(0)
+    mrml.writeSegment(truth, segment, np.roll(chest()[1], 6, axis=2), ct)
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    wait_for(lambda: not live.busy and live.evaluation["dice"]["value"] < before - 0.05, "the new comparison")
+
+
 def test_one_segment_can_be_measured_alone(panel, ct, mrml, parameters):
     panel.segment.ui.viewCombo.setCurrentIndex(2)
     node = apply_and_wait(panel)

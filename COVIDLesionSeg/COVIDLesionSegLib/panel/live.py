@@ -223,7 +223,8 @@ class LiveMeasurement(VTKObservationMixin):
         self._pause = self._session.timer(_PAUSE_MS, go)
 
     def _update(self) -> None:
-        if self._mask is None or not self._holds():
+        # an edit that follows a change of the CT, the lungs or the reference takes the place of that change's pause
+        if not self._opened or self._mask is None or not self._holds():
             self._opened = ()
             self.refresh()
             return
