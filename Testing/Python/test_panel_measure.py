@@ -141,6 +141,50 @@ def test_an_edit_right_after_a_change_of_the_reference_loses_neither(panel, segm
     wait_for(lambda: not live.busy and live.evaluation["dice"]["value"] < before - 0.05, "the new comparison")
 
 
+def test_a_reference_chosen_right_after_an_edit_is_compared(panel, segmentation, ct, mrml, parameters, monkeypatch):
+    live, timer, paused = panel.session.live, panel.session.timer, []
+    truth = add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2))
+
+    class Pause:
+        """Over when the test says so, unless it was stopped."""
+
+        def __init__(self, _ms, call):
+            self.call = call
+            paused.append(self)
+
+        def stop(self):
+            self.call = lambda: None
+
+    monkeypatch.setattr(panel.session, "timer", Pause)
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    wait_for(lambda: paused, "the edit's pause")
+    monkeypatch.setattr(panel.session, "timer", timer)
+    reading = live._read
+
+    def read():
+        # the pause ends while the study is read anew for the reference
+        for pause in paused:
+            timer(0, pause.call)
+        return reading()
+
+    monkeypatch.setattr(live, "_read", read)
+    parameters.referenceSegmentation = truth
+    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+
+
+def test_a_study_that_was_being_read_when_one_looked_away_is_measured_on_return(
+    panel, segmentation, ct, mrml, parameters
+):
+    live, read = panel.session.live, []
+    reading = live._read
+    live._read = lambda: read.append(1) or reading()
+    parameters.referenceSegmentation = add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2))
+    wait_for(lambda: read, "the lesions to be read")
+    panel.tabs.setCurrentIndex(3)
+    panel.tabs.setCurrentIndex(2)
+    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+
+
 def test_one_segment_can_be_measured_alone(panel, ct, mrml, parameters):
     panel.segment.ui.viewCombo.setCurrentIndex(2)
     node = apply_and_wait(panel)

@@ -51,10 +51,13 @@ class LiveMeasurement(VTKObservationMixin):
         self._followers: list[Any] = []
         self._steps, self._tables = Steps(session.timer), Steps(session.timer)
         self._pause: Timer | None = None
+        # the one whose answer is waited for; the answer of an earlier one is not looked at
         self._request: Request | None = None
-        self._opened: tuple[Any, ...] = ()
+        # what is measured, or read to be measured; empty where it has to be read anew
+        self._study: tuple[Any, ...] = ()
         self._generation = -1
         self._parameters: ModuleParameters | None = None
+        # the lesions that were sent last; none before the study was sent
         self._mask: NDArray[np.bool_] | None = None
         self._dirty = False
         self._problem = ""
@@ -107,7 +110,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._parameters = parameters = mrml.moduleParameters()
         nodes = self._nodes(parameters)
         wanted = (*(None if node is None else node.GetID() for node in nodes), *self._segments(parameters))
-        if wanted == self._opened and (self._request is not None or self._holds()):
+        if wanted == self._study and (self._request is not None or self._holds()):
             self._observe(nodes)
             self._edited()
             return
@@ -116,7 +119,7 @@ class LiveMeasurement(VTKObservationMixin):
             self._problem = _("Nothing to measure: choose a CT, and segment it or choose its segmentation.")
             self.changed.emit()
             return
-        self._opened = wanted
+        self._study = wanted
         self._observe(nodes)
         self._open()
 
@@ -165,8 +168,7 @@ class LiveMeasurement(VTKObservationMixin):
         def readLesions() -> None:
             # what is edited from now on brings an update of its own
             self._dirty = False
-            self._mask = self._read()
-            arrays["lesion"] = self._mask.view(np.uint8)
+            arrays["lesion"] = self._read().view(np.uint8)
 
         def readLungs() -> None:
             arrays["lungs"] = mrml.lungsFromSegmentation(lungNode, volumeNode)
@@ -176,6 +178,7 @@ class LiveMeasurement(VTKObservationMixin):
             arrays["reference"] = mask.view(np.uint8)
 
         def send() -> None:
+            self._mask = arrays["lesion"].view(np.bool_)
             self._ask(
                 "open",
                 {"study": STUDY, "geometry": geometry, "consolidation_from": parameters.consolidationFrom},
@@ -203,7 +206,7 @@ class LiveMeasurement(VTKObservationMixin):
 
     def _onOtherEdited(self, *_ignored: Any) -> None:
         """The CT, the lungs or the reference is another one: everything is measured anew."""
-        self._opened = ()
+        self._study = ()
         self._restartPause(self.refresh)
 
     def _edited(self) -> None:
@@ -213,8 +216,7 @@ class LiveMeasurement(VTKObservationMixin):
             self._restartPause(self._update)
 
     def _restartPause(self, action: Callable[[], None]) -> None:
-        if self._pause is not None:
-            self._pause.stop()
+        self._endPause()
 
         def go() -> None:
             self._pause = None
@@ -222,10 +224,15 @@ class LiveMeasurement(VTKObservationMixin):
 
         self._pause = self._session.timer(_PAUSE_MS, go)
 
+    def _endPause(self) -> None:
+        if self._pause is not None:
+            self._pause.stop()
+            self._pause = None
+
     def _update(self) -> None:
         # an edit that follows a change of the CT, the lungs or the reference takes the place of that change's pause
-        if not self._opened or self._mask is None or not self._holds():
-            self._opened = ()
+        if not self._study or self._mask is None or not self._holds():
+            self._study = ()
             self.refresh()
             return
         before, found = self._mask, {}
@@ -253,13 +260,22 @@ class LiveMeasurement(VTKObservationMixin):
 
     def _ask(self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         client = self._session.client("measurement")
-        self._request = client.request(task, parameters, arrays, finished=self._onFigures, failed=self._onFailed)
+
+        def finished(reply: Reply) -> None:
+            if self._request is request:
+                self._onFigures(reply)
+
+        def failed(error: WorkerError) -> None:
+            if self._request is request:
+                self._onFailed(error)
+
+        self._request = request = client.request(task, parameters, arrays, finished=finished, failed=failed)
         self.changed.emit()
 
     def _onFigures(self, reply: Reply) -> None:
         self._request = None
         self._generation = self._session.client("measurement").generation
-        if not self._opened or self._parameters is None:
+        if not self._study:
             return
         self.quantities = reply.values["quantities"] or {}
         self.evaluation = reply.values.get("evaluation") or {}
@@ -273,8 +289,8 @@ class LiveMeasurement(VTKObservationMixin):
 
     def _onFailed(self, error: WorkerError) -> None:
         self._request = None
-        if error.kind == "not_open" and self._opened:
-            self._opened = ()
+        if error.kind == "not_open" and self._study:
+            self._study = ()
             self.refresh()
         elif error.kind != "cancelled":
             self._fail(noticeOf(error))
@@ -321,14 +337,14 @@ class LiveMeasurement(VTKObservationMixin):
         """Nobody looks: no observers, no timers; the figures stay."""
         self.removeObservers()
         self._steps.stop()
-        if self._pause is not None:
-            self._pause.stop()
-            self._pause = None
+        self._endPause()
 
     def _forget(self) -> None:
         self._steps.stop()
         self._tables.stop()
-        self._opened, self._mask, self._dirty, self._problem = (), None, False, ""
+        self._endPause()
+        self._request = None
+        self._study, self._mask, self._dirty, self._problem = (), None, False, ""
         self.quantities, self.evaluation = {}, {}
         self.forgotten.emit()
 
