@@ -716,3 +716,35 @@ def test_every_word_of_the_forms_code_can_be_translated(open_panel, monkeypatch)
     for combo in (ui.stateCombo, ui.orderCombo, ui.layoutCombo):
         assert all("«" in combo.itemText(index) for index in range(combo.count))
     assert "«" in ui.storeState.text
+
+
+def test_what_belongs_to_another_ct_is_hidden_while_a_case_is_open(page, panel, store):
+    from COVIDLesionSegLib import mrml
+
+    other = mrml.showLesions(add_ct("other"), chest()[1])
+    seen_before = mrml.showLesions(add_ct("hidden"), chest()[1])
+    seen_before.GetDisplayNode().SetVisibility(False)
+    open_next(page)
+    case = mrml.moduleParameters().lesionSegmentation
+    assert case.GetDisplayNode().GetVisibility() and not other.GetDisplayNode().GetVisibility()
+    page.ui.asideButton.click()
+    wait_for(lambda: not page.work.isOpen, "the case to be closed")
+    assert other.GetDisplayNode().GetVisibility() and not seen_before.GetDisplayNode().GetVisibility()
+
+
+def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
+    from COVIDLesionSegLib import mrml
+
+    open_next(page)
+    parameters, live = mrml.moduleParameters(), panel.session.live
+    reference = mrml.createSegmentation(parameters.inputVolume, "reference")
+    reference.GetSegmentation().AddEmptySegment("expert", "expert")
+    mrml.writeSegment(reference, "expert", chest()[1], parameters.inputVolume)
+    parameters.referenceSegmentation = reference
+    panel.tabs.setCurrentIndex(2)
+    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+    panel.measure.ui.errorsButton.click()
+    wait_for(lambda: parameters.errorSegmentation is not None, "the error map")
+    page.ui.asideButton.click()
+    wait_for(lambda: not page.work.isOpen, "the case to be closed")
+    assert parameters.errorSegmentation is None

@@ -57,6 +57,8 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 # the paper's width of CARes-UNet is 64; with 16 its weights stay below 12 MB
 ARGUMENTS: dict[str, dict[str, Any]] = {"coplenet": {}, "caresunet": {"base_channels": 16}}
+# the small network learns little at full resolution with the rates of the large one
+RATES = {"coplenet": 1.0, "caresunet": 2.0}
 
 
 def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
@@ -92,7 +94,7 @@ def config_of(network: str, cases: str, stage: str, steps: int | None, base: str
             "network": {"name": network, **({"base_model": base} if base else {"arguments": ARGUMENTS[network]})},
             "loss": {"name": "noise_robust_dice"},
             "optimizer": {
-                "learning_rate": recipe["learning_rate"],
+                "learning_rate": recipe["learning_rate"] * (1.0 if stage == "coarse" else RATES[network]),
                 "weight_decay": 1e-5,
                 "schedule": "one_cycle",
                 "gradient_clip": 5.0,

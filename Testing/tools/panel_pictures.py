@@ -61,10 +61,11 @@ def main(folder: Path) -> None:
     let_run(0.5)
     views.photograph(widget, ct, folder / "measure.png", phantom.lesion)
 
-    panel.tabs.setCurrentIndex(3)
-    let_run(0.2)
-    save(grab(widget)[: PANEL[1] + 200], folder / "learn.png")
-    widget_of(panel).cleanup()
+    with tempfile.TemporaryDirectory() as store:
+        opened = open_case(panel, Path(store), [synthetic_chest(seed, oblique=False).volume for seed in (1, 2, 3)])
+        mask = mrml.lesionMask(mrml.moduleParameters().lesionSegmentation, opened)
+        views.photograph(widget, opened, folder / "learn.png", mask, follow=False)
+        widget_of(panel).cleanup()
     slicer.mrmlScene.Clear(False)
     let_run(2)
 
@@ -101,6 +102,25 @@ def segment(panel: Any, ct: Any) -> None:
     print(f"segmented in {time.monotonic() - start:.1f} s;", panel.messages.ui.messageText.toPlainText())
 
 
+def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
+    """Make a store of CTs and open the first, which the network answers; gives the CT's node."""
+    from COVIDLesionSegLib import mrml
+    from COVIDLesionSegLib.cases import Store
+    from COVIDLesionSegLib.cases.adding import add_case
+
+    store = Store.create(folder / "store")
+    for number, volume in enumerate(volumes):
+        add_case(store, "CT", f"Patient {number}", volume=volume)
+    page = panel.learn.cases
+    panel.tabs.setCurrentIndex(3)
+    page.ui.storePath.setProperty("currentPath", str(store.folder))
+    wait_for(lambda: page.store.cases)
+    page.ui.nextButton.click()
+    wait_for(lambda: page.work.isOpen and not page.store._client.busy, 600)
+    panel.tabs.setCurrentIndex(3)
+    return mrml.moduleParameters().inputVolume
+
+
 class Views:
     """An axial, a sagittal, a coronal and a 3-D view."""
 
@@ -110,15 +130,15 @@ class Views:
         self._slices = [pictures.SliceView(name, VIEW) for name in ("Axial", "Coronal", "Sagittal")]
         self._space = pictures.ThreeDView(VIEW)
 
-    def photograph(self, widget: Any, ct: Any, file: Path, mask: np.ndarray) -> None:
-        """The panel beside the views, which stand at the middle of what a mask marks most of."""
+    def photograph(self, widget: Any, ct: Any, file: Path, mask: np.ndarray, follow: bool = True) -> None:
+        """The panel beside the views: at the crosshair if it is to be followed, or where a mask marks most."""
         import slicer
 
         from COVIDLesionSegLib.mrml import gridOfNode
 
         crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         ras = list(crosshair.GetCrosshairRAS())
-        if not any(ras):
+        if not follow or not any(ras):
             z = int(np.argmax(mask.sum(axis=(1, 2))))
             y, x = (int(np.median(places)) for places in np.nonzero(mask[z]))
             ras = (gridOfNode(ct).ijk_to_ras @ [x, y, z, 1])[:3]

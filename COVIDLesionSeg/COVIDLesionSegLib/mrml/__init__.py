@@ -18,6 +18,7 @@ from .records import attachRecord, recordOf
 from .segmentations import (
     UndoStates,
     createSegmentation,
+    hideOthers,
     lesionMask,
     resultsOn,
     segmentMask,
@@ -51,6 +52,7 @@ __all__ = [
     "dicomFilesOf",
     "gridOfNode",
     "hasAnswer",
+    "hideOthers",
     "insideROI",
     "jumpTo",
     "keepAnswer",

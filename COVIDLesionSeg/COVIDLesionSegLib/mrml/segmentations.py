@@ -187,6 +187,21 @@ def resultsOn(volumeNode: Any, role: str = "lesion") -> list[Any]:
     ]
 
 
+def hideOthers(volumeNode: Any) -> list[Any]:
+    """Hide what was segmented on other CTs, so that nothing of another patient lies over this one.
+
+    Returns:
+        The segmentation nodes that were visible until now.
+    """
+    others = []
+    for node in nodesOfClass(SEGMENTATION):
+        display = node.GetDisplayNode()
+        if display is not None and display.GetVisibility() and volumeOf(node) is not volumeNode:
+            display.SetVisibility(False)
+            others.append(node)
+    return others
+
+
 def lesionMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
     """All lesion segments of a segmentation together, on the CT's grid.
 

@@ -28,10 +28,12 @@ class CaseScene:
         self.volumeNode: Any = None
         self.lungNode: Any = None
         self.segmentationNode: Any = None
+        self._hidden: list[Any] = []
 
     def showVolume(self, array: NDArray[Any], geometry: Geometry, name: str) -> None:
-        """Show the CT."""
+        """Show the CT, and nothing that belongs to another one."""
         self.volumeNode = mrml.nodeFromVolume(Volume(array, geometry, name), name)
+        self._hidden = mrml.hideOthers(self.volumeNode)
         mrml.showInViews(self.volumeNode)
 
     def showLungs(self, lungs: NDArray[Any]) -> None:
@@ -85,7 +87,14 @@ class CaseScene:
         return any(node is not None and node.GetScene() is None for node in (self.volumeNode, self.segmentationNode))
 
     def remove(self) -> None:
-        """Take the nodes out of the scene."""
+        """Take the nodes out of the scene; what was hidden for them is visible again."""
+        errors = mrml.moduleParameters().errorSegmentation
+        if errors is not None and self.volumeNode is not None and mrml.volumeOf(errors) is self.volumeNode:
+            mrml.removeNode(errors)
         for node in (self.segmentationNode, self.lungNode, self.volumeNode):
             mrml.removeNode(node)
         mrml.removeLostAnswers()
+        for node in self._hidden:
+            if node.GetScene() is not None and node.GetDisplayNode() is not None:
+                node.GetDisplayNode().SetVisibility(True)
+        self._hidden = []

@@ -97,9 +97,11 @@ class MeasurementTools:
     def _onErrors(self, reply: Reply) -> None:
         def show() -> None:
             parameters, _mask = self._live.require()
-            parameters.errorSegmentation = mrml.showErrors(
-                parameters.inputVolume, reply.arrays["map"], parameters.errorSegmentation
-            )
+            volumeNode, earlier = parameters.inputVolume, parameters.errorSegmentation
+            if earlier is not None and mrml.volumeOf(earlier) is not volumeNode:
+                mrml.removeNode(earlier)
+                earlier = None
+            parameters.errorSegmentation = mrml.showErrors(volumeNode, reply.arrays["map"], earlier)
             text = _("The error map is a segmentation of its own, which can be hidden like any other.")
             self._live.noted.emit(Notice(text))
 
