@@ -1,9 +1,10 @@
-"""Networks, weights and a card that the tests of model files share."""
+"""Networks, weights and a card that the tests of model files share; a pytest plug-in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import released_networks as released
 import torch
 
@@ -28,19 +29,22 @@ CARD = ModelCard(
 )
 
 
-def random_coplenet_weights() -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def coplenet_weights() -> dict[str, torch.Tensor]:
     """A COPLE-Net under its authors' names."""
     weights = released.RandomWeights()
     released.coplenet(weights, torch.zeros(1, 1, 32, 32).double(), WIDTHS)
     return dict(weights)
 
 
-def coplenet_output(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+@pytest.fixture(scope="module")
+def coplenet_logits(coplenet_weights) -> torch.Tensor:
     """What the released COPLE-Net with these weights makes of the image."""
-    return released.coplenet(released.given(weights), IMAGE, WIDTHS)
+    return released.coplenet(released.given(coplenet_weights), IMAGE, WIDTHS)
 
 
-def small_coplenet() -> COPLENet:
+@pytest.fixture
+def small_network() -> COPLENet:
     """A network whose running statistics are not those of a new one."""
     torch.manual_seed(0)
     network = COPLENet(channels=WIDTHS, bridge=False)

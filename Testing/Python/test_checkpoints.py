@@ -18,30 +18,12 @@ from checkpoint_files import (
     IMAGE,
     WIDTHS,
     assert_same_function,
-    coplenet_output,
-    random_coplenet_weights,
-    small_coplenet,
 )
 from conftest import VECTORS
 
 from COVIDLesionSegLib.errors import DeviceError, InputError, ModelError
 from COVIDLesionSegLib.models import ModelCard, Preprocessing, load_checkpoint, save_model
 from COVIDLesionSegLib.networks import CAResUNet, COPLENet
-
-
-@pytest.fixture(scope="module")
-def coplenet_weights() -> dict[str, torch.Tensor]:
-    return random_coplenet_weights()
-
-
-@pytest.fixture(scope="module")
-def coplenet_logits(coplenet_weights) -> torch.Tensor:
-    return coplenet_output(coplenet_weights)
-
-
-@pytest.fixture
-def small_network() -> COPLENet:
-    return small_coplenet()
 
 
 @pytest.fixture(scope="module")

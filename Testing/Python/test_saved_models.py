@@ -16,9 +16,6 @@ import torch
 from checkpoint_files import (
     CARD,
     assert_same_function,
-    coplenet_output,
-    random_coplenet_weights,
-    small_coplenet,
 )
 from conftest import REPOSITORY
 
@@ -26,24 +23,8 @@ from COVIDLesionSegLib.errors import InputError, ModelError, OutputError
 from COVIDLesionSegLib.imaging import apply_window
 from COVIDLesionSegLib.models import ModelCard, Preprocessing, load_checkpoint, read_card, save_model
 from COVIDLesionSegLib.models.checkpoints import weights_sha256
-from COVIDLesionSegLib.networks import CAResUNet, COPLENet
+from COVIDLesionSegLib.networks import CAResUNet
 from COVIDLesionSegLib.resources import resource
-
-
-@pytest.fixture(scope="module")
-def coplenet_weights() -> dict[str, torch.Tensor]:
-    return random_coplenet_weights()
-
-
-@pytest.fixture(scope="module")
-def coplenet_logits(coplenet_weights) -> torch.Tensor:
-    return coplenet_output(coplenet_weights)
-
-
-@pytest.fixture
-def small_network() -> COPLENet:
-    return small_coplenet()
-
 
 # ---- our own files --------------------------------------------------------------------------------------------------
 

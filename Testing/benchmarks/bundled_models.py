@@ -57,8 +57,12 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 # the paper's width of CARes-UNet is 64; with 16 its weights stay below 12 MB
 ARGUMENTS: dict[str, dict[str, Any]] = {"coplenet": {}, "caresunet": {"base_channels": 16}}
-# the small network learns little at full resolution with the rates of the large one
-RATES = {"coplenet": 1.0, "caresunet": 2.0}
+# a network that small learns little at full resolution: its slices are resized, in training and when it answers
+SMALLER: dict[str, dict[str, Any]] = {
+    "fine": {"resize": [192, 256], "crop": [192, 192], "steps": 900, "learning_rate": 1e-3},
+    "mild": {"resize": [192, 256], "crop": [192, 224], "steps": 400, "learning_rate": 2e-4},
+}
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {"coplenet": {}, "caresunet": SMALLER}
 
 
 def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
@@ -76,7 +80,7 @@ def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
 
 def config_of(network: str, cases: str, stage: str, steps: int | None, base: str) -> TrainingConfig:
     """One stage of a network's recipe; the manifest holds training cases only, so nobody is chosen to validate."""
-    recipe = STAGES[stage]
+    recipe = {"resize": []} | STAGES[stage] | CHANGES[network].get(stage, {})
     steps = steps or recipe["steps"]
     return TrainingConfig.from_dict(
         {
@@ -85,6 +89,7 @@ def config_of(network: str, cases: str, stage: str, steps: int | None, base: str
                 "cache": cases.removesuffix(".csv"),
                 "split": cases.replace(".csv", "-split.json"),
                 "validation_share": 0.0,
+                "resize": recipe["resize"],
                 "crop": recipe["crop"],
                 "zoom": recipe["zoom"],
                 "foreground_share": 0.6,
@@ -94,7 +99,7 @@ def config_of(network: str, cases: str, stage: str, steps: int | None, base: str
             "network": {"name": network, **({"base_model": base} if base else {"arguments": ARGUMENTS[network]})},
             "loss": {"name": "noise_robust_dice"},
             "optimizer": {
-                "learning_rate": recipe["learning_rate"] * (1.0 if stage == "coarse" else RATES[network]),
+                "learning_rate": recipe["learning_rate"],
                 "weight_decay": 1e-5,
                 "schedule": "one_cycle",
                 "gradient_clip": 5.0,
