@@ -23,15 +23,15 @@ def box(z, y, x, label=1):
 
 @pytest.fixture
 def masks(tmp_path):
-    """Files: reference, shifted (by one voxel), empty, labelled (1 and 2), thicker (other spacing), moved (by 3 mm)."""
+    """Files: reference, shifted (by one voxel), empty, labeled (1 and 2), thicker (other spacing), moved (by 3 mm)."""
     reference = box((3, 8), (5, 12), (6, 14))
-    labelled = box((3, 8), (5, 12), (6, 14), 2)
-    labelled[0, 0, 0] = 1
+    labeled = box((3, 8), (5, 12), (6, 14), 2)
+    labeled[0, 0, 0] = 1
     arrays = {
         "reference": (reference, GRID),
         "shifted": (box((3, 8), (5, 12), (7, 15)), GRID),
         "empty": (reference * 0, GRID),
-        "labelled": (labelled, GRID),
+        "labeled": (labeled, GRID),
         "thicker": (reference, Geometry(GRID.size, (1.0, 1.0, 3.0), GRID.origin)),
         "moved": (reference, Geometry(GRID.size, GRID.spacing, (-9.0, -10.0, 0.0))),
     }
@@ -87,11 +87,11 @@ def test_resampling_happens_only_on_request(masks, capsys):
 
 
 def test_label_map_with_several_labels_needs_a_choice(masks, capsys):
-    assert run(masks, "labelled.nii.gz", "reference.nii.gz") == 2
+    assert run(masks, "labeled.nii.gz", "reference.nii.gz") == 2
     assert "holds several labels: 1, 2. Choose one with --label." in capsys.readouterr().err
-    assert run(masks, "labelled.nii.gz", "reference.nii.gz", "--prediction-label", "2", "--json") == 0
+    assert run(masks, "labeled.nii.gz", "reference.nii.gz", "--prediction-label", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["quantities"]["dice"]["value"] == 1.0
-    assert run(masks, "labelled.nii.gz", "labelled.nii.gz", "--label", "2", "--json") == 0
+    assert run(masks, "labeled.nii.gz", "labeled.nii.gz", "--label", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["label"] == 2
 
 

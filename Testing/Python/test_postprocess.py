@@ -1,4 +1,4 @@
-"""Post-processing of masks: components by millilitres, distance to the lungs, settings as data."""
+"""Post-processing of masks: components by milliliters, distance to the lungs, settings as data."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python Testing/benchmarks/accuracy.py [--model ID|FILE] [--cases 3] [--json FILE]
 
 Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
-normal chest, the false millilitres; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
+normal chest, the false milliliters; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
 bundled model these last are training patients: they prove the path, not the accuracy.
 """
 
@@ -54,7 +54,7 @@ def slices_of_p001(predictor: Predictor) -> dict[str, float]:
 
 
 def normal_chest(predictor: Predictor) -> dict[str, float]:
-    """Millilitres of lesion found where there is none."""
+    """Milliliters of lesion found where there is none."""
     volume = read_volume(SHARED / "covid-ct-md/normal001_ct.nii.gz")
     result = predictor.segment(volume)
     near = near_lungs(result.mask, volume, result.lungs)

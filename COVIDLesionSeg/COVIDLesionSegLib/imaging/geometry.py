@@ -32,7 +32,7 @@ class Geometry:
     Attributes:
         size: voxels along (i, j, k).
         spacing: millimetres between voxel centres along (i, j, k).
-        origin: LPS position of the centre of voxel (0, 0, 0), mm.
+        origin: LPS position of the center of voxel (0, 0, 0), mm.
         direction: 3 x 3, row-major as in ITK: column c is the LPS unit vector of index axis c.
 
     Raises:
@@ -116,7 +116,7 @@ class Geometry:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres."""
+        """Volume of one voxel in milliliters."""
         return float(np.prod(self.spacing)) / 1000.0
 
     def cropped(self, box: tuple[slice, slice, slice]) -> Geometry:

@@ -22,7 +22,7 @@ def apply_window(
     Args:
         array: Hounsfield units, any shape and real dtype.
         width: width of the window, HU, > 0.
-        level: centre of the window, HU.
+        level: center of the window, HU.
 
     Returns:
         float32 of the same shape; level - width / 2 becomes 0, level + width / 2 becomes 1.

@@ -21,7 +21,7 @@ class PostProcessing:
         threshold: lesion where the probability is strictly above this, in (0, 1); None takes the model card's.
         keep_inside_lungs_mm: lesion further than this from the nearest lung voxel (distance between voxel centres, mm)
             is dropped; 0 keeps lesion inside the lungs only, None keeps all.
-        minimum_volume_ml: lesions (26-connected components) smaller than this many millilitres are dropped; 0 keeps
+        minimum_volume_ml: lesions (26-connected components) smaller than this many milliliters are dropped; 0 keeps
             all. What the lungs have cut off is counted anew.
 
     Raises:

@@ -15,7 +15,7 @@ from ._checks import as_pair, as_spacing
 from ._nearest import Distances, SurfacePair
 from ._parallel import run_all
 from ._sparse import SparseMask
-from .lesions import LabelledMask, LesionDetection, as_share, compare_lesions
+from .lesions import LabeledMask, LesionDetection, as_share, compare_lesions
 from .overlap import ConfusionCounts
 from .surface import (
     DEFAULT_TOLERANCE_MM,
@@ -139,7 +139,7 @@ def evaluate(
         return SurfacePair(surfaces[0], surfaces[1], settings.spacing).distances() if counts.status == "ok" else None
 
     def lesions() -> LesionDetection:
-        one, other = run_all([partial(LabelledMask.of, *found) for found in zip(masks, surfaces, strict=True)])
+        one, other = run_all([partial(LabeledMask.of, *found) for found in zip(masks, surfaces, strict=True)])
         return compare_lesions(one, other, settings.voxel_ml, settings.minimum_overlap)
 
     return settings.values(counts, *run_all([distances, lesions]))

@@ -92,7 +92,7 @@ def detect_lesions(
     first, second = as_pair(prediction, reference, 3)
     voxel_ml = math.prod(as_spacing(spacing)) / 1000.0
     share = as_share(minimum_overlap)
-    one, other = (LabelledMask.of(SparseMask.of(mask)) for mask in (first, second))
+    one, other = (LabeledMask.of(SparseMask.of(mask)) for mask in (first, second))
     return compare_lesions(one, other, voxel_ml, share)
 
 
@@ -104,14 +104,14 @@ def as_share(minimum_overlap: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledMask:
+class LabeledMask:
     """A mask and its components."""
 
     mask: SparseMask
     components: Components
 
     @classmethod
-    def of(cls, mask: SparseMask, surface: NDArray[np.int64] | None = None) -> LabelledMask:
+    def of(cls, mask: SparseMask, surface: NDArray[np.int64] | None = None) -> LabeledMask:
         """Find the components of a mask; its surface, (3, n) voxel indices, is asked for if not given."""
         points = mask.surface_points() if surface is None else surface
         return cls(mask, find_components(mask.dense[box_around(points)]))
@@ -129,7 +129,7 @@ class LabelledMask:
 
 
 def compare_lesions(
-    prediction: LabelledMask, reference: LabelledMask, voxel_ml: float, minimum_overlap: float
+    prediction: LabeledMask, reference: LabeledMask, voxel_ml: float, minimum_overlap: float
 ) -> LesionDetection:
     """The comparison from components that are known already."""
     return LesionDetection(

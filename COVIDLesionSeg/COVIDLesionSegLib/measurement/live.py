@@ -14,7 +14,7 @@ from ._nearest import Distances, SurfacePair, SurfaceTree, lengths
 from ._parallel import run_all
 from ._sparse import SparseMask
 from .evaluation import Settings, Value
-from .lesions import LabelledMask, LesionDetection, compare_lesions
+from .lesions import LabeledMask, LesionDetection, compare_lesions
 from .surface import DEFAULT_TOLERANCE_MM
 
 Box = tuple[slice, slice, slice]
@@ -56,7 +56,7 @@ class LiveEvaluation:
         self._given = as_mask(reference, "reference", 3)
         self._reference = SparseMask.of(self._given)
         self._reference_points = self._reference.surface_points()
-        self._lesions = LabelledMask.of(self._reference, self._reference_points)
+        self._lesions = LabeledMask.of(self._reference, self._reference_points)
         self._reference_tree: SurfaceTree | None = None
         # of the prediction: its surface (flat indices, ascending), and both directions' distances
         self._surface: NDArray[np.int64] | None = None
@@ -93,7 +93,7 @@ class LiveEvaluation:
             return self._followed(change, points, *self._distances)
 
         def lesions() -> LesionDetection:
-            labelled = LabelledMask.of(mask, points)
+            labelled = LabeledMask.of(mask, points)
             settings = self._settings
             return compare_lesions(labelled, self._lesions, settings.voxel_ml, settings.minimum_overlap)
 

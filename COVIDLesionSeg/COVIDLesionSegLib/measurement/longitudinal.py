@@ -154,8 +154,8 @@ def _match(
 ) -> tuple[list[dict[str, Any]], NDArray[np.uint8], dict[str, float]]:
     """Which lesions belong together, the map of what changed, and the map's volumes."""
     geometry = after.volume.geometry
-    old_lesions, old = _labelled(before)
-    new_lesions, new = _labelled(after)
+    old_lesions, old = _labeled(before)
+    new_lesions, new = _labeled(after)
     arrived = _resampled(old, before.volume.geometry, geometry, found.matrix)
     change_map = np.zeros(new.shape, np.uint8)
     change_map[arrived != 0] = RESOLVED
@@ -175,7 +175,7 @@ def _match(
     return lesions, change_map, volumes
 
 
-def _labelled(study: TimePoint) -> tuple[Components, NDArray[np.int32]]:
+def _labeled(study: TimePoint) -> tuple[Components, NDArray[np.int32]]:
     """The lesions, and their labels (z, y, x) on the CT's own grid, numbered from 1 as quantify lists them."""
     view = study.volume.geometry.axial_view()
     mask = np.ascontiguousarray(view.apply(binary_mask(study.lesion, study.volume.geometry, "lesion mask")))

@@ -176,7 +176,7 @@ def relative_volume_error(prediction: ArrayLike, reference: ArrayLike, signed: b
 
 
 def volume_ml(mask: ArrayLike, spacing: Sequence[float]) -> float:
-    """Volume of a mask in millilitres: voxels times the volume of one.
+    """Volume of a mask in milliliters: voxels times the volume of one.
 
     Args:
         mask: bool (z, y, x).

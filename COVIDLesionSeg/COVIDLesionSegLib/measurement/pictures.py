@@ -29,7 +29,7 @@ class LesionPicture:
 
     Attributes:
         png: the picture's bytes.
-        caption: one line: rank, millilitres, side, slice.
+        caption: one line: rank, milliliters, side, slice.
         volume_ml: the lesion's volume, mL.
     """
 

@@ -37,7 +37,7 @@ class Preprocessing:
 
     Attributes:
         window_width: width of the intensity window, HU; the window becomes [0, 1].
-        window_level: centre of the window, HU.
+        window_level: center of the window, HU.
         lung_crop_margin: voxels kept around the lungs' bounding box on every axis (in plane and along z); None: whole
             slices, no crop.
         resize: rows and columns (H, W) that every slice is resized to; None: no resizing.

@@ -166,7 +166,7 @@ def _reader(table: Table, reading: str, group: str) -> Reader:
 
 
 def false_lesion(result: Mapping[str, Any]) -> list[float]:
-    """Millilitres that were marked in each tested volume without lesion; such volumes count in no other figure."""
+    """Milliliters that were marked in each tested volume without lesion; such volumes count in no other figure."""
     return [
         number(entries["prediction_volume"]["value"])
         for entries in result["volumes"].values()
