@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["checkpoint_files", "download_files", "panel_fixtures", "worker_children", "worker_world"]
+pytest_plugins = [
+    "checkpoint_files",
+    "download_files",
+    "panel_fixtures",
+    "panel_case_fixtures",
+    "worker_children",
+    "worker_world",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VECTORS = Path(__file__).resolve().parent / "vectors"

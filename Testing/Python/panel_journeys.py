@@ -130,7 +130,7 @@ def export(panel: Any, folder: str) -> None:
 
 def cases(panel: Any, store: str) -> None:
     """Open a case, which the model answers first, edit it, keep it, save it, and open the next one."""
-    from test_panel_cases import draw, scene_mask
+    from panel_case_fixtures import draw, scene_mask
 
     page = panel.learn.cases
     panel.tabs.setCurrentIndex(3)
