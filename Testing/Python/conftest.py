@@ -13,6 +13,7 @@ pytest_plugins = [
     "download_files",
     "panel_fixtures",
     "panel_case_fixtures",
+    "predictor_fixtures",
     "worker_children",
     "worker_world",
 ]
