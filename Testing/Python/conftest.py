@@ -14,6 +14,7 @@ pytest_plugins = [
     "panel_fixtures",
     "panel_case_fixtures",
     "predictor_fixtures",
+    "registry_fixtures",
     "worker_children",
     "worker_world",
 ]
