@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = [
+    "box_chest",
     "checkpoint_files",
     "download_files",
     "panel_fixtures",
