@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+# one that imports from another stands after it
 pytest_plugins = [
     "box_chest",
     "checkpoint_files",
@@ -16,6 +17,8 @@ pytest_plugins = [
     "panel_case_fixtures",
     "predictor_fixtures",
     "registry_fixtures",
+    "training_fixtures",
+    "reproduction_fixtures",
     "worker_children",
     "worker_world",
 ]
