@@ -11,10 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 from synthetic_dicom import small_chest
 
-from COVIDLesionSegLib.imaging import Geometry
+from COVIDLesionSegLib.imaging import Geometry, LabelVolume
 
 CHEST = small_chest()
 GRID = Geometry((20, 24, 12), (0.7, 0.8, 2.5), (-50.5, -60.25, 300.0))
+SIZE = (20, 24, 12)
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"]
 RGB = np.zeros((12, 24, 20, 3), np.uint8)
 
@@ -87,3 +88,27 @@ def with_values(*values: float) -> np.ndarray:
     array = CHEST.astype(np.float32)
     array.reshape(-1)[: len(values)] = values
     return array
+
+
+def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    x, y, z = np.radians(degrees)
+    about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def grid(order=(0, 1, 2), signs=(1.0, 1.0, 1.0), degrees=(0.0, 0.0, 0.0)) -> Geometry:
+    direction = np.zeros((3, 3))
+    for index_axis, lps_axis in enumerate(order):
+        direction[lps_axis, index_axis] = signs[index_axis]
+    return Geometry(
+        SIZE, (0.703125, 0.81, 2.5), (-171.3, 88.25, -1203.7), tuple((rotation(degrees) @ direction).ravel())
+    )
+
+
+def lesion_labels(geometry: Geometry | None = None) -> LabelVolume:
+    array = np.zeros(CHEST.shape, np.uint8)
+    array[3:6, 4:9, 2:7] = 1
+    array[7:9, 10:20, 11:18] = 2
+    return LabelVolume(array, geometry or grid(), {1: "lesion", 2: "consolidation"})
