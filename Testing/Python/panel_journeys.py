@@ -79,8 +79,7 @@ def lesion_by_lesion(panel: Any, _: str) -> None:
 
 def restore_in_a_lesion(panel: Any, _: str) -> None:
     """Go to a lesion, erase of it, restore it."""
-    from panel_fixtures import said
-    from test_panel_correct import brush
+    from panel_fixtures import brush, said
 
     from COVIDLesionSegLib import mrml
 
