@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["checkpoint_files", "download_files", "panel_fixtures"]
+# one that imports from another stands after it
+pytest_plugins = [
+    "box_chest",
+    "checkpoint_files",
+    "download_files",
+    "panel_fixtures",
+    "panel_case_fixtures",
+    "predictor_fixtures",
+    "registry_fixtures",
+    "training_fixtures",
+    "reproduction_fixtures",
+    "worker_children",
+    "worker_world",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VECTORS = Path(__file__).resolve().parent / "vectors"

@@ -1,4 +1,4 @@
-"""A real child with some tasks that real ones never have: it misbehaves as the test asks. Run by test_worker_server."""
+"""A real child with some tasks that real ones never have: it misbehaves as the test asks. Run by worker_children."""
 
 from __future__ import annotations
 

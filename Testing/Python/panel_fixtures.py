@@ -11,6 +11,7 @@ import pytest
 
 SHAPE = (24, 64, 80)
 SPACING = (2.5, 1.5, 1.5)
+VOXEL_ML = np.prod(SPACING) / 1000
 
 
 def wait_for(condition: Callable[[], Any], what: str = "it", seconds: float = 8.0) -> None:
@@ -53,6 +54,13 @@ def add_ct(name: str = "CT", array: np.ndarray | None = None) -> Any:
     array = chest()[0] if array is None else array
     geometry = Geometry(array.shape[::-1], SPACING[::-1], (-60.0, -48.0, -30.0))
     return mrml.nodeFromVolume(Volume(array, geometry, name), name)
+
+
+@pytest.fixture
+def mrml(scene):
+    from COVIDLesionSegLib import mrml
+
+    return mrml
 
 
 @pytest.fixture
@@ -146,3 +154,40 @@ def apply_and_wait(panel: Any) -> Any:
     assert panel.session.run.busy, said(panel)
     wait_for(lambda: not panel.session.run.busy, "the end of the run")
     return mrml.moduleParameters().lesionSegmentation
+
+
+def brush(panel, segmentation, box, erase=False):
+    """What a stroke in Slicer's editor does: the real editor logic changes the segment by a modifier labelmap."""
+    import slicer
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    editor = panel.correct.editor
+    editor.saveStateForUndo()
+    logic = slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
+    logic.SetSegmentEditorNode(editor.mrmlSegmentEditorNode())
+    logic.SetSegmentationNode(segmentation)
+    logic.SetSourceVolumeNode(editor.sourceVolumeNode())
+    logic.UpdateReferenceGeometryImage()
+    logic.ResetModifierLabelmapToDefault()
+    labelmap = logic.GetModifierLabelmap()
+    array = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(labelmap.GetDimensions()[::-1])
+    array[box] = 1
+    labelmap.Modified()
+    mode = logic.ModificationModeRemove if erase else logic.ModificationModeAdd
+    logic.ModifySegmentByLabelmap(segmentation, editor.currentSegmentID(), labelmap, mode, False, False)
+
+
+@pytest.fixture
+def segmentation(panel, ct):
+    """The lesions, found and measured; the Measure tab in view."""
+    node = apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    return node
+
+
+def settle(panel):
+    live = panel.session.live
+    wait_for(lambda: live.quantities and not live.busy and not live._tables.busy, "the figures")

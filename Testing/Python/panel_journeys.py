@@ -79,8 +79,7 @@ def lesion_by_lesion(panel: Any, _: str) -> None:
 
 def restore_in_a_lesion(panel: Any, _: str) -> None:
     """Go to a lesion, erase of it, restore it."""
-    from panel_fixtures import said
-    from test_panel_correct import brush
+    from panel_fixtures import brush, said
 
     from COVIDLesionSegLib import mrml
 
@@ -130,7 +129,7 @@ def export(panel: Any, folder: str) -> None:
 
 def cases(panel: Any, store: str) -> None:
     """Open a case, which the model answers first, edit it, keep it, save it, and open the next one."""
-    from test_panel_cases import draw, scene_mask
+    from panel_case_fixtures import draw, scene_mask
 
     page = panel.learn.cases
     panel.tabs.setCurrentIndex(3)

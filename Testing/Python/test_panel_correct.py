@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from panel_fixtures import add_ct, apply_and_wait, chest, let_run, said, wait_for, wait_for_words
-
-
-@pytest.fixture
-def mrml(scene):
-    from COVIDLesionSegLib import mrml
-
-    return mrml
+from panel_fixtures import add_ct, apply_and_wait, brush, chest, let_run, said, wait_for, wait_for_words
 
 
 @pytest.fixture
@@ -21,29 +14,6 @@ def segmentation(panel, ct):
     panel.tabs.setCurrentIndex(1)
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")
     return node
-
-
-def brush(panel, segmentation, box, erase=False):
-    """What a stroke in Slicer's editor does: the real editor logic changes the segment by a modifier labelmap."""
-    import slicer
-    from vtk.util.numpy_support import vtk_to_numpy
-
-    editor = panel.correct.editor
-    editor.saveStateForUndo()
-    logic = slicer.vtkSlicerSegmentEditorLogic()
-    logic.SetMRMLScene(slicer.mrmlScene)
-    logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
-    logic.SetSegmentEditorNode(editor.mrmlSegmentEditorNode())
-    logic.SetSegmentationNode(segmentation)
-    logic.SetSourceVolumeNode(editor.sourceVolumeNode())
-    logic.UpdateReferenceGeometryImage()
-    logic.ResetModifierLabelmapToDefault()
-    labelmap = logic.GetModifierLabelmap()
-    array = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(labelmap.GetDimensions()[::-1])
-    array[box] = 1
-    labelmap.Modified()
-    mode = logic.ModificationModeRemove if erase else logic.ModificationModeAdd
-    logic.ModifySegmentByLabelmap(segmentation, editor.currentSegmentID(), labelmap, mode, False, False)
 
 
 def test_our_segment_and_ct_are_chosen(panel, segmentation, ct):

@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from panel_fixtures import let_run, said, wait_for, wait_for_words
-from test_panel_correct import brush
+from panel_fixtures import brush, let_run, said, wait_for, wait_for_words
 
 
 @pytest.fixture(scope="module")

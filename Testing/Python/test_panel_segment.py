@@ -12,13 +12,6 @@ from COVIDLesionSegLib.worker.protocol import Failure
 
 
 @pytest.fixture
-def mrml(scene):
-    from COVIDLesionSegLib import mrml
-
-    return mrml
-
-
-@pytest.fixture
 def parameters(panel, mrml):
     return mrml.moduleParameters()
 

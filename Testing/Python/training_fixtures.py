@@ -1,4 +1,4 @@
-"""A tiny data set that a tiny network can learn in seconds: bright squares in dark lungs."""
+"""A tiny data set that a tiny network can learn in seconds: bright squares in dark lungs; a pytest plug-in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
 from COVIDLesionSegLib.learning import TrainingConfig
+from COVIDLesionSegLib.learning.data import read_cases
+from COVIDLesionSegLib.learning.store import open_store
 
 PATIENTS = ("anna", "bert", "cleo", "dora")
+WINDOW = (1500.0, -650.0)
 
 
 def write_cases(folder: Path, patients=PATIENTS, slices: int = 6, size: tuple[int, int] = (48, 56)) -> Path:
@@ -58,3 +62,30 @@ def tiny_config(cases: Path, **tables) -> TrainingConfig:
         for table in {*defaults, *tables}
     }
     return dataclasses.replace(config, **changed)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return read_cases(write_cases(tmp_path_factory.mktemp("cases")))
+
+
+def hashes_of(cases):
+    return {case.id: case.hashes() for case in cases}
+
+
+@pytest.fixture(scope="module")
+def a_store(cases, tmp_path_factory):
+    return open_store(cases, hashes_of(cases), tmp_path_factory.mktemp("store"), margin=2)
+
+
+def write_pictures(folder, count=4, size=(40, 56)):
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image = np.random.default_rng(number).integers(0, 200, size, dtype=np.uint8)
+        mask = np.zeros(size, dtype=np.uint8)
+        mask[10:20, 10 + number : 30] = 255
+        image[mask > 0] = 230
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(folder / "images" / f"{number}.png"))
+        sitk.WriteImage(sitk.GetImageFromArray(mask), str(folder / "masks" / f"{number}.png"))
+    return folder

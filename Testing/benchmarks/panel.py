@@ -35,9 +35,8 @@ def main() -> int:
     host.boot_gui()
     import slicer
     from fake_worker import FakeWorker, record_of
-    from panel_fixtures import wait_for
+    from panel_fixtures import brush, wait_for
     from quantification import stretched
-    from test_panel_correct import brush
 
     from COVIDLesionSegLib import mrml
     from COVIDLesionSegLib.imaging import Geometry, Volume

@@ -1,0 +1,112 @@
+"""Nothing that happens to an open case costs work: crashes, closed scenes, a full disk, another rater."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from panel_case_fixtures import corrected, draw, is_at_rest, open_next, rest, scene_mask
+from panel_fixtures import chest, said, wait_for, wait_for_words
+
+pytestmark = pytest.mark.usefixtures("forgotten_choices")
+
+
+def test_a_crash_costs_no_work_and_the_recovery_can_be_refused(page, panel, store):
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    page.work.autosave()
+    rest(page)
+    assert store.case("case-0001").unsaved == ("anna",)
+    # the program is killed: nothing says good-bye, the lock stays until its process is gone
+    page.work._hold.token = ""
+    page.work._hold.begin()
+    page.work._leave()
+    store.unlock("case-0001")
+    assert open_next(page) == "case-0001", "what was left unsaved comes first"
+    assert "You left unsaved work" in page.work.reason
+    assert np.array_equal(scene_mask(), drawn) and page.work.isEdited
+    assert page.ui.restartButton.isVisibleTo(page.form)
+    page.ui.restartButton.click()
+    wait_for(lambda: not page.work.recovered, "the restart")
+    rest(page)
+    assert np.array_equal(scene_mask(), chest()[1]) and not page.work.isEdited
+    assert store.case("case-0001").unsaved == ()
+
+
+def test_closing_the_panel_keeps_the_edits_and_the_case_is_free(open_panel, page, store):
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    page.close()
+    found = store.case("case-0001")
+    assert found.unsaved == ("anna",) and found.lock is None
+    with store.open("case-0001", "anna") as session:
+        assert np.array_equal(session.start_mask.mask(), drawn)
+
+
+def test_closing_the_scene_closes_the_case(page, panel, store, scene):
+    open_next(page)
+    scene.Clear(0)
+    wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
+    assert "its nodes were removed" in said(panel) and store.case("case-0001").lock is None
+    assert open_next(page) == "case-0002" or page.work.caseId == "case-0001"
+
+
+def test_a_save_that_fails_leaves_everything_open(page, panel, store, monkeypatch):
+    from COVIDLesionSegLib.cases import Store
+    from COVIDLesionSegLib.errors import OutputError
+
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+
+    def full(*_arguments, **_options):
+        raise OutputError("The disk is full.")
+
+    monkeypatch.setattr(Store, "save_revision", full)
+    page.ui.saveNextButton.click()
+    wait_for_words(panel, "The disk is full.")
+    rest(page)
+    assert page.work.caseId == "case-0001" and page.work.isOpen and np.array_equal(scene_mask(), drawn)
+    monkeypatch.undo()
+    page.ui.saveButton.click()
+    wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
+    rest(page)
+    assert not page.work.isEdited
+
+
+def test_a_prediction_that_is_cancelled_opens_the_case_empty(page, panel, store, worker):
+    from fake_worker import HOLD
+
+    worker.tasks["segment"] = lambda *_: HOLD
+    page.ui.nextButton.click()
+    wait_for(lambda: page.work.state == "predicting" and page.work.progress is not None, "the prediction")
+    wait_for(lambda: page.ui.caseCancelButton.isVisibleTo(page.form), "the button")
+    page.ui.caseCancelButton.click()
+    wait_for(lambda: page.work.isOpen, "the case")
+    assert not scene_mask().any() and "without an answer" in said(panel)
+    assert store.case("case-0001").prediction is None
+
+
+def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, panel, store):
+    open_next(page)
+    store.unlock("case-0001")
+    with store.open("case-0001", "bert"):
+        page.work._hold._renew()
+        rest(page)
+        assert said(panel).count("took it over") == 1
+        page.work._hold._renew()
+        draw(corrected())
+        page.ui.saveNextButton.click()
+        wait_for(lambda: page.work.caseId == "case-0002" and is_at_rest(page), "the next case")
+        assert store.case("case-0001").latest("anna") is not None
+        assert store.case("case-0001").lock.owner == "bert"
+
+
+def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, scene):
+    open_next(page)
+    page.ui.saveButton.click()
+    scene.Clear(0)
+    wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
+    rest(page)
+    assert page.work.state == "" and not page.work.caseId and store.case("case-0001").lock is None

@@ -1,0 +1,107 @@
+"""Doubtful labels, several raters, and who trains and who judges, decided in the panel."""
+
+from __future__ import annotations
+
+import pytest
+from panel_case_fixtures import is_at_rest, open_next, rest
+from panel_fixtures import chest, wait_for, wait_for_words
+
+pytestmark = pytest.mark.usefixtures("forgotten_choices")
+
+
+def test_doubtful_labels_are_looked_at_and_decided(reviewed, page, panel, scene, slicer_gui):
+    from COVIDLesionSegLib.mrml import nodes
+
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
+    view.SetOrientationToAxial()
+    ui = page.ui
+    assert ui.reviewList.item(0).text() == "case-0002, slice 9: the loss stayed high"
+    page.review.jumpToNext()
+    wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
+    assert page.work.caseId == "case-0002"
+    view = next(node for node in nodes.nodesOfClass("vtkMRMLSliceNode"))
+    assert view.GetSliceToRAS().GetElement(2, 3) == pytest.approx(-30 + 9 * 2.5)
+    ui.rightButton.click()
+    wait_for(lambda: ui.reviewList.count == 2, "the decision")
+    rest(page)
+    ui.reviewList.setCurrentRow(1)
+    ui.fixButton.click()
+    wait_for(lambda: ui.reviewList.count == 1, "the decision")
+    decided = {(i.case, i.slice): (i.decision, i.by) for i in reviewed.review.items(True)}
+    assert decided == {("case-0002", 9): ("right", "anna"), ("case-0001", 13): ("fix", "anna")}
+    rest(page)
+    assert open_next(page) == "case-0001" and "fix it" in page.work.reason
+    assert "slices 13" in ui.caseLabel.text
+    ui.decidedCheck.click()
+    assert ui.reviewList.count == 3 and "[to be fixed, anna]" in ui.reviewList.item(2).text()
+
+
+def test_raters_are_compared_and_their_consensus_trains(page, panel, store):
+    other = chest()[1].copy()
+    other[8:10] = False
+    for rater, mask in (("anna", chest()[1]), ("bert", other), ("cleo", chest()[1])):
+        store.save_revision("case-0001", mask, rater)
+    page.ui.refreshButton.click()
+    wait_for(lambda: page.ui.raterList.count == 1, "the raters")
+    page.ui.agreementButton.click()
+    wait_for(lambda: "bert - cleo" in page.ui.agreementBrowser.toPlainText(), "the table")
+    rest(page)
+    page.ui.raterList.setCurrentRow(0)
+    page.ui.consensusButton.click()
+    wait_for_words(panel, "The consensus of case-0001")
+    case = store.case("case-0001")
+    assert case.label == "consensus" and case.label_revision.kind == "consensus"
+    rest(page)
+    assert "the consensus trains" in page.ui.raterList.item(0).text()
+    page.ui.latestButton.click()
+    wait_for(lambda: store.case("case-0001").label == "latest", "the choice")
+
+
+def test_a_second_rater_gets_what_the_first_has_saved(page, store):
+    store.save_revision("case-0001", chest()[1], "bert")
+    for name in ("case-0002", "case-0003"):
+        store.exclude(name, "not now")
+    page.ui.nextButton.click()
+    rest(page)
+    assert not page.work.caseId
+    page.ui.againCheck.click()
+    assert open_next(page) == "case-0001"
+
+
+def test_a_patient_changes_sides_with_a_reason_that_is_kept(page, panel, store):
+    ui = page.ui
+    assert not ui.moveCombo.enabled and not ui.moveButton.enabled, "nobody judges yet"
+    for number in (1, 2, 3):
+        store.save_revision(f"case-000{number}", chest()[1], "bert")
+    store.split.freeze(["case-0003"])
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["frozen"], "the overview")
+    texts = [ui.moveCombo.itemText(row) for row in range(ui.moveCombo.count)]
+    assert texts == ["case-0001, trains", "case-0002, trains", "case-0003, judges"]
+    ui.moveCombo.setCurrentIndex(1)
+    assert ui.moveButton.text == "Let the patient judge" and not ui.moveButton.enabled
+    ui.moveReasonEdit.setText("same hospital as case-0003")
+    assert not ui.moveButton.enabled, "a reason alone is no consent"
+    ui.moveCheck.setChecked(True)
+    ui.moveButton.click()
+    wait_for_words(panel, "case-0002: the patient only judges from now on.")
+    assert store.split.side(store.case("case-0002")) == "validation"
+    act = store.split.history()[-1]
+    assert (act["act"], act["by"], act["from"], act["to"]) == ("move", "anna", "train", "validation")
+    assert act["why"] == "same hospital as case-0003"
+    rest(page)
+    assert ui.moveCombo.currentText == "case-0002, judges" and ui.moveButton.text == "Let the patient train"
+    assert not ui.moveCheck.checked and not ui.moveReasonEdit.text and not ui.moveButton.enabled
+
+
+def test_the_last_patient_of_a_side_stays_there(page, panel, store):
+    for number in (1, 2):
+        store.save_revision(f"case-000{number}", chest()[1], "bert")
+    store.split.freeze(["case-0001"])
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["frozen"], "the overview")
+    page.ui.moveReasonEdit.setText("by mistake")
+    page.ui.moveCheck.setChecked(True)
+    page.ui.moveButton.click()
+    wait_for_words(panel, "would leave nobody for validation")
+    assert len(store.split.history()) == 1 and page.ui.moveReasonEdit.text == "by mistake"

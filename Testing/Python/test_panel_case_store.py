@@ -1,0 +1,193 @@
+"""The store behind the panel's work with cases: made, filled, exported, brought up to date; its models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from panel_case_fixtures import another_chest, open_next, rest
+from panel_fixtures import add_ct, apply_and_wait, chest, said, wait_for, wait_for_words
+
+pytestmark = pytest.mark.usefixtures("forgotten_choices")
+
+
+def test_a_store_is_made_and_remembered(panel, tmp_path, slicer_gui):
+    page = panel.learn.cases
+    folder = tmp_path / "new store"
+    page.ui.storePath.setProperty("currentPath", str(folder))
+    assert page.ui.createButton.isVisibleTo(page.form) and page.ui.createButton.enabled
+    page.ui.createButton.click()
+    wait_for(lambda: page.store.folder == str(folder), "the store")
+    wait_for(lambda: "No case yet" in page.ui.storeState.text, "the overview")
+    assert not page.ui.createButton.isVisibleTo(page.form)
+    assert slicer_gui.app.settings().value("COVIDLesionSeg/caseStore") == str(folder)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    page.ui.storePath.setProperty("currentPath", str(tmp_path / "full"))
+    assert not page.ui.createButton.enabled, "a folder that holds something else becomes no store"
+
+
+def test_the_ct_of_the_scene_becomes_a_case(page, panel, store, worker):
+    node = add_ct(array=another_chest(99))
+    panel.segment.ui.inputSelector.setCurrentNode(node)
+    apply_and_wait(panel)
+    page.ui.patientEdit.setText("Patient 0")
+    page.ui.addSceneButton.click()
+    wait_for_words(panel, "1 cases were added")
+    case = store.case("case-0004")
+    assert case.patient == store.case("case-0001").patient and case.lungs is not None
+    assert np.array_equal(store.read_prediction("case-0004").mask(), chest()[1])
+    assert "Patient 0" not in "".join(p.read_text() for p in store.folder.rglob("*.json"))
+    rest(page)
+    page.ui.addSceneButton.click()
+    wait_for_words(panel, "1 were there already")
+
+
+def test_a_folder_of_cts_is_added_and_pairs_are_imported(page, panel, store, tmp_path):
+    from case_fixtures import lesion, write_ct, write_mask
+
+    for number in (1, 2):
+        ct = write_ct(tmp_path / "cts" / f"{number}.nii.gz", number)
+    (tmp_path / "cts" / "3.nii.gz").write_bytes(b"no image")
+    page.ui.addPath.setProperty("currentPath", str(tmp_path / "cts"))
+    page.ui.addFolderButton.click()
+    wait_for_words(panel, "2 cases were added, 0 were there already, 1 were left out")
+    rest(page)
+    ct = write_ct(tmp_path / "pairs" / "x_ct.nii.gz", 7)
+    write_mask(tmp_path / "pairs" / "x_lesion.nii.gz", lesion(7), ct)
+    page.ui.importPath.setProperty("currentPath", str(tmp_path / "pairs"))
+    page.ui.importButton.click()
+    wait_for_words(panel, "1 cases were added, 0 were there already, 0 were left out")
+    assert store.case("case-0006").latest("anna").kind == "import"
+    rest(page)
+    page.ui.exportPath.setProperty("currentPath", str(tmp_path / "out"))
+    page.ui.exportButton.click()
+    wait_for_words(panel, "Written: Dataset501_COVIDLesion")
+    assert (tmp_path / "out" / "Dataset501_COVIDLesion" / "dataset.json").is_file()
+    rest(page)
+    page.ui.checkButton.click()
+    wait_for_words(panel, "The store is sound.")
+    next((store.folder / "cases" / "case-0006" / "revisions").rglob("*.seg.nrrd")).write_bytes(b"broken")
+    rest(page)
+    page.ui.checkButton.click()
+    wait_for_words(panel, "Something is broken.")
+    assert "case-0006" in page.ui.reportLabel.text
+
+
+def test_a_store_of_an_older_version_is_brought_up_to_date(panel, slicer_gui, tmp_path):
+    from case_fixtures import make_store
+    from case_store_faults import as_version_1
+
+    from COVIDLesionSegLib.cases import Store
+
+    store = make_store(tmp_path)
+    store.save_revision("case-0001", lesion_of("case-0001"), "bert")
+    store.save_revision("case-0002", lesion_of("case-0002"), "bert")
+    store.split.freeze(["case-0002"])
+    sides = store.split.sides()
+    as_version_1(store.folder)
+    page = panel.learn.cases
+    page.ui.filesButton.collapsed = False
+    assert not page.ui.migrateButton.isVisibleTo(page.form)
+    page.ui.storePath.setProperty("currentPath", str(store.folder))
+    wait_for(lambda: page.ui.migrateButton.isVisibleTo(page.form), "the offer")
+    assert "version 1" in page.ui.migrateLabel.text and "older version" in page.ui.storeState.text
+    assert not page.ui.migrateButton.enabled and not page.ui.checkButton.enabled and not page.store.overview
+    page.ui.migrateCheck.setChecked(True)
+    page.ui.migrateButton.click()
+    wait_for_words(panel, "The store is up to date.")
+    wait_for(lambda: page.store.cases, "the overview")
+    assert Store(store.folder).split.sides() == sides
+    assert not page.ui.migrateButton.isVisibleTo(page.form) and page.ui.checkButton.enabled
+
+
+def lesion_of(case: str) -> np.ndarray:
+    from case_fixtures import lesion
+
+    return lesion(int(case[-1]))
+
+
+def test_another_store_waits_until_a_case_is_open(page, panel, tmp_path, store):
+    from COVIDLesionSegLib.cases import Store
+
+    other = Store.create(tmp_path / "other")
+    page.ui.nextButton.click()
+    page.ui.storePath.setProperty("currentPath", str(other.folder))
+    assert "Wait a moment" in said(panel) and page.ui.storePath.currentPath == str(store.folder)
+    rest(page)
+    page.ui.storePath.setProperty("currentPath", str(other.folder))
+    wait_for(lambda: page.store.folder == str(other.folder), "the other store")
+    rest(page)
+    assert not page.work.caseId and store.case("case-0001").lock is None
+
+
+def test_settings_of_another_computer_do_not_reach_the_store(shared_session, slicer_gui, monkeypatch):
+    """Behind a command prefix the store's child still runs here."""
+    from COVIDLesionSegLib.panel.store_client import StoreClient
+    from COVIDLesionSegLib.worker import WorkerSettings
+
+    shared_session._given = WorkerSettings(python="/far/python", prefix=("ssh", "far"))
+    client = StoreClient(shared_session)
+    client._folder = "/somewhere"
+    client.refresh()
+    assert client._client.settings.prefix == () and client._client.settings.python is None
+    client.close()
+
+
+def test_going_back_to_an_earlier_model_and_against_the_gate(page, panel, store, tmp_path):
+    from case_fixtures import write_model
+
+    from COVIDLesionSegLib.cases.gate import CaseFigures, decide
+
+    good, bad = CaseFigures(0.8, 0.1, 5.0, 10.0, 11.0), CaseFigures(0.6, 0.3, 9.0, 7.0, 11.0)
+    for number, figures in ((1, good), (2, bad)):
+        file = write_model(tmp_path / f"{number}.safetensors", weights_sha256=f"{number}" * 64)
+        made = store.models.add(file, "base", number, split={}, trained_on={"name": "x"})
+        decision = decide("base", made.id, {"case-0001": good}, {"case-0001": figures}, {"text": "One patient judges."})
+        store.models.record_gate(made.id, decision)
+    first, second = [model.id for model in store.models.list()]
+    store.models.set_default(first, "gate")
+    page.ui.refreshButton.click()
+    ui = page.ui
+    wait_for(lambda: ui.storeModelList.count == 3, "the models")
+    assert "answers now" in ui.storeModelList.item(1).text()
+    ui.storeModelList.setCurrentRow(2)
+    shown = ui.gateBrowser.toPlainText()
+    assert "did not pass" in shown and "0.8 → 0.6" in shown and "One patient judges." in shown
+    assert not ui.useButton.enabled and not ui.overrideButton.enabled
+    ui.overrideEdit.setText("better at the bases")
+    ui.overrideButton.click()
+    wait_for_words(panel, f"{second} answers from now on.")
+    gate = store.models.get(second).gate
+    assert (gate.override, gate.override_by, gate.override_reason) == ("accepted", "anna", "better at the bases")
+    rest(page)
+    ui.storeModelList.setCurrentRow(0)
+    ui.useButton.click()
+    wait_for(lambda: store.models.default() == store.models.history()[0]["model"], "the way back")
+    assert [act["by"] for act in store.models.history()[1:]] == ["gate", "anna", "anna"]
+
+
+def test_the_model_of_a_store_travels_with_the_request(page, store, tmp_path, worker):
+    """Its path means nothing on another computer."""
+    from case_fixtures import write_model
+
+    from COVIDLesionSegLib.cases.gate import CaseFigures, decide
+    from COVIDLesionSegLib.worker import Client
+
+    made = store.models.add(write_model(tmp_path / "m.safetensors"), "base", 1, split={}, trained_on={"name": "x"})
+    figures = {"case-0001": CaseFigures(0.8, 0.1, 5.0, 10.0, 11.0)}
+    store.models.record_gate(made.id, decide("base", made.id, figures, figures, {}))
+    store.models.set_default(made.id, "gate")
+    page.store.refresh()
+    wait_for(lambda: page.store.overview["default"] == made.id, "the overview")
+    asked = []
+
+    def request(client, task, parameters=None, arrays=None, **more):
+        if task == "segment":
+            asked.append((parameters["model"], more["files"]))
+        return ask(client, task, parameters, arrays, **more)
+
+    ask = Client.request
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "request", request)
+        open_next(page)
+    assert asked == [(str(store.folder / "models" / made.id / "model.safetensors"), ("model",))]

@@ -1,0 +1,175 @@
+"""What the card and the caller ask of the predictor: window, threshold, flips, lungs, progress, cancelling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from predictor_fixtures import a_chest, a_model, some_lungs, the_plain_loop
+from torch import nn
+
+from COVIDLesionSegLib.errors import CancelledError, GridMismatchError, InputError, IntensityError, LungsNotFoundError
+from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume, apply_window
+from COVIDLesionSegLib.inference import PostProcessing, Predictor
+from COVIDLesionSegLib.inference import predictor as predictor_module
+
+# --- what the card and the caller ask for -----------------------------------------------------------------------------
+
+
+def test_the_card_s_window_resize_and_activation_are_obeyed(a_small_network):
+    volume, lungs = a_chest((2, 45, 50)), np.ones((2, 45, 50), dtype=bool)
+    settings = {"window_width": 1000, "window_level": -500, "resize": (32, 40), "activation": "sigmoid"}
+    result = Predictor(a_model(a_small_network, **settings), "cpu", "float32").segment(volume, lungs, probability=True)
+
+    image = torch.from_numpy(apply_window(volume.array, 1000, -500))[:, None]
+    small = nn.functional.interpolate(image, size=(32, 40), mode="bilinear", align_corners=False)
+    padded = np.pad(small.numpy(), [(0, 0), (0, 0), (0, 0), (4, 4)], mode="reflect")
+    with torch.no_grad():
+        logits = a_small_network(torch.from_numpy(padded))[:, 1:, :, 4:44]
+    expected = nn.functional.interpolate(logits.sigmoid(), size=(45, 50), mode="bilinear", align_corners=False)[:, 0]
+    np.testing.assert_allclose(result.probability, expected.numpy(), atol=2e-5)
+
+
+class Even(nn.Module):
+    """Logits that make every probability exactly one half."""
+
+    def forward(self, x):
+        return torch.zeros(x.shape[0], 2, *x.shape[2:])
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.5, False), (0.499, True), (0.501, False)])
+def test_lesion_is_strictly_above_the_threshold(threshold, expected):
+    volume, lungs = a_chest((1, 16, 16)), np.ones((1, 16, 16), dtype=bool)
+    by_card = Predictor(a_model(Even(), threshold), "cpu", "float32").segment(volume, lungs)
+    by_caller = Predictor(a_model(Even(), 0.9), "cpu", "float32").segment(
+        volume, lungs, postprocessing=PostProcessing(threshold=threshold)
+    )
+    assert by_card.mask.all() == by_caller.mask.all() == expected
+    assert by_card.record.postprocessing["threshold"] == by_caller.record.postprocessing["threshold"] == threshold
+
+
+def test_post_processing_is_done_on_the_mask_alone(a_small_network):
+    volume, lungs = a_chest(), some_lungs((5, 40, 52))
+    predictor = Predictor(a_model(a_small_network), "cpu", "float32")
+    plain = predictor.segment(volume, lungs, probability=True)
+    settings = PostProcessing(keep_inside_lungs_mm=0, minimum_volume_ml=0.05)
+    cleaned = predictor.segment(volume, lungs, probability=True, postprocessing=settings)
+    assert 0 < cleaned.mask.sum() < plain.mask.sum()
+    assert not (cleaned.mask & ~(plain.mask & (lungs > 0))).any()
+    np.testing.assert_array_equal(cleaned.probability, plain.probability)
+    assert cleaned.record.postprocessing == {**settings.to_json(), "threshold": 0.5}
+
+
+def test_flips_are_averaged(a_small_network):
+    volume, lungs = a_chest((2, 30, 44)), some_lungs((2, 30, 44))
+    flips = ((), (1,), (0,), (0, 1))
+    expected = the_plain_loop(a_small_network, volume, lungs, flips=flips)
+    predictor = Predictor(a_model(a_small_network), "cpu", "float32")
+    result = predictor.segment(volume, lungs, probability=True, tta=True)
+    np.testing.assert_allclose(result.probability, expected, atol=2e-5)
+    assert np.abs(predictor.segment(volume, lungs, probability=True).probability - expected).max() > 0.01
+
+
+def test_uncertainty_is_entropy_or_mutual_information_in_bits(a_small_network):
+    volume, lungs = a_chest((2, 30, 44)), some_lungs((2, 30, 44))
+    predictor = Predictor(a_model(a_small_network), "cpu", "float32")
+    copies = [the_plain_loop(a_small_network, volume, lungs, flips=(axes,)) for axes in ((), (1,), (0,), (0, 1))]
+
+    def entropy(p):
+        p = np.clip(p.astype(float), 1e-12, 1 - 1e-12)
+        return -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+
+    inside = copies[0] > 0
+    mean = entropy(np.mean(copies, axis=0))
+    for name, expected in (
+        (True, mean),
+        ("entropy", mean),
+        ("mutual_information", mean - np.mean([entropy(p) for p in copies], axis=0)),
+    ):
+        result = predictor.segment(volume, lungs, uncertainty=name)
+        assert result.uncertainty.dtype == np.float32
+        np.testing.assert_allclose(result.uncertainty[inside], expected[inside], atol=2e-4)
+        assert (result.uncertainty[~inside] == 0).all()
+        assert 0 <= result.uncertainty.min() <= result.uncertainty.max() <= 1
+        assert result.record.parameters["tta"] is True
+        assert result.probability is None
+
+
+# --- lungs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float32, np.uint16])
+def test_lungs_are_taken_in_any_number_type(a_small_network, kind):
+    volume, lungs = a_chest((3, 20, 20)), some_lungs((3, 20, 20))
+    predictor = Predictor(a_model(a_small_network), "cpu", "float32")
+    result = predictor.segment(volume, lungs.astype(kind))
+    assert result.lungs.dtype == np.uint8
+    np.testing.assert_array_equal(result.lungs, lungs > 0 if kind is bool else lungs)
+    np.testing.assert_array_equal(result.mask, predictor.segment(volume, lungs).mask)
+    assert result.record.parameters["lungs"] == "given"
+
+
+def test_other_labels_count_as_lung(a_small_network):
+    volume, lungs = a_chest((3, 20, 20)), some_lungs((3, 20, 20))
+    labels = LabelVolume((lungs * 100).astype(np.uint8), volume.geometry)
+    result = Predictor(a_model(a_small_network), "cpu", "float32").segment(volume, labels)
+    np.testing.assert_array_equal(result.lungs, lungs > 0)
+
+
+@pytest.mark.parametrize(
+    ("lungs", "error", "words"),
+    [
+        (np.zeros((3, 20, 20), dtype=bool), LungsNotFoundError, "empty"),
+        (np.ones((3, 20, 21), dtype=bool), GridMismatchError, "same grid"),
+        (np.full((3, 20, 20), np.nan), InputError, "NaN"),
+        (np.full((3, 20, 20), "lung"), InputError, "numbers"),
+        (LabelVolume(np.ones((3, 20, 20), np.uint8), Geometry((20, 20, 3), (1, 1, 1))), GridMismatchError, "spacing"),
+    ],
+)
+def test_wrong_lungs_are_refused(a_small_network, lungs, error, words):
+    with pytest.raises(error, match=words):
+        Predictor(a_model(a_small_network), "cpu").segment(a_chest((3, 20, 20)), lungs)
+
+
+def test_lungs_are_found_where_none_are_given(a_small_network, monkeypatch):
+    volume, lungs = a_chest((3, 20, 20)), some_lungs((3, 20, 20))
+    asked = []
+    monkeypatch.setattr(predictor_module, "find_lungs", lambda *arguments: asked.append(arguments) or lungs)
+    progress, cancelled = print, lambda: False
+    result = Predictor(a_model(a_small_network), "cpu").segment(volume, progress=progress, cancelled=cancelled)
+    assert asked == [(volume, progress, cancelled)]
+    assert result.lungs is lungs
+    assert result.record.parameters["lungs"] == "found"
+
+
+def test_volumes_that_are_no_ct_are_refused(a_small_network):
+    predictor = Predictor(a_model(a_small_network), "cpu")
+    array = a_chest((3, 20, 20)).array.astype(np.float32)
+    array[1, 2, 3] = np.nan
+    array[2, 3, 4] = np.inf
+    with pytest.raises(IntensityError, match="2 voxels of the CT are NaN or infinite"):
+        predictor.segment(Volume(array, Geometry((20, 20, 3))), np.ones((3, 20, 20), dtype=bool))
+    with pytest.raises(InputError, match="Volume"):
+        predictor.segment(array)
+
+
+# --- progress and cancelling ------------------------------------------------------------------------------------------
+
+
+def test_progress_comes_with_every_batch_and_ends_complete(a_small_network):
+    volume, lungs = a_chest((5, 20, 20)), np.ones((5, 20, 20), dtype=bool)
+    seen = []
+    predictor = Predictor(a_model(a_small_network), "cpu", batch_size=2)
+    predictor.segment(volume, lungs, progress=lambda *event: seen.append(event))
+    assert [event for event in seen if event[0] == "network"] == [("network", done, 5) for done in (0, 2, 4, 5)]
+    assert seen[-2:] == [("postprocess", 0, 1), ("postprocess", 1, 1)]
+
+
+def test_a_run_is_cancelled_between_batches_and_the_predictor_lives_on(a_small_network):
+    volume, lungs = a_chest((6, 20, 20)), np.ones((6, 20, 20), dtype=bool)
+    predictor = Predictor(a_model(a_small_network), "cpu", batch_size=1)
+    done = []
+    with pytest.raises(CancelledError):
+        predictor.segment(volume, lungs, lambda *event: done.append(event), lambda: ("network", 3, 6) in done)
+    assert done[-1] == ("network", 3, 6)
+    assert predictor.segment(volume, lungs, cancelled=lambda: False).mask.shape == volume.array.shape

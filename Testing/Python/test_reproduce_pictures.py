@@ -1,0 +1,98 @@
+"""Tables of pictures filled on tiny made-up data: who trains and is tested, intensities, pseudo-labels, curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from reproduction_fixtures import TINY, options_for, reproduce, rows_of
+
+from COVIDLesionSegLib.reproduction.catalog import load_table
+from COVIDLesionSegLib.reproduction.pictures import normalize
+from COVIDLesionSegLib.reproduction.planning import reductions
+from COVIDLesionSegLib.reproduction.study import Study
+
+
+def test_a_table_of_pictures(pictures, tmp_path, capsys):
+    tiny = [*TINY, "--resize", "32", "--rows", "caresunet", "segnet", "--seeds", "0", "1"]
+    assert reproduce("med-phys-1", pictures, tmp_path, *tiny) == 0
+    assert "2 of 4 cells" in capsys.readouterr().out
+    text = (tmp_path / "med-phys-1.md").read_text(encoding="utf-8")
+    assert "**Not the paper's protocol: base width 2 instead of 64, 2 steps instead of 1200 epochs" in text
+    assert "resize 32 x 32 instead of 256 x 256" in text
+    assert "| CARes-UNet | 0.731 ± 0.11 |" in text
+    assert "| SegNet | 0.645 ± 0.16 | - |" in text
+    assert "| SegNet | 0, 1 | no library that is kept up offers SegNet | nothing |" in text
+    assert "6 cases train, 3 are tested" in text
+    assert "the last step" in text
+    table = rows_of(tmp_path / "med-phys-1.csv")
+    ours = [row for row in table if row["row"] == "caresunet"]
+    assert {row["reading"] for row in ours} == {
+        f"{what}/{convention}" for what in ("probability", "mask") for convention in ("inf_net", "empty_is_right")
+    }
+    assert {row["metric"] for row in ours} == {metric.key for metric in load_table("med-phys-1").metrics}
+    assert all(row["seeds"] == "2" and row["values"] == "6" and row["SD over seeds"] for row in ours)
+    assert next(row for row in table if row["row"] == "segnet")["missing because"].startswith("no library")
+    cells = rows_of(tmp_path / "med-phys-1-cells.csv")
+    assert {(row["row"], row["seed"], row["steps"], row["precision"]) for row in cells} == {
+        ("caresunet", "0", "2", "float32"),
+        ("caresunet", "1", "2", "float32"),
+    }
+
+
+def test_the_test_slices_train_nothing_and_folds_leave_them_alone(pictures, tmp_path):
+    table = load_table("med-phys-1")
+    study = Study(table, options_for(pictures, tmp_path, rows=("caresunet",), resize=(32, 32)))
+    part = study.prepare(study.cells[0]).part
+    assert {case.image.parent.name for case in part.training} == {"train"}
+    assert {case.image.parent.name for case in part.test} == {"test"}
+    study = Study(table, options_for(pictures, tmp_path, rows=("caresunet",), resize=(32, 32), folds=2))
+    parts = [study.prepare(cell).part for cell in study.cells]
+    assert all(case.image.parent.name == "train" for part in parts for case in (*part.training, *part.test))
+    tested = [case.id for part in parts for case in part.test]
+    assert sorted(tested) == [str(number) for number in range(6)]
+    assert all(not {c.id for c in part.training} & {c.id for c in part.test} for part in parts)
+
+
+def test_pictures_of_two_windows_become_alike():
+    generator = np.random.default_rng(0)
+    bright = generator.integers(20, 240, (60, 50)).astype(np.uint8)
+    dark = np.rint(bright * 0.45).astype(np.uint8)
+    first, second = normalize(bright, 2, 95), normalize(dark, 2, 95)
+    assert np.abs(first.astype(int) - second).max() <= 2
+    assert np.percentile(first, [2, 95]) == pytest.approx([0, 230], abs=1)
+    flat = np.full((4, 4), 9, dtype=np.uint8)
+    assert not normalize(flat, 2, 95).any()
+
+
+def test_pictures_stay_as_they_are_if_that_is_asked(pictures, tmp_path):
+    table = load_table("med-phys-1")
+    changed = Study(table, options_for(pictures, tmp_path / "changed", rows=("caresunet",), resize=(32, 32)))
+    kept = Study(table, options_for(pictures, tmp_path / "kept", rows=("caresunet",), keep_intensities=True))
+    assert kept.cases.training[0].image.is_relative_to(pictures)
+    assert changed.cases.training[0].image.is_relative_to(tmp_path)
+    assert changed.cases.training[0].lesion == kept.cases.training[0].lesion
+    said = reductions(table, kept.options, [table.row("caresunet")])
+    assert said[-1] == "pictures as they are instead of normalized"
+
+
+def test_the_semi_supervised_row_learns_from_its_teachers_labels(pictures, tmp_path):
+    table = load_table("med-phys-1")
+    settings = {"rows": ("semi-caresunet",), "resize": (32, 32), "steps": 4}
+    study = Study(table, options_for(pictures, tmp_path, **settings, changes={"pseudo_labels": {"threshold": 10.0}}))
+    result = study.run(study.cells[0])
+    assert result["facts"] == {"pseudo_labels_accepted": 4, "pseudo_labels_total": 4}
+    assert (result["config"]["run"]["batch_size"], result["config"]["run"]["pseudo_batch_size"]) == (2, 2)
+    assert sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "cells").iterdir()) == [
+        "caresunet-seed0",
+        "semi-caresunet-seed0",
+    ]
+
+
+def test_curves_of_the_training_loss(pictures, tmp_path):
+    tiny = [*TINY, "--resize", "32", "--rows", "caresunet", "--seeds", "0"]
+    assert reproduce("med-phys-fig10", pictures, tmp_path, *tiny) == 0
+    rows = rows_of(tmp_path / "med-phys-fig10-curves.csv")
+    assert [row["epoch"] for row in rows] == ["1"]
+    assert float(rows[0]["loss"]) > 0
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "med-phys-fig10-curves.png").read_bytes().startswith(b"\x89PNG")
