@@ -251,33 +251,46 @@ def test_card_is_read_without_pytorch(tmp_path, small_network):
     assert done.stdout.strip() == "A small network"
 
 
-# ---- the bundled model ----------------------------------------------------------------------------------------------
+# ---- the bundled models ---------------------------------------------------------------------------------------------
 
-BUNDLED = "Models/coplenet-ctseg.safetensors"
+# network, preprocessing, most bytes
+BUNDLED = {
+    "coplenet-ctseg": ("coplenet", Preprocessing(), 22e6),
+    "caresunet-ctseg": ("caresunet", Preprocessing(resize=(192, 256)), 12e6),
+}
 
 
-def test_bundled_model_loads_and_states_its_license():
-    loaded = load_checkpoint(resource(BUNDLED), network="coplenet")
-    card = loaded.card
-    assert card.id == "coplenet-ctseg"
+@pytest.mark.parametrize("model", BUNDLED)
+def test_bundled_model_loads_and_states_its_license(model):
+    network, preprocessing, _size = BUNDLED[model]
+    card = load_checkpoint(resource(f"Models/{model}.safetensors"), network=network).card
+    assert card.id == model
     assert "non-commercial" in card.license_notice.lower()
     assert [data["name"] for data in card.training_data] == ["COVID-19-CT-Seg", "COVID-CT-MD"]
-    assert card.preprocessing == Preprocessing()
-    notice = resource("Models/coplenet-ctseg.LICENSE.txt").read_text(encoding="utf-8").lower()
+    assert card.preprocessing == preprocessing
+    notice = resource(f"Models/{model}.LICENSE.txt").read_text(encoding="utf-8").lower()
     assert all(word in notice for word in ("non-commercial", "3757476", "10.1038/s41597-021-00900-3"))
 
 
-def test_card_beside_the_bundled_model_is_the_one_inside():
-    beside = ModelCard.from_json(resource("Models/coplenet-ctseg.json").read_text(encoding="utf-8"))
-    assert beside == read_card(resource(BUNDLED))
+@pytest.mark.parametrize("model", BUNDLED)
+def test_card_beside_the_bundled_model_is_the_one_inside(model):
+    beside = ModelCard.from_json(resource(f"Models/{model}.json").read_text(encoding="utf-8"))
+    assert beside == read_card(resource(f"Models/{model}.safetensors"))
 
 
-def test_bundled_model_is_small_and_keeps_normalization_precise():
-    tensors = safetensors.torch.load_file(resource(BUNDLED))
-    assert resource(BUNDLED).stat().st_size < 22e6
-    for name, tensor in tensors.items():
+@pytest.mark.parametrize("model", BUNDLED)
+def test_bundled_model_is_small_and_keeps_normalization_precise(model):
+    path = resource(f"Models/{model}.safetensors")
+    assert path.stat().st_size < BUNDLED[model][2]
+    precise = {
+        f"{name}.{tensor}"
+        for name, module in load_checkpoint(path).network.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for tensor in module.state_dict()
+    }
+    for name, tensor in safetensors.torch.load_file(path).items():
         if tensor.is_floating_point():
-            assert tensor.dtype == (torch.float32 if ".norm." in name else torch.float16), name
+            assert tensor.dtype == (torch.float32 if name in precise else torch.float16), name
 
 
 @pytest.fixture

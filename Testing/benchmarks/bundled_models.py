@@ -57,12 +57,12 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 # the paper's width of CARes-UNet is 64; with 16 its weights stay below 12 MB
 ARGUMENTS: dict[str, dict[str, Any]] = {"coplenet": {}, "caresunet": {"base_channels": 16}}
-# a network that small learns little at full resolution: its slices are resized, in training and when it answers
-SMALLER: dict[str, dict[str, Any]] = {
+# Instead of the last two at full resolution: slices resized, in training and when the network answers. A small network
+# learns little at full resolution.
+RESIZED: dict[str, dict[str, Any]] = {
     "fine": {"resize": [192, 256], "crop": [192, 192], "steps": 900, "learning_rate": 1e-3},
     "mild": {"resize": [192, 256], "crop": [192, 224], "steps": 400, "learning_rate": 2e-4},
 }
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {"coplenet": {}, "caresunet": SMALLER}
 
 
 def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
@@ -78,9 +78,9 @@ def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
         csv.writer(file).writerows([["id", "ct", "lesion", "lungs"], *rows])
 
 
-def config_of(network: str, cases: str, stage: str, steps: int | None, base: str) -> TrainingConfig:
+def config_of(network: str, cases: str, stage: str, steps: int | None, base: str, resized: bool) -> TrainingConfig:
     """One stage of a network's recipe; the manifest holds training cases only, so nobody is chosen to validate."""
-    recipe = {"resize": []} | STAGES[stage] | CHANGES[network].get(stage, {})
+    recipe = {"resize": []} | STAGES[stage] | (RESIZED.get(stage, {}) if resized else {})
     steps = steps or recipe["steps"]
     return TrainingConfig.from_dict(
         {
@@ -115,13 +115,16 @@ def config_of(network: str, cases: str, stage: str, steps: int | None, base: str
     )
 
 
-def train(output: Path, network: str, name: str, cases: str, steps: dict[str, int | None], base: str) -> Path:
+def train(
+    output: Path, network: str, name: str, cases: str, steps: dict[str, int | None], base: str, resized: bool
+) -> Path:
     """All stages, or those at full resolution for a model that is there already; returns the model."""
     model = base
     for stage in tuple(STAGES)[1:] if base else STAGES:
         folder = output / f"{network}-{name}" / stage
         with ProgressBar(f"{network} {name} {stage}") as bar:
-            result = Trainer(config_of(network, cases, stage, steps[stage], model), folder, output).run(True, bar)
+            config = config_of(network, cases, stage, steps[stage], model, resized)
+            result = Trainer(config, folder, output).run(True, bar)
         model = str(result.model)
     return Path(model)
 
@@ -176,6 +179,7 @@ def main() -> None:
     parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
     for stage, recipe in STAGES.items():
         parser.add_argument(f"--{stage}", type=int, metavar="STEPS", help=f"instead of {recipe['steps']}")
+    parser.add_argument("--resized", action="store_true", help="the last two stages on slices of 192 x 256")
     parser.add_argument("--base", default="", help="id or file of a model to begin the second stage with")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -187,7 +191,7 @@ def main() -> None:
     left_out = FOLDS[arguments.number] if arguments.what == "fold" else ()
     write_manifest(output / f"{name}.csv", left_out, normal=arguments.number != WITHOUT_NORMAL)
     steps = {stage: getattr(arguments, stage) for stage in STAGES}
-    print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base))
+    print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base, arguments.resized))
 
 
 if __name__ == "__main__":
