@@ -28,6 +28,9 @@ class Messages:
         self._report = report
         ui = self.ui
         ui.messageText.setMaximumBlockCount(_KEPT)
+        # a button that appears beneath makes the box lower: Qt would then hide the newest lines
+        bar = ui.messageText.verticalScrollBar()
+        bar.connect("rangeChanged(int,int)", lambda _low, high: bar.setValue(high))
         self._buttons = {"undo": ui.undoButton, "set_up_pytorch": ui.torchButton, "use_cpu": ui.cpuButton}
         for name, button in self._buttons.items():
             button.connect("clicked(bool)", self._leader(actions[name]))
