@@ -63,7 +63,11 @@ def main(folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as store:
         opened = open_case(panel, Path(store), [synthetic_chest(seed, oblique=False).volume for seed in (1, 2, 3)])
-        mask = mrml.lesionMask(mrml.moduleParameters().lesionSegmentation, opened)
+        parameters = mrml.moduleParameters()
+        mask = mrml.lesionMask(parameters.lesionSegmentation, opened)
+        # as the Segment Editor's button does
+        mrml.showIn3D(parameters.lesionSegmentation)
+        mrml.showIn3D(parameters.lungSegmentation, smooth=False)
         views.photograph(widget, opened, folder / "learn.png", mask, follow=False)
         widget_of(panel).cleanup()
     slicer.mrmlScene.Clear(False)
