@@ -298,6 +298,16 @@ def test_fine_tuning_tells_before_and_after(cases, tmp_path):
     assert json.loads((tmp_path / "tuned" / "result.json").read_text())["best"]["dice"] == metrics["validation"]["dice"]
 
 
+def test_a_fine_tuned_model_sees_slices_as_its_base_does(cases, tmp_path):
+    config = tiny_config(cases, run={"steps": 2}, data={"resize": (48, 32), "margin": 3})
+    first = Trainer(config, tmp_path / "first", tmp_path).run()
+    assert first.card.preprocessing.resize == (48, 32)
+    tuned = fine_tune(first.model, cases, tiny_config(cases, run={"steps": 2}), tmp_path / "tuned")
+    assert tuned.card.preprocessing == first.card.preprocessing
+    log = (tmp_path / "tuned" / "config.toml").read_text()
+    assert "resize = [48, 32]" in log and "margin = 3" in log
+
+
 def test_a_base_model_of_another_network_is_refused(cases, tmp_path):
     first = Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "first", tmp_path).run()
     config = tiny_config(cases, network={"name": "caresunet", "arguments": {}, "base_model": str(first.model)})

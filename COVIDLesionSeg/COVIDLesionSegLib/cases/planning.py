@@ -116,7 +116,7 @@ def estimate_seconds(
     validation = sum(slices[name] for name in judging or slices)
     largest = max((case.ct.geometry.axial_view().geometry.size for case in cases), key=lambda size: size[0] * size[1])
     # lungs take about two thirds of a field of view in each direction
-    box = (max(16, largest[1] * 2 // 3), max(16, largest[0] * 4 // 5))
+    box = card.preprocessing.resize or (max(16, largest[1] * 2 // 3), max(16, largest[0] * 4 // 5))
     return estimate(
         replace(settings, network=network), sum(slices.values()), round(validation * share), validation_size=box
     )

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..models import LoadedModel, ModelRegistry, load_checkpoint, save_model
-from .config import TrainingConfig
+from ..models import LoadedModel, ModelCard, ModelRegistry, load_checkpoint, save_model
+from .config import DataSettings, TrainingConfig
 from .log import read_log
 from .trainer import Trainer
 
@@ -29,8 +29,9 @@ def fine_tune(
     Args:
         base_model: id or file of the model to start from.
         cases: manifest or folder, see ``learning.data.read_cases``.
-        config: settings; ``data.cases``, ``network.base_model`` and ``network.name`` are set from the arguments. By
-            default noise-robust Dice loss with adaptive self-ensembling for 300 steps at a rate of 1e-4.
+        config: settings; ``data.cases``, ``network.base_model`` and ``network.name`` are set from the arguments, the
+            margin around the lungs and, if none is given, ``data.resize`` from the model's card. By default
+            noise-robust Dice loss with adaptive self-ensembling for 300 steps at a rate of 1e-4.
         folder: of the run; holds the model (``best.safetensors``), state, log and the list of doubtful labels.
         resume: go on with an interrupted run in the folder.
         progress: called as progress(phase, done, total).
@@ -50,7 +51,7 @@ def fine_tune(
     config = config or default_config()
     config = replace(
         config,
-        data=replace(config.data, cases=str(Path(cases).resolve())),
+        data=as_prepared_for(base.card, replace(config.data, cases=str(Path(cases).resolve()))),
         network=replace(config.network, name=base.card.network, arguments={}, base_model=str(base_file.resolve())),
     )
     folder = Path(folder)
@@ -67,6 +68,16 @@ def fine_tune(
     metrics: dict[str, Any] = {**tuned.card.metrics, "base": before.to_dict(), "curves": _curves(folder)}
     save_model(tuned.network, replace(tuned.card, metrics=metrics), result.model)
     return load_checkpoint(result.model)
+
+
+def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
+    """Data settings by which slices reach the network as the model's card wants them.
+
+    A network that learned on resized slices does not know lesions at full resolution.
+    """
+    preprocessing = card.preprocessing
+    margin = preprocessing.lung_crop_margin
+    return replace(data, margin=-1 if margin is None else margin, resize=data.resize or preprocessing.resize or ())
 
 
 def default_config() -> TrainingConfig:
