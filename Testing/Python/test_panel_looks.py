@@ -213,3 +213,17 @@ def qt_keys(panel):
         pytest.fail(f"no shortcut {keys}")
 
     return press
+
+
+def test_the_newest_message_is_in_view(panel, ct):
+    from COVIDLesionSegLib.panel.notices import Notice
+
+    bar = panel.messages.ui.messageText.verticalScrollBar()
+    for number in range(20):
+        panel.messages.note(Notice(f"Message {number}."))
+    let_run(0.05)
+    # as Qt leaves it where the box was drawn anew, or where somebody has read what was before
+    bar.setValue(0)
+    panel.messages.note(Notice("The last one."))
+    let_run(0.05)
+    assert bar.maximum > 0 and bar.value == bar.maximum

@@ -389,17 +389,3 @@ def test_panels_come_and_go(open_panel, shared_session, scene):
         one.cleanup()
     assert not shared_session._users and not shared_session.client("lesions").running
     let_run()
-
-
-def test_the_newest_message_is_in_view(panel, ct):
-    from COVIDLesionSegLib.panel.notices import Notice
-
-    bar = panel.messages.ui.messageText.verticalScrollBar()
-    for number in range(20):
-        panel.messages.note(Notice(f"Message {number}."))
-    let_run(0.05)
-    # as Qt leaves it where the box was drawn anew, or where somebody has read what was before
-    bar.setValue(0)
-    panel.messages.note(Notice("The last one."))
-    let_run(0.05)
-    assert bar.maximum > 0 and bar.value == bar.maximum
