@@ -210,5 +210,6 @@ def test_a_timer_calls_once_or_never(slicer_gui):
     QtTimer(1, lambda: calls.append("kept although nobody holds it"))
     stopped = QtTimer(1, lambda: calls.append("stopped"))
     stopped.stop()
+    wait_for(lambda: calls, "the call")
     let_run(0.05)
     assert calls == ["kept although nobody holds it"]
