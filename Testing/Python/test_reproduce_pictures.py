@@ -53,15 +53,35 @@ def test_the_test_slices_train_nothing_and_folds_leave_them_alone(pictures, tmp_
     assert all(not {c.id for c in part.training} & {c.id for c in part.test} for part in parts)
 
 
-def test_pictures_of_two_windows_become_alike():
-    generator = np.random.default_rng(0)
-    bright = generator.integers(20, 240, (60, 50)).astype(np.uint8)
-    dark = np.rint(bright * 0.45).astype(np.uint8)
-    first, second = normalize(bright, 2, 95), normalize(dark, 2, 95)
-    assert np.abs(first.astype(int) - second).max() <= 2
-    assert np.percentile(first, [2, 95]) == pytest.approx([0, 230], abs=1)
-    flat = np.full((4, 4), 9, dtype=np.uint8)
-    assert not normalize(flat, 2, 95).any()
+def slice_picture(lung, tissue, padding=0):
+    """A body in black or filled surroundings: lungs with vessels, airways and a half-dense lesion, some bone."""
+    picture = np.full((96, 96), padding, dtype=np.float64)
+    picture[4:92, 4:92] = tissue
+    picture[20:70, 10:44] = picture[20:70, 52:86] = lung
+    picture[30:36, 46:50] = max(lung - 20, 1)  # airway, darker than the lungs
+    picture[24:44, 12:36] = (lung + tissue) / 2  # lesion
+    picture[50:54, 56:80] = tissue  # vessels
+    picture[74:86, 40:56] = min(tissue + 50, 255)  # bone
+    noise = np.random.default_rng(0).normal(0, 0.02 * (tissue - lung), picture.shape)
+    return np.clip(np.rint(picture + noise * (picture > padding)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("lung", "tissue", "padding"), [(15, 100, 0), (80, 230, 0), (60, 200, 60), (1, 255, 0)])
+def test_pictures_of_several_windows_become_alike(lung, tissue, padding):
+    usual = normalize(slice_picture(40, 200), 30, 200)
+    other = normalize(slice_picture(lung, tissue, padding), 30, 200)
+    for part in (np.s_[56:70, 12:40], np.s_[26:42, 14:34], np.s_[8:18, 8:88]):  # lung, lesion, soft tissue
+        assert np.median(other[part]) == pytest.approx(np.median(usual[part]), abs=5)
+    assert np.median(usual[56:70, 12:40]) == pytest.approx(30, abs=3)
+    assert np.median(usual[8:18, 8:88]) == pytest.approx(200, abs=3)
+
+
+def test_pictures_without_peaks_are_normalized_too():
+    for picture in (np.zeros((8, 8)), np.full((8, 8), 9), np.full((8, 8), 255), np.eye(8) * 255):
+        done = normalize(picture.astype(np.uint8), 30, 200)
+        assert done.dtype == np.uint8
+        assert done.shape == (8, 8)
+    assert set(np.unique(normalize((np.eye(8) * 255).astype(np.uint8), 30, 200))) == {30, 200}
 
 
 def test_pictures_stay_as_they_are_if_that_is_asked(pictures, tmp_path):

@@ -135,7 +135,7 @@ class Table:
         epochs: of training, 0 where the protocol counts steps.
         steps: of training, 0 where it counts epochs.
         milestone_epochs: where the rate drops.
-        normalize: percentiles between which every picture is stretched, see ``reproduction.pictures``; or ().
+        normalize: gray of lung and of soft tissue in every picture, see ``reproduction.pictures``; or ().
         settings: tables of the training configuration.
         notes: choices and conventions, sentences.
         groups: figure that shows the same by lesion size, or "".

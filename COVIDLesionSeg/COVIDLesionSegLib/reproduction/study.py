@@ -92,15 +92,19 @@ class Study:
         self._facts: dict[tuple[Any, ...], Facts] = {}
 
     def _normalized(self, cases: Cases) -> Cases:
-        """Labeled pictures on one scale of grey; the many unlabeled ones wait until a row needs them."""
+        """Labeled pictures on one scale of gray; the many unlabeled ones wait until a row needs them."""
         if not self.table.normalize or self.options.keep_intensities:
             return cases
-        folder = self.options.output / "data" / "normalized"
+        folder = self._normalized_folder()
         return replace(
             cases,
             training=normalized_cases(cases.training, self.table.normalize, folder / "train", self.progress),
             test=normalized_cases(cases.test, self.table.normalize, folder / "test", self.progress),
         )
+
+    def _normalized_folder(self) -> Path:
+        """Where pictures of the table's gray values lie."""
+        return self.options.output / "data" / "-".join(["normalized", *(f"{gray:g}" for gray in self.table.normalize)])
 
     # ---- what there is ------------------------------------------------------------------------------------------
 
@@ -159,6 +163,7 @@ class Study:
             settings = planning.pseudo_label_settings(row, self.options)
             extra |= {"teacher": teacher.folder.name, "pseudo_labels": settings}
             extra["unlabeled"] = len(self.cases.unlabeled)
+            extra["normalize"] = [] if self.options.keep_intensities else list(self.table.normalize)
         if row.method == "label-update":
             extra["count"] = row.count
         digest = planning.identity(config, extra)
@@ -306,7 +311,7 @@ class Study:
         if not (folder / "pseudo_labels.json").is_file():
             unlabeled = self.cases.unlabeled
             if self.table.normalize and not self.options.keep_intensities:
-                place = self.options.output / "data" / "normalized" / "unlabeled"
+                place = self._normalized_folder() / "unlabeled"
                 unlabeled = normalized_cases(unlabeled, self.table.normalize, place, self.progress)
             pseudo_label(
                 load_checkpoint(self.prepare(teacher).folder / "run" / "best.safetensors"),
