@@ -1,16 +1,17 @@
 """How fast a whole CT is segmented, beside the plain loop, in one run.
 
-    python Testing/benchmarks/coplenet_ct.py [CT] [--slices N] [--model ID|FILE] [--precision auto] [--threads 2]
+    python Testing/benchmarks/coplenet_ct.py [CT] [--slices N] [--model ID|FILE] [--full-resolution] [--threads 2]
 
-The plain loop is the same network in float32, as it was loaded, slice by slice over the same crop: window, padding,
-forward, softmax, threshold. Ours is ``Predictor.segment`` with the lungs given, everything included. Both are warm
-(each computes a few slices before) and run in turns; the smaller time of each counts. Prints seconds per phase, the
-ratio, and the agreement of the masks. With --json one object of the same figures.
+The plain loop is the same network in float32, as it was loaded, slice by slice over the same crop: window, resizing
+where the model asks for it, padding, forward, softmax, threshold. Ours is ``Predictor.segment`` with the lungs given,
+everything included. Both are warm (each computes a few slices before) and run in turns; the smaller time of each
+counts. Prints seconds per phase, the ratio, and the agreement of the masks. With --json one object of the same figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -37,6 +38,7 @@ from COVIDLesionSegLib.imaging import (  # noqa: E402
 )
 from COVIDLesionSegLib.inference import Predictor  # noqa: E402
 from COVIDLesionSegLib.measurement import dice  # noqa: E402
+from COVIDLesionSegLib.models import LoadedModel  # noqa: E402
 
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
 WARM_UP_SLICES = 3
@@ -49,6 +51,9 @@ def main() -> None:
     parser.add_argument("--slices", type=int, help="only this many slices around the middle of the lungs")
     parser.add_argument("--lungs", type=Path, help="lung mask; found if absent")
     parser.add_argument("--model", help="id or file; default: the default model")
+    parser.add_argument(
+        "--full-resolution", action="store_true", help="leave out the resizing that the model's card asks for"
+    )
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int, default=2)
@@ -67,6 +72,8 @@ def main() -> None:
         volume, lungs = _middle(volume, lungs, arguments.slices)
     start = time.perf_counter()
     predictor = Predictor(arguments.model, "cpu", arguments.precision, arguments.batch_size)
+    if arguments.full_resolution:
+        predictor = Predictor(unresized(predictor.model), "cpu", arguments.precision, arguments.batch_size)
     loading = time.perf_counter() - start
 
     predictor.segment(*_middle(volume, lungs, WARM_UP_SLICES))
@@ -116,22 +123,39 @@ def main() -> None:
             print(f"{name.replace('_', ' '):28} {value}")
 
 
-def plain_loop(model, volume: Volume, lungs: np.ndarray) -> np.ndarray:
+def unresized(model: LoadedModel) -> LoadedModel:
+    """The model with slices at the CT's own resolution: as much work as a model trained there."""
+    card = dataclasses.replace(model.card, preprocessing=dataclasses.replace(model.card.preprocessing, resize=None))
+    return dataclasses.replace(model, card=card)
+
+
+def plain_loop(model: LoadedModel, volume: Volume, lungs: np.ndarray) -> np.ndarray:
     """The lesion mask as a plain script computes it."""
     settings = model.card.preprocessing
     view = volume.geometry.axial_view()
     mask = np.zeros(volume.array.shape, dtype=bool)
     box = lung_box(view.apply(lungs), settings.lung_crop_margin)
     slices, out = view.apply(volume.array)[box], view.apply(mask)[box]
-    margins = [-n % settings.pad_multiple for n in slices.shape[1:]]
+    size = slices.shape[1:]
+    inner = settings.resize or size
+    margins = [-n % settings.pad_multiple for n in inner]
     top, left = (m // 2 for m in margins)
     with torch.no_grad():
         for index, image in enumerate(slices):
-            x = apply_window(image, settings.window_width, settings.window_level)
+            x = torch.from_numpy(apply_window(image, settings.window_width, settings.window_level))
+            x = _resized(x, inner).numpy()
             x = np.pad(x, [(m // 2, m - m // 2) for m in margins], mode="reflect")
-            probability = model.network(torch.from_numpy(x)[None, None]).softmax(1)[0, 1].numpy()
-            out[index] = probability[top : top + image.shape[0], left : left + image.shape[1]] > model.card.threshold
+            probability = model.network(torch.from_numpy(x)[None, None]).softmax(1)[0, 1]
+            probability = _resized(probability[top : top + inner[0], left : left + inner[1]], size)
+            out[index] = probability.numpy() > model.card.threshold
     return mask
+
+
+def _resized(image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """A slice (h, w) on another grid of the same extent, linear."""
+    if image.shape == size:
+        return image
+    return torch.nn.functional.interpolate(image[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _middle(volume: Volume, lungs: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:

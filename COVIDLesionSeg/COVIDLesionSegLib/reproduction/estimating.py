@@ -1,9 +1,10 @@
-"""How long the cells of a table will take here: one small step of each row, measured, and the rest by arithmetic."""
+"""How long the cells of a table will take here: a step of each row, measured small, and the rest by arithmetic."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,10 @@ from .catalog import Row
 from .efficiency import build
 from .judging import autocast_of
 
-# a step on this much is measured and scaled by the number of voxels
-_SIDE, _BATCH, _TRIES = 64, 2, 4
+# A step on this much is measured first. Steps as short as that of a narrow network are mostly overhead, so that larger
+# ones follow until one takes this many seconds; the last is scaled by the number of voxels.
+_SIDE, _TRIES = 64, 4
+_LONG_ENOUGH = 0.3
 # a teacher's forward pass beside the student's step
 _TEACHER = 1.3
 
@@ -40,11 +43,31 @@ class Planned:
 def seconds_per_step(row: Row, config: TrainingConfig, width: int | None, device: torch.device) -> float:
     """Roughly, from the fastest of some small steps of forward and backward pass."""
     network = build_for(row, config, width).to(device).train()
-    side = min(_SIDE, *config.data.crop)
-    shape = (_BATCH, 1, side, side) if config.data.depth == 1 else (_BATCH, 1, config.data.depth, side, side)
-    image = torch.rand(shape, device=device)
-    label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
-    label[..., : side // 4, : side // 4] = 1
+    depth = () if config.data.depth == 1 else (config.data.depth,)
+    batch = config.run.batch_size + config.run.pseudo_batch_size
+    for count, sides in _growing(batch, config.data.crop):
+        seconds = _seconds(network, (count, *depth, *sides), config, device)
+        if seconds >= _LONG_ENOUGH:
+            break
+    voxels = batch * math.prod(config.data.crop) / (count * math.prod(sides))
+    return seconds * voxels * (_TEACHER if config.ensembling.enabled else 1.0) * (row.count + 1)
+
+
+def _growing(batch: int, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Slices and their sides: two of a part of the crop, then 1, 2, 4 ... of the whole crop up to a whole batch."""
+    yield min(2, batch), (min(_SIDE, crop[0]), min(_SIDE, crop[1]))
+    count = 1
+    while count < batch:
+        yield count, crop
+        count *= 2
+    yield batch, crop
+
+
+def _seconds(network: torch.nn.Module, shape: tuple[int, ...], config: TrainingConfig, device: torch.device) -> float:
+    """The fastest of some steps on a batch of this shape, channels left out."""
+    image = torch.rand((shape[0], 1, *shape[1:]), device=device)
+    label = torch.zeros(shape, dtype=torch.long, device=device)
+    label[..., : shape[-2] // 4, : shape[-1] // 4] = 1
     criterion, autocast = make_criterion(config.loss), autocast_of(config.run.precision, device)
     seconds = math.inf
     for _ in range(_TRIES):
@@ -56,9 +79,7 @@ def seconds_per_step(row: Row, config: TrainingConfig, width: int | None, device
             torch.cuda.synchronize(device)
         # the first step also sets things up, and other work on the machine only ever slows one down
         seconds = min(seconds, time.perf_counter() - started)
-    batch = config.run.batch_size + config.run.pseudo_batch_size
-    voxels = batch * math.prod(config.data.crop) / (_BATCH * side * side)
-    return seconds * voxels * (_TEACHER if config.ensembling.enabled else 1.0) * (row.count + 1)
+    return seconds
 
 
 def build_for(row: Row, config: TrainingConfig, width: int | None) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from ..files import atomic_path
 from ..learning.data import TrainingCase
 from ..learning.store import read_picture
 
-# Standard deviation of the smoothing of a histogram, in gray values: peaks stay apart, single gray values that JPEG or a
+# Standard deviation of the smoothing of a histogram, in gray values: peaks stay apart, and single values that JPEG or a
 # stretched window prefers do not count as peaks.
 _SMOOTHING = 4.0
 
