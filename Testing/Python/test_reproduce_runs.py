@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 from reproduction_fixtures import TINY, TINY_VOLUMES, options_for, reproduce, rows_of
 
 from COVIDLesionSegLib.errors import CancelledError
+from COVIDLesionSegLib.learning import TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
 from COVIDLesionSegLib.learning.trainer import Trainer
+from COVIDLesionSegLib.reproduction import estimating
 from COVIDLesionSegLib.reproduction.catalog import load_table
 from COVIDLesionSegLib.reproduction.figures import Outcome, false_lesion, figures
 from COVIDLesionSegLib.reproduction.planning import Cell
 from COVIDLesionSegLib.reproduction.study import Study
 from COVIDLesionSegLib.reproduction.writing import write_table
+
+
+@pytest.mark.parametrize("overhead", [0.0, 0.2])
+@pytest.mark.parametrize("per_voxel", [1e-6, 1e-4])
+def test_an_estimate_is_not_misled_by_the_overhead_of_a_small_step(monkeypatch, overhead, per_voxel):
+    measured = []
+
+    def pretended(network, shape, config, device):
+        measured.append(math.prod(shape))
+        return overhead + per_voxel * math.prod(shape)
+
+    monkeypatch.setattr(estimating, "_seconds", pretended)
+    data = {"cases": "cases.csv", "crop": [160, 160]}
+    changes = {"ensembling": {"enabled": False}, "run": {"batch_size": 30}}
+    config = TrainingConfig.from_dict({"data": data, **changes})
+    row = load_table("tmi-3").row("dice")
+    estimate = estimating.seconds_per_step(row, config, 8, torch.device("cpu"))
+    whole = 30 * 160 * 160
+    # the overhead is in the estimate at most as often as steps of the last size make a whole one
+    assert overhead + per_voxel * whole <= estimate + 1e-9
+    assert estimate <= per_voxel * whole + overhead * whole / measured[-1] + 1e-9
+    assert sum(measured) * per_voxel < 4 * max(0.3, per_voxel * 2 * 64 * 64)
 
 
 @pytest.mark.long
