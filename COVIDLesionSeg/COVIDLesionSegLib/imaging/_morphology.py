@@ -16,6 +16,9 @@ Labels = NDArray[np.int32]
 Spacing = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 
+# Voxels of a distance transform that are worked on at once: few enough to stay in a processor core's cache.
+_PART = 65536
+
 #: neighbors within an axial slice only
 IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 
@@ -37,17 +40,24 @@ def distance(mask: Mask, spacing: Spacing, limit: float) -> NDArray[np.float32]:
 def _squared_distance(mask: Mask, spacing: Spacing, limit: float) -> NDArray[np.float32]:
     squared = np.where(mask, np.float32(0), np.float32(limit * limit))
     for axis in range(3):
-        source = np.moveaxis(squared, axis, 0)
-        steps = min(int(limit / spacing[axis]), len(source) - 1)
-        if not steps:
+        steps = min(int(limit / spacing[axis]), squared.shape[axis] - 1)
+        if steps < 1:
             continue
-        result = source.copy()
-        shifted = np.empty_like(source)
-        for step in range(1, steps + 1):
-            np.add(source, np.float32((step * spacing[axis]) ** 2), out=shifted)
-            np.minimum(result[step:], shifted[:-step], out=result[step:])
-            np.minimum(result[:-step], shifted[step:], out=result[:-step])
-        squared = np.moveaxis(result, 0, axis)
+        costs = [np.float32((step * spacing[axis]) ** 2) for step in range(1, steps + 1)]
+        nearest = np.empty_like(squared)
+        # lines along the axis do not depend on each other: the parts are taken across another one
+        across = 1 if axis == 0 else 0
+        sources, targets = (np.moveaxis(array, (axis, across), (0, 1)) for array in (squared, nearest))
+        count = max(1, _PART * sources.shape[1] // max(squared.size, 1))
+        for start in range(0, sources.shape[1], count):
+            source = np.ascontiguousarray(sources[:, start : start + count])
+            result, shifted = source.copy(), np.empty_like(source)
+            for step, cost in enumerate(costs, 1):
+                np.add(source, cost, out=shifted)
+                np.minimum(result[step:], shifted[:-step], out=result[step:])
+                np.minimum(result[:-step], shifted[step:], out=result[:-step])
+            targets[:, start : start + count] = result
+        squared = nearest
     return squared
 
 
@@ -114,18 +124,19 @@ def inner_box(outer: Box, inner: Box) -> Box:
 
 
 def grow(labels: NDArray[np.uint8], allowed: Mask) -> NDArray[np.uint8]:
-    """Let labels spread through the allowed voxels, all at the same speed."""
-    grown = labels.copy()
-    empty = allowed & (grown == 0)
-    while empty.any():
-        reached = np.zeros_like(grown)
-        for axis in range(3):
-            source, target = np.moveaxis(grown, axis, 0), np.moveaxis(reached, axis, 0)
-            np.maximum(target[1:], source[:-1], out=target[1:])
-            np.maximum(target[:-1], source[1:], out=target[:-1])
-        new = empty & (reached > 0)
-        if not new.any():
-            break
-        grown[new] = reached[new]
-        empty &= ~new
-    return grown
+    """Let labels spread through the allowed voxels, all at the same speed; the larger label wins where two meet."""
+    # a rim that is not allowed, so that a voxel's neighbors are at fixed offsets in the flat array
+    padded = np.pad(labels, 1)
+    grown = padded.ravel()
+    empty = np.pad(allowed, 1).ravel() & (grown == 0)
+    rows, columns = padded.shape[1:]
+    neighbors = np.array([-rows * columns, -columns, -1, 1, columns, rows * columns])
+    targets = np.flatnonzero(empty)
+    front = targets[np.any([grown[targets + offset] > 0 for offset in neighbors], axis=0)]
+    while front.size:
+        # labels of before this step: what the step itself fills must not run ahead
+        grown[front] = np.max([grown[front + offset] for offset in neighbors], axis=0)
+        empty[front] = False
+        beyond = np.concatenate([front + offset for offset in neighbors])
+        front = np.unique(beyond[empty[beyond]])
+    return padded[1:-1, 1:-1, 1:-1].copy()
