@@ -255,7 +255,7 @@ def test_card_is_read_without_pytorch(tmp_path, small_network):
 
 # network, preprocessing, most bytes
 BUNDLED = {
-    "coplenet-ctseg": ("coplenet", Preprocessing(), 22e6),
+    "coplenet-ctseg": ("coplenet", Preprocessing(resize=(192, 256)), 22e6),
     "caresunet-ctseg": ("caresunet", Preprocessing(resize=(192, 256)), 12e6),
 }
 
