@@ -76,6 +76,17 @@ def test_pictures_of_several_windows_become_alike(lung, tissue, padding):
     assert np.median(usual[8:18, 8:88]) == pytest.approx(200, abs=3)
 
 
+def test_lungs_mostly_of_ground_glass_keep_its_gray():
+    usual = slice_picture(40, 200)
+    diseased = slice_picture(40, 200)
+    # ground glass in two thirds of both lungs, with its own grain
+    opacity = np.random.default_rng(1).normal(110, 6, diseased.shape)
+    diseased[20:54, 10:44] = diseased[20:54, 52:86] = opacity[20:54, 10:44]
+    done = normalize(diseased, 30, 200)
+    assert np.median(done[56:70, 12:40]) == pytest.approx(np.median(normalize(usual, 30, 200)[56:70, 12:40]), abs=4)
+    assert np.median(done[22:50, 12:42]) > 80
+
+
 def test_pictures_without_peaks_are_normalized_too():
     for picture in (np.zeros((8, 8)), np.full((8, 8), 9), np.full((8, 8), 255), np.eye(8) * 255):
         done = normalize(picture.astype(np.uint8), 30, 200)
