@@ -10,11 +10,9 @@ import time
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from panel_fixtures import SPACING, add_ct, chest
+from panel_fixtures import add_ct, chest
 
 from COVIDLesionSegLib.errors import InputError, ModelError
-
-VOXEL_ML = np.prod(SPACING) / 1000
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +68,14 @@ def lung_array():
     return lungs
 
 
-def test_segment_measure_and_evaluate(logic, ct, lungs, mrml, slicer_gui):
+def test_segment_measure_and_evaluate(logic, phantom, mrml, slicer_gui):
+    ct = mrml.nodeFromVolume(phantom.volume, "CT")
+    lungs = mrml.showLungs(ct, phantom.lungs)
     node = logic.segment(ct, model="coplenet-ctseg", device="cpu", lungs=lungs, view="attenuation", probability=True)
     mask = mrml.lesionMask(node, ct)
-    lesion = chest()[1]
+    lesion = phantom.lesion
     overlap = 2 * (mask & lesion).sum() / (mask.sum() + lesion.sum())
-    assert overlap > 0.5, "the bundled network finds most of two dense boxes"
+    assert overlap > 0.5, "the bundled network finds most of the synthetic lesions"
     assert mrml.segmentsWithRole(node) == ["ground_glass_opacity", "consolidation"]
     assert mrml.recordOf(node).model["id"] == "coplenet-ctseg"
     assert np.array_equal(mrml.answerMask(node, ct), mask)
@@ -84,7 +84,7 @@ def test_segment_measure_and_evaluate(logic, ct, lungs, mrml, slicer_gui):
     probability = slicer_gui.util.arrayFromVolume(parameters.probabilityVolume)
     assert np.array_equal(probability > 0.5, mask)
     figures = logic.measure(ct, node, lungs)
-    assert figures["lesion_volume"]["value"] == pytest.approx(mask.sum() * VOXEL_ML)
+    assert figures["lesion_volume"]["value"] == pytest.approx(mask.sum() * phantom.volume.geometry.voxel_ml)
     assert 0 < figures["involvement"]["value"] < 100
     reference = mrml.showLesions(ct, lesion)
     assert logic.evaluate(node, reference)["dice"]["value"] == pytest.approx(overlap)
