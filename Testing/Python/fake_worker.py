@@ -60,6 +60,7 @@ class FakeChild:
 
     def __init__(self, worker: FakeWorker, command: list[str]) -> None:
         self.worker = worker
+        self.command = command
         self.kind = command[command.index("--kind") + 1]
         self.pid = None
         self.is_running = False

@@ -51,7 +51,7 @@ def test_all_models_are_listed_with_status_and_terms(page, panel):
     assert page.verifyButton.isEnabled() and not page.removeButton.isEnabled() and not page.downloadButton.isEnabled()
 
 
-def test_behind_a_prefix_a_model_of_ones_own_is_a_file(models_folder):
+def test_behind_a_prefix_a_model_of_ones_own_is_a_file(slicer_gui, models_folder):
     from COVIDLesionSegLib.models import ModelRegistry
     from COVIDLesionSegLib.panel.session import modelForWorker
     from COVIDLesionSegLib.worker import WorkerSettings
@@ -126,6 +126,20 @@ def test_a_file_is_imported(page, panel, worker, tmp_path):
     page.importButton.click()
     wait_for_words(panel, "mine was imported")
     assert worker.named("import_model")[0].parameters == {"file": str(tmp_path / "model.pt"), "model": "mine"}
+
+
+def test_behind_a_prefix_the_models_of_this_computer_are_changed_here(page, panel, worker, shared_session, tmp_path):
+    from COVIDLesionSegLib.worker import WorkerSettings
+
+    shared_session._given = WorkerSettings(python="/far/python", prefix=("ssh", "far"))
+    shared_session.restart()
+    worker.tasks["import_model"] = lambda *_: ({"card": {"id": "mine", "weights_sha256": "cd" * 32}}, {})
+    page.importEdit.setProperty("currentPath", str(tmp_path / "model.pt"))
+    page.importButton.click()
+    wait_for_words(panel, "mine was imported")
+    assert worker.named("import_model")[0].parameters["file"] == str(tmp_path / "model.pt")
+    command = worker.children[-1].command
+    assert "ssh" not in command and "/far/python" not in command
 
 
 def test_a_model_is_removed_and_another_one_taken_by_default(page, panel, models_folder):

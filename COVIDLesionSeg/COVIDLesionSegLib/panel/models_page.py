@@ -23,7 +23,8 @@ _ID = qt.Qt.UserRole
 class ModelsPage:
     """Fills the models' part of the Learn tab.
 
-    Whatever takes time, or needs the network or PyTorch, is done by the worker.
+    Whatever takes time, or needs the network or PyTorch, is done by a worker on this computer, for these are its models;
+    one that works behind a prefix is sent what it has not got.
 
     Args:
         session: shared by all panels.
@@ -106,7 +107,7 @@ class ModelsPage:
         if self._request is not None:
             return
         self._ui.modelProgress.setRange(0, 0)
-        self._request = self._session.client("lesions").request(
+        self._request = self._session.clientHere().request(
             task,
             {"model": self.chosen} if parameters is None else parameters,
             progress=self._onProgress,

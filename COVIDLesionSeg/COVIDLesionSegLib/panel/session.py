@@ -56,9 +56,12 @@ class Session:
 
     def client(self, kind: Literal["lesions", "measurement"]) -> Client:
         """The client of a kind of child; the child starts with the first request."""
-        if kind not in self._clients:
-            self._clients[kind] = Client(self.spawn, self.timer, self._settings(), kind)
-        return self._clients[kind]
+        return self._client(kind, self._settings(), kind)
+
+    def clientHere(self) -> Client:
+        """The client of a child that changes this computer's models: it runs here, whatever prefix the settings have."""
+        settings = self._settings()
+        return self._client("models" if settings.prefix else "lesions", settings.on_this_machine(), "lesions")
 
     def modelFor(self, model: str) -> str | None:
         """What the child that finds lesions is told of a model; see :func:`modelForWorker`."""
@@ -93,6 +96,11 @@ class Session:
         """A diagnostic report for a bug report, free of patient data."""
         application = f"Slicer {slicer.app.applicationVersion} (revision {slicer.app.revision}), {sys.platform}"
         return "\n\n".join([application, *(client.report() for client in self._clients.values())])
+
+    def _client(self, name: str, settings: WorkerSettings, kind: Literal["lesions", "measurement"]) -> Client:
+        if name not in self._clients:
+            self._clients[name] = Client(self.spawn, self.timer, settings, kind)
+        return self._clients[name]
 
     def _settings(self) -> WorkerSettings:
         return readSettings() if self._given is None else self._given

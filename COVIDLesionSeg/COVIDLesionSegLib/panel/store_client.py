@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +183,7 @@ class StoreClient:
         progress: Callable[[Progress], None] | None = None,
     ) -> Request:
         if self._client is None:
-            settings = self._session.client("measurement").settings
-            if settings.prefix:
-                # the interpreter is that of the other computer
-                settings = replace(settings, prefix=(), python=None, transport="auto")
+            settings = self._session.client("measurement").settings.on_this_machine()
             self._client = Client(self._session.spawn, self._session.timer, settings, "measurement")
         return self._client.request(task, values, arrays, progress=progress, finished=done, failed=failed)
 

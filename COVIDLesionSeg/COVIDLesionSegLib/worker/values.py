@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
@@ -143,6 +143,10 @@ class WorkerSettings:
             raise InputError(
                 "Behind a command prefix arrays can't travel as files; the transport must be auto or pipe."
             )
+
+    def on_this_machine(self) -> WorkerSettings:
+        """The same without a prefix; the interpreter goes with it, it is that of the other machine."""
+        return replace(self, prefix=(), python=None, transport="auto") if self.prefix else self
 
     @property
     def uses_pipe(self) -> bool:
