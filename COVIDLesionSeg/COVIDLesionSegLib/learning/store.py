@@ -195,15 +195,16 @@ def _prepare(
         image, label, spacing, first = _picture(case) if case.kind == "picture" else _volume(case, margin)
     except InputError as error:
         raise type(error)(f"Case {case.id}: {error}") from error
-    if resize:
-        rows, columns = (old / new for old, new in zip(image.shape[1:], resize, strict=True))
-        spacing = (spacing[0], spacing[1] * rows, spacing[2] * columns)
-        image, label = _resized(image, resize, 1), _resized(label, resize, 0)
+    # asked before resizing, which a lesion of a few pixels may not outlast
     if case.lesion is not None and not label.any():
         raise InputError(
             f"Case {case.id}: its lesion mask is empty. Check the file; "
             "a case that is known to have no lesion is listed with 'none' as lesion."
         )
+    if resize:
+        rows, columns = (old / new for old, new in zip(image.shape[1:], resize, strict=True))
+        spacing = (spacing[0], spacing[1] * rows, spacing[2] * columns)
+        image, label = _resized(image, resize, 1), _resized(label, resize, 0)
     with_lesion = np.flatnonzero(label.any(axis=(1, 2)))
     shape = (image.shape[0], image.shape[1], image.shape[2])
     entry = StoredCase(case.id, case.patient, offset, shape, spacing, case.kind, tuple(with_lesion.tolist()), first)
