@@ -129,6 +129,16 @@ def test_pictures_are_stored_and_resized(tmp_path):
     assert store.windowed("0", np.int16([0, 255]), *WINDOW) == pytest.approx([0, 1])
 
 
+def test_a_lesion_that_resizing_loses_is_a_slice_without_lesion(tmp_path):
+    folder = write_pictures(tmp_path / "set")
+    speck = np.zeros((40, 56), dtype=np.uint8)
+    speck[7, 9] = 255
+    sitk.WriteImage(sitk.GetImageFromArray(speck), str(folder / "masks" / "2.png"))
+    found = read_cases(folder)
+    store = open_store(found, hashes_of(found), tmp_path / "store", None, (16, 16))
+    assert [case.lesion_slices for case in store.cases.values()] == [(0,), (0,), (), (0,)]
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
