@@ -25,6 +25,8 @@ SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().p
 POSITIVE_MM2 = 20.0
 # the second figure of each pair: post-processing that is off by default
 NEAR_MM = 5.0
+# at which a mask's Dice is also told where probabilities are asked for
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def near_lungs(mask: np.ndarray, volume: Volume, lungs: np.ndarray) -> np.ndarray:
@@ -68,21 +70,26 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) 
     Args:
         predictor: with the model.
         name: of the case.
-        bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`.
+        bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`; and the Dice at each of
+            :data:`THRESHOLDS` is told, too.
     """
     folder = SHARED / "covid19-ct-seg"
     volume = read_volume(folder / f"{name}_ct.nii.gz")
     reference = read_labels(folder / f"{name}_lesion.nii.gz").mask()
     lungs = read_labels(folder / f"{name}_lungs.nii.gz").mask()
     result = predictor.segment(volume, lungs=lungs, probability=bins is not None)
-    mask = result.mask
-    if bins is not None:
-        count_in_bins(bins, result.probability[lungs], reference[lungs])
-    return {
+    mask, voxel = result.mask, volume.geometry.voxel_ml
+    figures = {
         "dice": dice(mask, reference),
         "rve": relative_volume_error(mask, reference),
         "hd95_mm": hausdorff_distance_95(mask, reference, volume.geometry.spacing_zyx),
+        "lesion_ml": float(mask.sum() * voxel),
+        "reference_ml": float(reference.sum() * voxel),
     }
+    if bins is not None:
+        count_in_bins(bins, result.probability[lungs], reference[lungs])
+        figures |= {f"dice_above_{cut}": dice(result.probability > cut, reference) for cut in THRESHOLDS}
+    return figures
 
 
 def count_in_bins(bins: np.ndarray, probability: np.ndarray, reference: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import calibration_error, coronacase, normal_chest
+from accuracy import THRESHOLDS, calibration_error, coronacase, normal_chest
 from matplotlib import pyplot
 
 from COVIDLesionSegLib.cli._progress import ProgressBar
@@ -155,10 +155,13 @@ def show(figures: dict[str, Any], plot: Path) -> None:
     """Print the figures and draw the reliability plot."""
     rows = {name: row for fold in figures.values() for name, row in fold.get("patients", {}).items()}
     for name, row in sorted(rows.items()):
-        print(f"{name}: Dice {row['dice']:.3f}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm")
+        volumes = f"{row['lesion_ml']:.0f} of {row['reference_ml']:.0f} mL"
+        print(f"{name}: Dice {row['dice']:.3f}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm, {volumes}")
     for key in ("dice", "rve", "hd95_mm"):
         values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
         print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
+    by_threshold = [np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS]
+    print("mean dice above", ", ".join(f"{cut}: {mean:.3f}" for cut, mean in zip(THRESHOLDS, by_threshold, strict=True)))
     for fold in figures.values():
         if "normal001" in fold:
             print(f"normal chest: {fold['normal001']}")
