@@ -160,8 +160,8 @@ def show(figures: dict[str, Any], plot: Path) -> None:
     for key in ("dice", "rve", "hd95_mm"):
         values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
         print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
-    by_threshold = [np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS]
-    print("mean dice above", ", ".join(f"{cut}: {mean:.3f}" for cut, mean in zip(THRESHOLDS, by_threshold, strict=True)))
+    means = {cut: np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS}
+    print("mean dice above", ", ".join(f"{cut}: {mean:.3f}" for cut, mean in means.items()))
     for fold in figures.values():
         if "normal001" in fold:
             print(f"normal chest: {fold['normal001']}")

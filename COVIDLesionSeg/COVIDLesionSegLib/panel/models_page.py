@@ -23,8 +23,8 @@ _ID = qt.Qt.UserRole
 class ModelsPage:
     """Fills the models' part of the Learn tab.
 
-    Whatever takes time, or needs the network or PyTorch, is done by a worker on this computer, for these are its models;
-    one that works behind a prefix is sent what it has not got.
+    Whatever takes time, or needs the network or PyTorch, is done by a worker on this computer, for these are its
+    models; one that works behind a prefix is sent what it has not got.
 
     Args:
         session: shared by all panels.

@@ -59,7 +59,7 @@ class Session:
         return self._client(kind, self._settings(), kind)
 
     def clientHere(self) -> Client:
-        """The client of a child that changes this computer's models: it runs here, whatever prefix the settings have."""
+        """The client of a child that changes this computer's models: it runs here, whatever the prefix is."""
         settings = self._settings()
         return self._client("models" if settings.prefix else "lesions", settings.on_this_machine(), "lesions")
 
