@@ -71,7 +71,7 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) 
         predictor: with the model.
         name: of the case.
         bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`; and the Dice at each of
-            :data:`THRESHOLDS` is told, too.
+            :data:`THRESHOLDS` and the median HU of missed, extra and healthy voxels are told, too.
     """
     folder = SHARED / "covid19-ct-seg"
     volume = read_volume(folder / f"{name}_ct.nii.gz")
@@ -89,6 +89,9 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) 
     if bins is not None:
         count_in_bins(bins, result.probability[lungs], reference[lungs])
         figures |= {f"dice_above_{cut}": dice(result.probability > cut, reference) for cut in THRESHOLDS}
+        # what the two disagree on: haze or dense tissue
+        parts = {"missed": reference & ~mask, "extra": mask & ~reference, "healthy": lungs & ~reference}
+        figures |= {f"{part}_median_hu": float(np.median(volume.array[where])) for part, where in parts.items()}
     return figures
 
 

@@ -157,6 +157,8 @@ def show(figures: dict[str, Any], plot: Path) -> None:
     for name, row in sorted(rows.items()):
         volumes = f"{row['lesion_ml']:.0f} of {row['reference_ml']:.0f} mL"
         print(f"{name}: Dice {row['dice']:.3f}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm, {volumes}")
+        parts = ("missed", "extra", "healthy")
+        print("  median HU", ", ".join(f"{part} {row[f'{part}_median_hu']:.0f}" for part in parts))
     for key in ("dice", "rve", "hd95_mm"):
         values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
         print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
