@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from training_fixtures import WINDOW, hashes_of, write_cases, write_pictures
 
 from COVIDLesionSegLib.errors import InputError, ReadError
@@ -126,6 +127,9 @@ def test_pictures_are_stored_and_resized(tmp_path):
     store = open_store(found, hashes_of(found), tmp_path / "store", None, (32, 32))
     assert store.image("0").shape == (1, 32, 32)
     assert set(np.unique(store.label("0"))) == {0, 1}
+    # Pillow averages where a picture shrinks, so that noise does not stay
+    averaged = Image.open(tmp_path / "set/images/0.png").resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(store.image("0")[0], np.asarray(averaged), atol=1)
     assert store.windowed("0", np.int16([0, 255]), *WINDOW) == pytest.approx([0, 1])
 
 

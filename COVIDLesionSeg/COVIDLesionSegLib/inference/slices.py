@@ -41,7 +41,7 @@ class SlicePreparation:
         x = slices.to(torch.float32, copy=True)[:, None]
         x.sub_(settings.window_level - settings.window_width / 2).div_(settings.window_width).clamp_(0, 1)
         if self._inner != self._size:
-            x = F.interpolate(x, size=self._inner, mode="bilinear", align_corners=False)
+            x = resized(x, self._inner)
         for axis, source in zip((2, 3), self._sources, strict=True):
             if len(source) != x.shape[axis]:
                 x = x.index_select(axis, source)
@@ -52,8 +52,24 @@ class SlicePreparation:
         (top, left), (height, width) = self._before, self._inner
         maps = maps[:, :, top : top + height, left : left + width]
         if self._inner != self._size:
-            maps = F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
+            maps = resized(maps, self._size)
         return maps[:, 0]
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Slices or maps of another size, linear between pixel centers.
+
+    Where they shrink, a pixel is the weighted mean of all that it stands for, as picture libraries do it: samples alone
+    would keep all the noise of the full resolution, and noisy healthy lung then looks like ground-glass opacity.
+
+    Args:
+        maps: (n, C, h, w), floating point.
+        size: rows and columns (H, W).
+
+    Returns:
+        (n, C, H, W), of the same type.
+    """
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import CancelledError, InputError
 from ..files import atomic_path, write_json, write_text
 from ..inference.devices import choose_device, choose_precision
+from ..inference.slices import resized
 from ..models import LoadedModel, Preprocessing
 from .data import TrainingCase
 from .distributed import Ranks
@@ -211,7 +212,7 @@ def picture_logits(
     """
     image = torch.from_numpy(picture.astype(np.float32) / np.float32(255))[None, None]
     if preprocessing.resize is not None:
-        image = torch.nn.functional.interpolate(image, size=preprocessing.resize, mode="bilinear", align_corners=False)
+        image = resized(image, preprocessing.resize)
     height, width = image.shape[2:]
     multiple = preprocessing.pad_multiple
     padding = [(0, 0), (0, 0), *((-side % multiple // 2, -(-(-side % multiple) // 2)) for side in (height, width))]
@@ -222,7 +223,7 @@ def picture_logits(
     logits = logits[:, :, padding[2][0] : padding[2][0] + height, padding[3][0] : padding[3][0] + width]
     if preprocessing.resize is None:
         return logits
-    return torch.nn.functional.interpolate(logits, size=picture.shape, mode="bilinear", align_corners=False)
+    return resized(logits, (picture.shape[0], picture.shape[1]))
 
 
 def _write_mask(mask: NDArray[np.bool_], path: Path) -> None:

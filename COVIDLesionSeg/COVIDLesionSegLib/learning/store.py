@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from ..files import sha256_file, write_json
 from ..imaging import apply_window, find_lungs, lung_box, lungs_from_mask, read_labels, read_volume
 from .data import TrainingCase
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
@@ -105,7 +104,8 @@ def open_store(
         hashes: case id -> file role -> SHA-256, as the frozen split has them; they name the store.
         folder: of the stores; each content has its own subfolder.
         margin: voxels around the lungs (and the lesion); None stores whole slices.
-        resize: (rows, columns) that every slice is resized to (image linear, mask nearest); () keeps sizes.
+        resize: (rows, columns) that every slice is resized to (image as :func:`.inference.slices.resized` does it, mask
+            nearest); () keeps sizes.
         progress: called as progress("preparing cases", done, total).
         cancelled: asked between cases.
 
@@ -204,7 +204,7 @@ def _prepare(
     if resize:
         rows, columns = (old / new for old, new in zip(image.shape[1:], resize, strict=True))
         spacing = (spacing[0], spacing[1] * rows, spacing[2] * columns)
-        image, label = _resized(image, resize, 1), _resized(label, resize, 0)
+        image, label = _resized_images(image, resize), _resized_labels(label, resize)
     with_lesion = np.flatnonzero(label.any(axis=(1, 2)))
     shape = (image.shape[0], image.shape[1], image.shape[2])
     entry = StoredCase(case.id, case.patient, offset, shape, spacing, case.kind, tuple(with_lesion.tolist()), first)
@@ -267,13 +267,22 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return np.rint(array).astype(np.uint8)
 
 
-def _resized(slices: NDArray[Any], size: tuple[int, ...], order: int) -> NDArray[Any]:
-    from scipy import ndimage
+def _resized_images(slices: NDArray[np.int16], size: tuple[int, ...]) -> NDArray[np.int16]:
+    import torch
 
-    # pixel areas, not pixel centers, keep their place: what resizing a picture means everywhere
-    zoom: Any = partial(ndimage.zoom, order=order, mode="nearest", grid_mode=True)
-    factors = [size[axis] / slices.shape[axis + 1] for axis in (0, 1)]
-    return np.stack([zoom(plane, factors) for plane in slices])
+    from ..inference.slices import resized
+
+    values = torch.from_numpy(slices.astype(np.float32))[:, None]
+    answer: NDArray[np.int16] = np.rint(resized(values, (size[0], size[1]))[:, 0].numpy()).astype(np.int16)
+    return answer
+
+
+def _resized_labels(slices: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    # the label of the pixel in whose area the new pixel's center lies
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for old, new in zip(slices.shape[1:], size, strict=True)
+    )
+    return slices[:, rows[:, None], columns]
 
 
 def _stored(entry: Mapping[str, Any]) -> StoredCase:
