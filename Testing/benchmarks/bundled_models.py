@@ -164,6 +164,8 @@ def show(figures: dict[str, Any], plot: Path) -> None:
         print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
     means = {cut: np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS}
     print("mean dice above", ", ".join(f"{cut}: {mean:.3f}" for cut, mean in means.items()))
+    best = np.mean([max(row[f"dice_above_{cut}"] for cut in THRESHOLDS) for row in rows.values()])
+    print(f"mean dice where each patient's own reference chooses among these: {best:.3f}")
     for fold in figures.values():
         if "normal001" in fold:
             print(f"normal chest: {fold['normal001']}")
