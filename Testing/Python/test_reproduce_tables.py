@@ -21,6 +21,7 @@ from COVIDLesionSegLib.reproduction.planning import (
     parse_noise,
     reductions,
 )
+from COVIDLesionSegLib.reproduction.writing import write_table
 from COVIDLesionSegLib.resources import load_json, resource
 
 # table -> heading of its published figures in the specification, columns
@@ -222,6 +223,19 @@ def test_label_noise_multiplies_the_cells(tmp_path):
     assert [found[place].noise and found[place].noise.kind for place in (0, 12, -1)] == ["dilation", None, "dropout"]
     assert "--label-noise dilation:3:1 none dropout:0.4:1" in command(load_table("tmi-3"), options)
     assert "--label-noise none" in command(load_table("tmi-3"), options, found[12])
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "said"),
+    [
+        ("tmi-1", (), "All rows: MONAI's DynUNet"),
+        ("tmi-1", ("focal-2",), "Focal loss, gamma 2: MONAI's DynUNet"),
+        ("tmi-2", ("nnunet-2d", "coplenet"), "2-D nnU-Net: MONAI's DynUNet"),
+    ],
+)
+def test_what_is_said_of_a_network_stands_there_once(table, rows, said, tmp_path):
+    text = write_table(load_table(table), Options(tmp_path, tmp_path, rows=rows), [])[0].read_text(encoding="utf-8")
+    assert text.count("MONAI's DynUNet") == text.count(f"\n- {said}") == 1
 
 
 def test_networks_without_a_library_say_so():

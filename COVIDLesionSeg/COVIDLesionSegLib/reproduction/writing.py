@@ -59,7 +59,7 @@ def _markdown(
         lines += [f"**Not the paper's protocol: {', '.join(changes)}.**", ""]
     lines += [f"- {sentence}" for sentence in _made(table, outcomes)]
     lines += [f"- {note}" for note in table.notes]
-    lines += [f"- {row.title}: {row.network.note}" for row in rows if row.network.note]
+    lines += _network_notes(rows)
     lines += ["", "Cells are mean ± standard deviation over the tested cases, the mean over the seeds.", ""]
     for noise in dict.fromkeys(figure.noise for figure in found) or [""]:
         for title, part in _sections([figure for figure in found if figure.noise == noise]):
@@ -91,6 +91,17 @@ def _made(table: Table, outcomes: Sequence[Outcome]) -> list[str]:
     if table.split_published:
         phrases.append(f"The paper's split: {table.split_published}.")
     return phrases
+
+
+def _network_notes(rows: Sequence[Row]) -> list[str]:
+    """What is known of each network, once, however many rows have it."""
+    titles: dict[str, list[str]] = {}
+    for row in rows:
+        if row.network.note:
+            titles.setdefault(row.network.note, []).append(row.title)
+    return [
+        f"- {'All rows' if len(same) == len(rows) > 1 else '; '.join(same)}: {note}" for note, same in titles.items()
+    ]
 
 
 def _network_kept(result: Mapping[str, Any]) -> str:
