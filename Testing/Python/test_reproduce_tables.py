@@ -193,7 +193,29 @@ def test_a_cell_is_the_same_on_another_device_and_another_with_other_settings(tm
         return identity(configuration(table, cell, Options(tmp_path, tmp_path, **changed), Facts(90, 9)), {"data": "x"})
 
     assert digest() == digest(device="cpu")
-    assert len({digest(), digest(steps=50), digest(width=16), digest(changes={"loss": {"name": "focal"}})}) == 4
+    assert len({digest(), digest(steps=50), digest(width=16), digest(changes={"optimizer": {"name": "sgd"}})}) == 4
+
+
+def test_what_a_row_is_about_no_setting_of_all_rows_changes(tmp_path):
+    table = load_table("med-phys-fig9")
+    options = Options(tmp_path, tmp_path, changes={"optimizer": {"learning_rate": 3e-3, "schedule": "one_cycle"}})
+    taken = {cell.row.id: configuration(table, cell, options, Facts(50, 0)).optimizer for cell in cells(table, options)}
+    rates = {key: optimizer.learning_rate for key, optimizer in taken.items()}
+    assert rates == {"caresunet": 3e-3, "caresunet-adam": 3e-3, "caresunet-sgd": 5e-3}
+    assert {optimizer.schedule for optimizer in taken.values()} == {"one_cycle"}
+    assert reductions(table, options, table.rows) == [
+        "optimizer.learning_rate 0.003 instead of 0.0005 (but not of SGD, momentum 0.9, rate 5e-3)",
+        "optimizer.schedule one_cycle instead of milestones",
+    ]
+
+
+def test_rows_that_stand_for_the_protocol_are_the_same_cells_in_every_table(tmp_path):
+    digests = set()
+    for key in ("med-phys-1", "med-phys-fig7", "med-phys-fig8", "med-phys-fig9", "med-phys-fig10", "med-phys-tuning"):
+        table = load_table(key)
+        config = configuration(table, Cell(table.row("caresunet"), 0), Options(tmp_path, tmp_path), Facts(50, 0))
+        digests.add(identity(config, {"data": "x"}))
+    assert len(digests) == 1
 
 
 def test_the_command_of_a_cell_brings_its_options_back(tmp_path):
@@ -261,6 +283,10 @@ def test_networks_without_a_library_say_so():
         (["tmi-3", "--data", ".", "--set", "rate=1"], "TABLE.KEY=VALUE is needed"),
         (["tmi-3", "--data", ".", "--crop", "1", "2", "3"], "--crop takes one side or two"),
         (["med-phys-1", "--data", ".", "--label-noise", "shift:2"], "label errors are for tables on volumes"),
+        (
+            ["med-phys-tuning", "--data", ".", "--set", "optimizer.learning_rate=1"],
+            "sets optimizer.learning_rate itself",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):

@@ -128,6 +128,10 @@ def cells(table: Table, options: Options) -> list[Cell]:
     if any(options.noises) and table.data != "volumes":
         raise InputError(f"The table {table.id} is not about noisy labels; label errors are for tables on volumes.")
     rows = chosen_rows(table, options)
+    for group, keys in options.changes.items():
+        for key in keys:
+            if all(key in row.settings.get(group, {}) for row in table.rows):
+                raise InputError(f"Each row of {table.id} sets {group}.{key} itself; leave out this --set.")
     folds = folds_of(table, options)
     numbers: list[int | None] = list(range(folds)) if folds else [None]
     noises = options.noises or (None,)
@@ -167,7 +171,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     values["run"] |= {"seed": cell.seed, "device": options.device, "precision": options.precision}
     if cell.noise is not None:
         values["label_noise"] = asdict(cell.noise)
-    values = _merged(values, {name: keys for name, keys in options.changes.items() if name != PSEUDO_LABELS})
+    values = _merged(values, _changes(cell.row, options))
     if values["data"].get("lesion_free_share") == NATURAL:
         values["data"]["lesion_free_share"] = round(facts.lesion_free / facts.slices, 6)
     if cell.row.method == "semi-supervised":
@@ -194,6 +198,15 @@ def pseudo_label_settings(row: Row, options: Options) -> dict[str, Any]:
     if unknown:
         raise InputError(f"pseudo_labels has no {unknown[0]}; it has {', '.join(row.pseudo_labels)}.")
     return settings
+
+
+def _changes(row: Row, options: Options) -> dict[str, dict[str, Any]]:
+    """What --set changes in a row: what the row sets itself is what it is about, and stays."""
+    return {
+        group: {key: value for key, value in keys.items() if key not in row.settings.get(group, {})}
+        for group, keys in options.changes.items()
+        if group != PSEUDO_LABELS
+    }
 
 
 def _shortened(
@@ -248,7 +261,9 @@ def reductions(table: Table, options: Options, rows: Sequence[Row]) -> list[str]
         known = filters if group == PSEUDO_LABELS else table.settings.get(group, {})
         for key, value in keys.items():
             before = known.get(key, "the default")
-            found.append(f"{group}.{key} {_plain(value)} instead of {_plain(before)}")
+            own = [row.title for row in rows if key in row.settings.get(group, {})]
+            but = f" (but not of {' and '.join(own)})" if own else ""
+            found.append(f"{group}.{key} {_plain(value)} instead of {_plain(before)}{but}")
     return found
 
 
