@@ -79,6 +79,21 @@ def test_a_finished_cell_is_not_trained_again(pictures, tmp_path, monkeypatch):
         reproduce("med-phys-1", pictures, tmp_path, *tiny[:-4], "--rows", "caresunet", "--seeds", "1")
 
 
+def test_finished_cells_are_collected_without_training(pictures, tmp_path, monkeypatch, capsys):
+    tiny = [*TINY, "--resize", "32"]
+    assert reproduce("med-phys-1", pictures, tmp_path, *tiny, "--rows", "caresunet", "--seeds", "1") == 0
+    monkeypatch.setattr(Trainer, "run", None)
+    capsys.readouterr()
+    assert reproduce("med-phys-1", pictures, tmp_path, *tiny, "--rows", "unet", "caresunet", "--collect") == 0
+    assert "1 of 6 cells" in capsys.readouterr().out
+    text = (tmp_path / "med-phys-1.md").read_text(encoding="utf-8")
+    assert "| caresunet-seed1 | " in text
+    assert "| CARes-UNet | 0, 2 | not trained yet | `covid-lesion-seg reproduce med-phys-1 " in text
+    assert "| U-Net | 0, 1, 2 | not trained yet | " in text
+    with pytest.raises(SystemExit, match="2"):
+        reproduce("med-phys-1", pictures, tmp_path, "--collect", "--plan")
+
+
 def test_a_killed_run_goes_on_to_the_same_figures(pictures, tmp_path):
     table = load_table("med-phys-1")
     settings = {"rows": ("caresunet",), "resize": (32, 32), "steps": 6, "changes": {"run": {"checkpoint_interval": 2}}}

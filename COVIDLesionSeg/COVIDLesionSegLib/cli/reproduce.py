@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-intensities", action="store_true", help="do not normalize pictures of slices")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (GPU)")
-    parser.add_argument("--plan", action="store_true", help="say what would be trained and how long; train nothing")
+    without = parser.add_mutually_exclusive_group()
+    without.add_argument("--plan", action="store_true", help="say what would be trained and how long; train nothing")
+    without.add_argument("--collect", action="store_true", help="write the table of the finished cells; train nothing")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _plan(study, arguments)
     with ProgressBar(table.id, arguments.quiet) as bar:
         study.progress = bar
-        outcomes, failed = _fill(study, arguments.quiet)
+        outcomes, failed = _fill(study, arguments.quiet, training=not arguments.collect)
     paths = _write(table, options, outcomes)
     if arguments.json:
         print(json.dumps({"files": [str(path) for path in paths], "cells": [_summary(o) for o in outcomes]}, indent=2))
@@ -122,8 +124,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _fill(study: Study, quiet: bool) -> tuple[list[Outcome], bool]:
-    """Run every cell that can be run; the table is written after each."""
+def _fill(study: Study, quiet: bool, training: bool) -> tuple[list[Outcome], bool]:
+    """Take the finished cells and run, if wanted, every other one that can be run; the table is written after each."""
     from ..reproduction.figures import Outcome
     from ..reproduction.planning import command
 
@@ -138,7 +140,7 @@ def _fill(study: Study, quiet: bool) -> tuple[list[Outcome], bool]:
             waiting = "not trained yet"
             outcomes[number] = Outcome(cell, study.finished(cell), waiting, command(table, options, cell))
     for number, outcome in outcomes.items():
-        if outcome.result is not None or study.obstacle(outcome.cell):
+        if not training or outcome.result is not None or study.obstacle(outcome.cell):
             continue
         try:
             result = study.run(outcome.cell)
