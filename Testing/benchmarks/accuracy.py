@@ -3,8 +3,9 @@
     python Testing/benchmarks/accuracy.py [--model ID|FILE] [--cases 3] [--json FILE]
 
 Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
-normal chest, the false milliliters; for the cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a
-bundled model these last are training patients: they prove the path, not the accuracy.
+normal chest, the false milliliters; for the 48 test pictures of COVID-SemiSeg, Dice, on gray brought to HU; for the
+cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a bundled model these last are training patients:
+they prove the path, not the accuracy.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from COVIDLesionSegLib.imaging import Volume, read_labels, read_volume
+from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels, read_volume
 from COVIDLesionSegLib.inference import PostProcessing, Predictor, apply_postprocessing
+from COVIDLesionSegLib.learning.store import read_picture
 from COVIDLesionSegLib.measurement import dice, hausdorff_distance_95, relative_volume_error
+from COVIDLesionSegLib.reproduction.pictures import normalize
 
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 POSITIVE_MM2 = 20.0
@@ -27,6 +31,9 @@ POSITIVE_MM2 = 20.0
 NEAR_MM = 5.0
 # at which a mask's Dice is also told where probabilities are asked for
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+# gray that pictures are normalized to, and the HU that CTs have there: aerated lung, soft tissue
+GRAYS, UNITS = (30.0, 200.0), (-870.0, 39.0)
 
 
 def near_lungs(mask: np.ndarray, volume: Volume, lungs: np.ndarray) -> np.ndarray:
@@ -95,6 +102,42 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) 
     return figures
 
 
+def picture_as_ct(image: Path, mask: Path) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """A picture of COVID-SemiSeg as a CT of one slice, and its lesion, both (1, rows, columns).
+
+    Its gray has no unit: aerated lung and soft tissue, two peaks of the histogram, are given the HU that they have in
+    CTs. These pictures were cut to the lungs and lie on their side.
+    """
+    gray = normalize(read_picture(image), *GRAYS).astype(np.float64)
+    hu = UNITS[0] + (gray - GRAYS[0]) / (GRAYS[1] - GRAYS[0]) * (UNITS[1] - UNITS[0])
+    upright = [np.ascontiguousarray(np.rot90(array, -1))[None] for array in (np.rint(hu), read_picture(mask) > 127)]
+    return upright[0].astype(np.int16), upright[1]
+
+
+def pictures(predictor: Predictor, part: str = "test") -> dict[str, float]:
+    """Dice on the labeled pictures of COVID-SemiSeg: the mean over pictures, and that of all pixels together.
+
+    Args:
+        predictor: with the model.
+        part: "test" or "train".
+    """
+    folder = SHARED / "covid-semiseg" / part
+    each, pixels = [], np.zeros(3)
+    for path in sorted((folder / "images").glob("*.jpg")):
+        hu, lesion = picture_as_ct(path, folder / "masks" / f"{path.stem}.png")
+        volume = Volume(hu, Geometry(hu.shape[::-1]), path.stem)
+        mask = predictor.segment(volume, lungs=np.ones(hu.shape, dtype=bool)).mask
+        each.append(dice(mask, lesion))
+        pixels += [(mask & lesion).sum(), mask.sum(), lesion.sum()]
+    both, marked, reference = pixels
+    return {
+        "dice": float(np.mean(each)),
+        "pooled_dice": float(2 * both / (marked + reference)),
+        "marked_of_reference": float(marked / reference),
+        "pictures": len(each),
+    }
+
+
 def count_in_bins(bins: np.ndarray, probability: np.ndarray, reference: np.ndarray) -> None:
     """Add voxels to the bins of a reliability plot: their number, the sum of their probabilities, and their lesions.
 
@@ -131,6 +174,7 @@ def main() -> None:
 
     say("P001", slices_of_p001(predictor))
     say("normal001", normal_chest(predictor))
+    say("COVID-SemiSeg", pictures(predictor))
     names = sorted(path.name[:-10] for path in (SHARED / "covid19-ct-seg").glob("*_ct.nii.gz"))[: arguments.cases]
     for name in names:
         say(name, coronacase(predictor, name))

@@ -1,14 +1,19 @@
 """How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
 
-    python Testing/benchmarks/bundled_models.py fold 1 --network coplenet -o runs/bundled
+    python Testing/benchmarks/bundled_models.py fold 1 --network coplenet -o runs/bundled [--base MODEL]
+    python Testing/benchmarks/bundled_models.py half 1 --network coplenet -o runs/bundled [--base MODEL]
+    python Testing/benchmarks/bundled_models.py pictures --network coplenet -o runs/bundled
     python Testing/benchmarks/bundled_models.py final --network coplenet -o runs/bundled [--base MODEL]
     python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled
 
-``fold`` leaves two of the eight patients of COVID-19-CT-Seg out, trains from random weights and judges on the two; in
-fold 4 the normal chest is left out too, so that its false milliliters can be stated. ``final`` trains on all nine.
+``fold`` leaves two of the eight patients of COVID-19-CT-Seg out and trains from random weights or a base; ``half``
+leaves four out, those of two folds, so that two trainings judge all eight. Fold 4 and half 1 leave the normal chest out
+as well, so that its false milliliters can be stated. ``pictures`` trains on the 50 labeled training pictures of
+COVID-SemiSeg alone: it knows none of the nine, can be judged on all of them, and is a base for folds and halves.
+``final`` trains on all nine. With ``--pictures`` the 50 train beside the patients.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
-step is the model. ``judge`` does the judging for every fold that is trained, with the experts' lungs, and adds it up in
-``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
+step is the model. ``judge`` does the judging for every training that is there, with the experts' lungs, and adds it up
+in ``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import THRESHOLDS, calibration_error, coronacase, normal_chest
+import SimpleITK as sitk
+from accuracy import SHARED, THRESHOLDS, calibration_error, coronacase, normal_chest, picture_as_ct
 from matplotlib import pyplot
 
 from COVIDLesionSegLib.cli._progress import ProgressBar
@@ -29,11 +35,22 @@ from COVIDLesionSegLib.files import write_json
 from COVIDLesionSegLib.inference import Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 
-SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
-# who judges; the last fold also does without the normal chest
+# who judges, and who does without the normal chest, too
 FOLDS = {1: ("001", "006"), 2: ("002", "008"), 3: ("004", "009"), 4: ("005", "007")}
-WITHOUT_NORMAL = 4
+HALVES = {1: FOLDS[1] + FOLDS[4], 2: FOLDS[2] + FOLDS[3]}
+WITHOUT_NORMAL = ("fold4", "half1", "pictures")
+# the training on pictures alone
+BASE = "pictures"
+# training -> patients that it never sees
+LEFT_OUT = {
+    BASE: PATIENTS,
+    **{f"fold{number}": names for number, names in FOLDS.items()},
+    **{f"half{number}": names for number, names in HALVES.items()},
+}
+ROLES = ("ct", "lesion", "lungs")
+# how often a picture stands among the slices: it is one slice, and the eight patients would drown the fifty
+TURNS = 6
 # strong changes of intensity: other scanners, kernels, slice thickness, contrast
 AUGMENTATION = {
     "rotation_degrees": 15.0,
@@ -65,17 +82,34 @@ RESIZED: dict[str, dict[str, Any]] = {
 }
 
 
-def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool) -> None:
-    """The patients but some, and the normal chest if wanted, as a manifest."""
+def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool, pictures: bool) -> None:
+    """The patients but some, the normal chest and the pictures if wanted, as a manifest."""
     rows = []
-    for name in sorted(set(PATIENTS) - set(left_out)):
-        parts = [str(SHARED / f"covid19-ct-seg/coronacases_{name}_{role}.nii.gz") for role in ("ct", "lesion", "lungs")]
-        rows.append([f"coronacases_{name}", *parts])
+    for name in (f"coronacases_{number}" for number in sorted(set(PATIENTS) - set(left_out))):
+        rows.append([name, name, *(SHARED / f"covid19-ct-seg/{name}_{role}.nii.gz" for role in ROLES)])
     if normal:
-        rows.append(["normal001", str(SHARED / "covid-ct-md/normal001_ct.nii.gz"), "none", ""])
+        rows.append(["normal001", "normal001", SHARED / "covid-ct-md/normal001_ct.nii.gz", "none", ""])
     path.parent.mkdir(parents=True, exist_ok=True)
+    for name in write_pictures(path.parent / "pictures") if pictures else ():
+        files = [path.parent / f"pictures/{name}_{role}.nii.gz" for role in ROLES]
+        rows += [[f"semiseg_{name}_{turn}", f"semiseg_{name}", *files] for turn in range(TURNS)]
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "ct", "lesion", "lungs"], *rows])
+        csv.writer(file).writerows([["id", "patient", "ct", "lesion", "lungs"], *rows])
+
+
+def write_pictures(folder: Path) -> list[str]:
+    """Write the 50 labeled training pictures of COVID-SemiSeg as CTs of one slice; returns their names."""
+    source = SHARED / "covid-semiseg/train"
+    names = [path.stem for path in sorted((source / "images").glob("*.jpg"))]
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        hu, lesion = picture_as_ct(source / f"images/{name}.jpg", source / f"masks/{name}.png")
+        for role, array in zip(ROLES, (hu, lesion, np.ones_like(lesion)), strict=True):
+            file = folder / f"{name}_{role}.nii.gz"
+            # written once: a training that is under way reads them
+            if not file.exists():
+                sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.int16)), str(file))
+    return names
 
 
 def config_of(network: str, cases: str, stage: str, steps: int | None, base: str, resized: bool) -> TrainingConfig:
@@ -120,7 +154,7 @@ def train(
 ) -> Path:
     """All stages, or those at full resolution for a model that is there already; returns the model."""
     model = base
-    for stage in tuple(STAGES)[1:] if base else STAGES:
+    for stage in stages_of(name)[1:] if base else stages_of(name):
         folder = output / f"{network}-{name}" / stage
         with ProgressBar(f"{network} {name} {stage}") as bar:
             config = config_of(network, cases, stage, steps[stage], model, resized)
@@ -129,20 +163,24 @@ def train(
     return Path(model)
 
 
+def stages_of(name: str) -> tuple[str, ...]:
+    """Stages of a training; a base needs no mild end."""
+    return tuple(STAGES)[: -1 if name == BASE else None]
+
+
 def judge(output: Path, network: str) -> dict[str, Any]:
-    """Every trained fold on the cases that it never saw."""
+    """Every training that is finished, on the cases that it never saw."""
     file = output / f"judged-{network}.json"
     figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    for number, left_out in FOLDS.items():
-        model = output / f"{network}-fold{number}" / tuple(STAGES)[-1] / "best.safetensors"
+    for name, left_out in LEFT_OUT.items():
+        model = output / f"{network}-{name}" / stages_of(name)[-1] / "best.safetensors"
         finished = model.with_name("result.json").exists()
-        if not finished or str(number) in figures:
+        if not finished or name in figures:
             continue
         predictor, bins = Predictor(model), np.zeros((3, 10))
-        fold: dict[str, Any] = {"patients": {name: coronacase(predictor, name, bins) for name in full_names(left_out)}}
-        if number == WITHOUT_NORMAL:
-            fold["normal001"] = normal_chest(predictor)
-        figures[str(number)] = fold | {"bins": bins.tolist()}
+        judged = {patient: coronacase(predictor, patient, bins) for patient in full_names(left_out)}
+        healthy = {"normal001": normal_chest(predictor)} if name in WITHOUT_NORMAL else {}
+        figures[name] = {"patients": judged, "bins": bins.tolist(), **healthy}
         write_json(file, figures)
     return figures
 
@@ -152,7 +190,7 @@ def full_names(names: tuple[str, ...]) -> list[str]:
 
 
 def show(figures: dict[str, Any], plot: Path) -> None:
-    """Print the figures and draw the reliability plot."""
+    """Print the figures of some trainings together and draw their reliability plot."""
     rows = {name: row for fold in figures.values() for name, row in fold.get("patients", {}).items()}
     for name, row in sorted(rows.items()):
         volumes = f"{row['lesion_ml']:.0f} of {row['reference_ml']:.0f} mL"
@@ -181,22 +219,30 @@ def show(figures: dict[str, Any], plot: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fold", "final", "judge"))
-    parser.add_argument("number", type=int, nargs="?", choices=tuple(FOLDS))
+    parser.add_argument("what", choices=("fold", "half", BASE, "final", "judge"))
+    parser.add_argument("number", type=int, nargs="?", help="of the fold or half")
     parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
     for stage, recipe in STAGES.items():
         parser.add_argument(f"--{stage}", type=int, metavar="STEPS", help=f"instead of {recipe['steps']}")
     parser.add_argument("--resized", action="store_true", help="the last two stages on slices of 192 x 256")
     parser.add_argument("--base", default="", help="id or file of a model to begin the second stage with")
+    parser.add_argument("--pictures", action="store_true", help="the 50 labeled pictures of COVID-SemiSeg train, too")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     if arguments.what == "judge":
-        show(judge(output, arguments.network), output / f"reliability-{arguments.network}.png")
+        figures = judge(output, arguments.network)
+        for part in (BASE, "fold", "half"):
+            those = {name: figure for name, figure in figures.items() if name.startswith(part)}
+            if those:
+                print(f"\n{part}")
+                show(those, output / f"reliability-{arguments.network}-{part}.png")
         return
     name = f"{arguments.what}{arguments.number or ''}"
-    left_out = FOLDS[arguments.number] if arguments.what == "fold" else ()
-    write_manifest(output / f"{name}.csv", left_out, normal=arguments.number != WITHOUT_NORMAL)
+    if name != "final" and name not in LEFT_OUT:
+        parser.error(f"{name} is none of final, {', '.join(LEFT_OUT)}.")
+    pictures = arguments.pictures or name == BASE
+    write_manifest(output / f"{name}.csv", LEFT_OUT.get(name, ()), name not in WITHOUT_NORMAL, pictures)
     steps = {stage: getattr(arguments, stage) for stage in STAGES}
     print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base, arguments.resized))
 
