@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from predictor_fixtures import a_chest, a_model, some_lungs, the_plain_loop
+from scipy.ndimage import distance_transform_edt
 from torch import nn
 
 from COVIDLesionSegLib.errors import CancelledError, GridMismatchError, InputError, IntensityError, LungsNotFoundError
@@ -61,6 +64,23 @@ def test_post_processing_is_done_on_the_mask_alone(a_small_network):
     assert not (cleaned.mask & ~(plain.mask & (lungs > 0))).any()
     np.testing.assert_array_equal(cleaned.probability, plain.probability)
     assert cleaned.record.postprocessing == {**settings.to_json(), "threshold": 0.5}
+
+
+def test_the_model_limits_lesion_to_the_lungs_unless_another_distance_is_asked_for(a_small_network):
+    volume, lungs = a_chest(), some_lungs((5, 40, 52))
+    model = a_model(a_small_network)
+    everywhere = Predictor(model, "cpu", "float32").segment(volume, lungs)
+    model.card = replace(model.card, keep_inside_lungs_mm=1.0)
+    predictor = Predictor(model, "cpu", "float32")
+    by_card = predictor.segment(volume, lungs)
+    near = distance_transform_edt(lungs == 0, sampling=volume.geometry.spacing_zyx) <= 1.0
+    np.testing.assert_array_equal(by_card.mask, everywhere.mask & near)
+    assert 0 < by_card.mask.sum() < everywhere.mask.sum()
+    assert by_card.record.postprocessing["keep_inside_lungs_mm"] == 1.0
+    inside = predictor.segment(volume, lungs, postprocessing=PostProcessing(keep_inside_lungs_mm=0))
+    np.testing.assert_array_equal(inside.mask, everywhere.mask & (lungs > 0))
+    all_of_it = predictor.segment(volume, lungs, postprocessing=PostProcessing(keep_inside_lungs_mm=1000))
+    np.testing.assert_array_equal(all_of_it.mask, everywhere.mask)
 
 
 def test_flips_are_averaged(a_small_network):

@@ -183,6 +183,7 @@ def test_card_round_trip_keeps_keys_of_newer_versions():
         ({"threshold": 1.0}, "threshold is 1.0"),
         ({"threshold": "half"}, "threshold is 'half'"),
         ({"threshold": True}, "threshold is True"),
+        ({"keep_inside_lungs_mm": -1}, "keep_inside_lungs_mm is -1"),
         ({"training_data": "mine"}, "training_data is 'mine'"),
         ({"training_data": [{"license": "x"}]}, 'objects that each have a "name"'),
         ({"metrics": []}, "metrics is"),
@@ -266,10 +267,14 @@ def test_bundled_model_loads_and_states_its_license(model):
     card = load_checkpoint(resource(f"Models/{model}.safetensors"), network=network).card
     assert card.id == model
     assert "non-commercial" in card.license_notice.lower()
-    assert [data["name"] for data in card.training_data] == ["COVID-19-CT-Seg", "COVID-CT-MD"]
+    assert [data["name"] for data in card.training_data] == ["COVID-19-CT-Seg", "COVID-CT-MD", "COVID-SemiSeg"]
     assert card.preprocessing == preprocessing
+    # slices cut to the lungs are all that it knows
+    assert card.keep_inside_lungs_mm == 5.0
     notice = resource(f"Models/{model}.LICENSE.txt").read_text(encoding="utf-8").lower()
-    assert all(word in notice for word in ("non-commercial", "3757476", "10.1038/s41597-021-00900-3"))
+    assert all(
+        word in notice for word in ("non-commercial", "3757476", "10.1038/s41597-021-00900-3", "tmi.2020.2996645")
+    )
 
 
 @pytest.mark.parametrize("model", BUNDLED)

@@ -36,12 +36,14 @@ from COVIDLesionSegLib.imaging import (  # noqa: E402
     read_volume,
     write_labels,
 )
-from COVIDLesionSegLib.inference import Predictor  # noqa: E402
+from COVIDLesionSegLib.inference import PostProcessing, Predictor  # noqa: E402
 from COVIDLesionSegLib.measurement import dice  # noqa: E402
 from COVIDLesionSegLib.models import LoadedModel  # noqa: E402
 
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
 WARM_UP_SLICES = 3
+# as the plain loop does
+KEEP_ALL = PostProcessing(keep_inside_lungs_mm=1000)
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
     ours_seconds, plain_seconds = [], []
     for _ in range(arguments.rounds):
         start = time.perf_counter()
-        result = predictor.segment(volume, lungs)
+        result = predictor.segment(volume, lungs, postprocessing=KEEP_ALL)
         ours_seconds.append(result.record.seconds["network"] + result.record.seconds["postprocess"])
         whole = time.perf_counter() - start
         start = time.perf_counter()

@@ -82,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimum-volume", type=float, default=0.0, metavar="ML", help="drop lesions below this many mL"
     )
     parser.add_argument(
-        "--keep-inside-lungs", type=float, metavar="MM", help="drop lesion further than this from the lungs"
+        "--keep-inside-lungs",
+        type=float,
+        metavar="MM",
+        help="drop lesion further than this from the lungs (default: the model's; 1000 keeps all)",
     )
     parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder with several")
     parser.add_argument(

@@ -1,10 +1,11 @@
-"""What is done to the thresholded mask, as data; off unless asked for, since neither paper has it."""
+"""What is done to the thresholded mask, as data; nothing unless the model's card or a user asks for it, since neither
+paper has it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ class PostProcessing:
     Attributes:
         threshold: lesion where the probability is strictly above this, in (0, 1); None takes the model card's.
         keep_inside_lungs_mm: lesion further than this from the nearest lung voxel (distance between voxel centres, mm)
-            is dropped; 0 keeps lesion inside the lungs only, None keeps all.
+            is dropped; 0 keeps lesion inside the lungs only, a distance longer than the scan keeps all. None takes
+            the model card's, which keeps all where it names none.
         minimum_volume_ml: lesions (26-connected components) smaller than this many milliliters are dropped; 0 keeps
             all. What the lungs have cut off is counted anew.
 
@@ -85,6 +87,8 @@ def apply_postprocessing(
         GridMismatchError: lungs of another shape.
     """
     if settings.keep_inside_lungs_mm is not None:
+        if settings.keep_inside_lungs_mm > math.hypot(*np.multiply(mask.shape, spacing)):
+            return apply_postprocessing(mask, spacing, replace(settings, keep_inside_lungs_mm=None))
         if lungs is None:
             raise InputError("To keep lesions inside the lungs a lung mask is needed.")
         if lungs.shape != mask.shape:

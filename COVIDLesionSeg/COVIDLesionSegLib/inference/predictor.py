@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,8 @@ class Predictor:
             uncertainty: also return the uncertainty over the four copies (turns ``tta`` on): True or "entropy" for
                 the binary entropy of the mean, "mutual_information" for the copies' disagreement, see
                 :func:`~.augmentation.mean_over_flips`.
-            postprocessing: threshold and clean-up of the mask; None takes the card's threshold and nothing else.
+            postprocessing: threshold and clean-up of the mask; what it leaves open, or all if it is None, is as the
+                model card says.
 
         Returns:
             The mask and what was asked for, on the CT's own grid.
@@ -135,10 +136,13 @@ class Predictor:
         """
         if not isinstance(volume, Volume):
             raise InputError(f"The predictor takes a Volume, not {type(volume).__name__}; read_volume makes one.")
-        settings = PostProcessing() if postprocessing is None else postprocessing
+        card = self.model.card
+        asked = PostProcessing() if postprocessing is None else postprocessing
+        threshold = card.threshold if asked.threshold is None else asked.threshold
+        reach = card.keep_inside_lungs_mm if asked.keep_inside_lungs_mm is None else asked.keep_inside_lungs_mm
+        settings = replace(asked, threshold=threshold, keep_inside_lungs_mm=reach)
         doubt = checked_uncertainty(uncertainty)
         seconds: dict[str, float] = {}
-        card = self.model.card
         _require_finite(volume)
 
         with _timed(seconds, "lungs"):
@@ -158,7 +162,6 @@ class Predictor:
             sinks = Sinks(
                 view.apply(mask)[box], *(None if array is None else view.apply(array)[box] for array in maps.values())
             )
-            threshold = card.threshold if settings.threshold is None else settings.threshold
             most_lung = int(np.argmax(np.count_nonzero(view.apply(found)[box], axis=(1, 2))))
             slices = view.apply(volume.array)[box]
             task = Task(slices, threshold, probability, tta or doubt is not None, doubt, sample=most_lung)
@@ -197,7 +200,7 @@ class Predictor:
                 "slices": len(task.slices),
                 "preprocessing": asdict(card.preprocessing),
             },
-            postprocessing={**settings.to_json(), "threshold": threshold},
+            postprocessing=settings.to_json(),
             seconds=seconds,
             warnings=tuple(filter(None, [self._precision_warning, *plan.rungs, *warnings])),
         )

@@ -90,6 +90,8 @@ class ModelCard:
         version: version of the model, free text.
         preprocessing: how images are prepared; the predictor obeys it.
         threshold: a voxel is lesion where the probability is above this, in (0, 1).
+        keep_inside_lungs_mm: lesion further than this from the lungs is dropped unless a user says otherwise: a network
+            that learned on slices cut to the lungs does not know what lies beside them; None keeps all.
         training_data: one object a data set: name, citation, license, ...
         license: short name of the weights' license, or "unknown".
         license_notice: what a user must know before using the weights.
@@ -110,6 +112,7 @@ class ModelCard:
     version: str = "1"
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     threshold: float = 0.5
+    keep_inside_lungs_mm: float | None = None
     training_data: tuple[Mapping[str, Any], ...] = ()
     license: str = "unknown"
     license_notice: str = ""
@@ -132,6 +135,9 @@ class ModelCard:
             _require(isinstance(getattr(self, name), Mapping), name, "an object of names and values", self)
         _require(isinstance(self.preprocessing, Preprocessing), "preprocessing", "an object of settings", self)
         _require(_is_number(self.threshold) and 0 < self.threshold < 1, "threshold", "a number between 0 and 1", self)
+        reach = self.keep_inside_lungs_mm
+        good_reach = reach is None or (_is_number(reach) and reach >= 0)
+        _require(good_reach, "keep_inside_lungs_mm", "a number of mm >= 0 or null", self)
         data = self.training_data
         good_data = isinstance(data, list | tuple) and all(isinstance(d, Mapping) and d.get("name") for d in data)
         _require(good_data, "training_data", 'a list of objects that each have a "name"', self)

@@ -83,7 +83,7 @@ class LesionLogic:
             tta: average over four flipped copies of each slice.
             probability: also make a volume of the probability.
             uncertainty: the same of the uncertainty.
-            postprocessing: threshold and clean-up; None takes the model's threshold and nothing else. The background
+            postprocessing: threshold and clean-up; None leaves it to the model's card. The background
                 run takes its clean-up from the panel's options.
             surfaces: make the surfaces for 3-D views.
             wait: False begins the run in the background, as the panel does, and returns at once.
