@@ -134,8 +134,8 @@ def test_training_step_is_the_released_one(vectors, released_model):
     probability = network(image).sigmoid()
     loss = released_loss(probability, torch.from_numpy(vectors["mask"])[:, 0].long())
     loss.backward()
-    # batch statistics amplify what float32 rounds, and processors round differently: the reference is 1.6e-5 from double
-    # precision itself. A pixel or two may be as far from it as float32 is from double precision here, the others not.
+    # Batch statistics amplify what float32 rounds, and processors round differently: the reference is 1.6e-5 from
+    # double precision itself. A pixel or two may be as far from it as float32 is from double precision here.
     assert largest_difference(probability, vectors["y_train"]) < max(1e-5, largest_difference(probability, exact))
     assert (np.abs(probability.detach().numpy() - vectors["y_train"]) > 1e-5).mean() < 1e-3
     assert loss.item() == pytest.approx(float(vectors["train_loss"]), abs=1e-6)
