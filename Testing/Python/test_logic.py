@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from scipy.ndimage import distance_transform_edt
 from conftest import REPOSITORY
 from panel_fixtures import add_ct, chest
+from scipy.ndimage import distance_transform_edt
 
 from COVIDLesionSegLib.errors import InputError, ModelError
 
