@@ -39,11 +39,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs with --long only"))
 
 
+# What may be missing where CI runs; all else .ci/run and run.py install, so that a skip for it is a fault.
+MAY_BE_MISSING = (
+    "runs with --long only",
+    "no CUDA device",
+    "there is a GPU here",
+    "no package registry can be reached",
+    "no small disk can be mounted here",
+    "needs root on Linux",
+)
+BASELINES = ("the package torchvision is not installed", "the package segmentation-models-pytorch is not installed")
+NO_SHARED_DATA = "of the shared data is not here"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a test that skips for a reason that CI should have seen to fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if "CI" not in os.environ or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    allowed = (*MAY_BE_MISSING, *BASELINES, *(() if shared_folder().is_dir() else (NO_SHARED_DATA,)))
+    skipped = [report.longrepr for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    faults = sorted({reason for *_, reason in skipped if not any(words in reason for words in allowed)})
+    if faults:
+        reporter.write_line("")
+        reporter.write_line(f"CI must not skip tests because: {'; '.join(faults)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def shared_folder() -> Path:
+    """Where the shared data are, if they are."""
+    return Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
+
+
 def shared_path(relative: str) -> Path:
     """A file or folder of the shared data, or a skip that says what is missing."""
-    path = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared")) / relative
+    path = shared_folder() / relative
     if not path.exists():
-        pytest.skip(f"{relative} of the shared data is not here (set COVIDLESIONSEG_SHARED)")
+        pytest.skip(f"{relative} {NO_SHARED_DATA} (set COVIDLESIONSEG_SHARED)")
     return path
 
 

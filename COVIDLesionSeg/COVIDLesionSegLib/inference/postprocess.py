@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -86,14 +86,13 @@ def apply_postprocessing(
         InputError: lungs are needed and not given.
         GridMismatchError: lungs of another shape.
     """
-    if settings.keep_inside_lungs_mm is not None:
-        if settings.keep_inside_lungs_mm > math.hypot(*np.multiply(mask.shape, spacing)):
-            return apply_postprocessing(mask, spacing, replace(settings, keep_inside_lungs_mm=None))
+    reach = settings.keep_inside_lungs_mm
+    if reach is not None and reach <= math.hypot(*np.multiply(mask.shape, spacing)):
         if lungs is None:
             raise InputError("To keep lesions inside the lungs a lung mask is needed.")
         if lungs.shape != mask.shape:
             raise GridMismatchError(f"The lungs have the shape {lungs.shape} and the mask {mask.shape} (z, y, x).")
-        mask = _near_lungs(mask, lungs != 0, spacing, settings.keep_inside_lungs_mm)
+        mask = _near_lungs(mask, lungs != 0, spacing, reach)
     if settings.minimum_volume_ml > 0:
         mask = _large_components(mask, math.prod(spacing) / 1000, settings.minimum_volume_ml)
     return mask
