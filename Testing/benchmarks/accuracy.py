@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels, read_volume
 from COVIDLesionSegLib.inference import PostProcessing, Predictor, apply_postprocessing
@@ -63,16 +62,16 @@ def slices_of_p001(predictor: Predictor) -> dict[str, float]:
     return figures | {f"seconds_{name}": value for name, value in result.record.seconds.items()}
 
 
-def normal_chest(predictor: Predictor, tta: bool = False) -> dict[str, float]:
+def normal_chest(predictor: Predictor) -> dict[str, float]:
     """Milliliters of lesion found where there is none."""
     volume = read_volume(SHARED / "covid-ct-md/normal001_ct.nii.gz")
-    result = predictor.segment(volume, tta=tta)
+    result = predictor.segment(volume)
     near = near_lungs(result.mask, volume, result.lungs)
     voxel = volume.geometry.voxel_ml
     return {"false_ml": float(result.mask.sum() * voxel), "false_ml_near_lungs": float(near.sum() * voxel)}
 
 
-def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None, tta: bool = False) -> dict[str, float]:
+def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) -> dict[str, float]:
     """Against the expert's mask. The lungs are the expert's, since the field of view was cut to them.
 
     Args:
@@ -80,16 +79,14 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None, 
         name: of the case.
         bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`; and the Dice at each of
             :data:`THRESHOLDS` and the median HU of missed, extra and healthy voxels are told, too.
-        tta: average the probability over flipped copies.
     """
     folder = SHARED / "covid19-ct-seg"
     volume = read_volume(folder / f"{name}_ct.nii.gz")
     reference = read_labels(folder / f"{name}_lesion.nii.gz").mask()
     lungs = read_labels(folder / f"{name}_lungs.nii.gz").mask()
-    result = predictor.segment(volume, lungs=lungs, probability=bins is not None, tta=tta)
+    result = predictor.segment(volume, lungs=lungs, probability=bins is not None)
     # as the bundled models' cards say, also for a network whose card names no limit
-    near = distance_transform_edt(~lungs, sampling=volume.geometry.spacing_zyx) <= NEAR_MM
-    mask, voxel = result.mask & near, volume.geometry.voxel_ml
+    mask, voxel = near_lungs(result.mask, volume, lungs), volume.geometry.voxel_ml
     figures = {
         "dice": dice(mask, reference),
         "rve": relative_volume_error(mask, reference),
@@ -99,7 +96,8 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None, 
     }
     if bins is not None:
         count_in_bins(bins, result.probability[lungs], reference[lungs])
-        figures |= {f"dice_above_{cut}": dice((result.probability > cut) & near, reference) for cut in THRESHOLDS}
+        masks = {cut: near_lungs(result.probability > cut, volume, lungs) for cut in THRESHOLDS}
+        figures |= {f"dice_above_{cut}": dice(masks[cut], reference) for cut in THRESHOLDS}
         # what the two disagree on: haze or dense tissue
         parts = {"missed": reference & ~mask, "extra": mask & ~reference, "healthy": lungs & ~reference}
         figures |= {f"{part}_median_hu": float(np.median(volume.array[where])) for part, where in parts.items()}
@@ -118,14 +116,9 @@ def picture_as_ct(image: Path, mask: Path) -> tuple[NDArray[np.int16], NDArray[n
     return upright[0].astype(np.int16), upright[1]
 
 
-def pictures(predictor: Predictor, part: str = "test") -> dict[str, float]:
-    """Dice on the labeled pictures of COVID-SemiSeg: the mean over pictures, and that of all pixels together.
-
-    Args:
-        predictor: with the model.
-        part: "test" or "train".
-    """
-    folder = SHARED / "covid-semiseg" / part
+def pictures(predictor: Predictor) -> dict[str, float]:
+    """Dice on the 48 test pictures of COVID-SemiSeg: the mean over pictures, and that of all pixels together."""
+    folder = SHARED / "covid-semiseg/test"
     each, pixels = [], np.zeros(3)
     for path in sorted((folder / "images").glob("*.jpg")):
         hu, lesion = picture_as_ct(path, folder / "masks" / f"{path.stem}.png")

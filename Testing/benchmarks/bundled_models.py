@@ -168,9 +168,9 @@ def stages_of(name: str) -> tuple[str, ...]:
     return tuple(STAGES)[: -1 if name == BASE else None]
 
 
-def judge(output: Path, network: str, tta: bool) -> dict[str, Any]:
+def judge(output: Path, network: str) -> dict[str, Any]:
     """Every training that is finished, on the cases that it never saw."""
-    file = output / f"judged-{network}{'-tta' * tta}.json"
+    file = output / f"judged-{network}.json"
     figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for name, left_out in LEFT_OUT.items():
         model = output / f"{network}-{name}" / stages_of(name)[-1] / "best.safetensors"
@@ -178,8 +178,8 @@ def judge(output: Path, network: str, tta: bool) -> dict[str, Any]:
         if not finished or name in figures:
             continue
         predictor, bins = Predictor(model), np.zeros((3, 10))
-        judged = {patient: coronacase(predictor, patient, bins, tta) for patient in full_names(left_out)}
-        healthy = {"normal001": normal_chest(predictor, tta)} if name in WITHOUT_NORMAL else {}
+        judged = {patient: coronacase(predictor, patient, bins) for patient in full_names(left_out)}
+        healthy = {"normal001": normal_chest(predictor)} if name in WITHOUT_NORMAL else {}
         figures[name] = {"patients": judged, "bins": bins.tolist(), **healthy}
         write_json(file, figures)
     return figures
@@ -227,17 +227,16 @@ def main() -> None:
     parser.add_argument("--resized", action="store_true", help="the last two stages on slices of 192 x 256")
     parser.add_argument("--base", default="", help="id or file of a model to begin the second stage with")
     parser.add_argument("--pictures", action="store_true", help="the 50 labeled pictures of COVID-SemiSeg train, too")
-    parser.add_argument("--tta", action="store_true", help="judge means over flipped copies")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     if arguments.what == "judge":
-        figures = judge(output, arguments.network, arguments.tta)
+        figures = judge(output, arguments.network)
         for part in (BASE, "fold", "half"):
             those = {name: figure for name, figure in figures.items() if name.startswith(part)}
             if those:
                 print(f"\n{part}")
-                show(those, output / f"reliability-{arguments.network}-{part}{'-tta' * arguments.tta}.png")
+                show(those, output / f"reliability-{arguments.network}-{part}.png")
         return
     name = f"{arguments.what}{arguments.number or ''}"
     if name != "final" and name not in LEFT_OUT:
