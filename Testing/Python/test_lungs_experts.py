@@ -7,6 +7,9 @@ import pytest
 from lung_chests import overlap
 
 from COVIDLesionSegLib.imaging import Geometry, Volume, find_lungs
+from COVIDLesionSegLib.inference import PostProcessing, apply_postprocessing
+from COVIDLesionSegLib.models import read_card
+from COVIDLesionSegLib.resources import resource
 
 # Real data. Three of the cases touch the filling outside of their crop, which is not part of a CT: body instead.
 CASES = ["001", "002", "004", "005", "006", "007", "008", "009"]
@@ -48,6 +51,12 @@ def test_against_expert_lungs(case, read):
     found = find_lungs(Volume(array.astype(np.int16), geometry))
     assert overlap(found > 0, expert) >= 0.97
     assert np.count_nonzero(lesion & (found == 0)) <= 0.12 * np.count_nonzero(lesion)
+    # what the bundled models' limit to the lungs leaves of the experts' lesions
+    card = read_card(resource("Models/coplenet-ctseg.safetensors"))
+    limit = PostProcessing(keep_inside_lungs_mm=card.keep_inside_lungs_mm)
+    assert limit.keep_inside_lungs_mm
+    kept = apply_postprocessing(lesion, geometry.spacing_zyx, limit, found > 0)
+    assert np.count_nonzero(kept) >= 0.99 * np.count_nonzero(lesion)
     right, left = np.count_nonzero(found == 1), np.count_nonzero(found == 2)
     assert 0.55 < left / right < 1.1
     # side by side: hardly a voxel of the right lung lies left of the left lung's center
