@@ -41,9 +41,7 @@ def own_model(models_folder, name="tuned-one"):
 
 def test_all_models_are_listed_with_status_and_terms(page, panel):
     texts = [page.modelList.item(row).text() for row in range(page.modelList.count)]
-    assert (
-        "COPLE-Net, trained on COVID-19-CT-Seg and COVID-SemiSeg\ncomes with the extension, taken by default" in texts
-    )
+    assert "COPLE-Net, trained on COVID-19-CT-Seg\ncomes with the extension, taken by default" in texts
     assert any("can be downloaded" in text for text in texts)
     choose(page, panel, "coplenet-uestc-monai")
     card = page.modelBrowser.toPlainText()

@@ -268,8 +268,6 @@ def test_bundled_model_loads_and_states_its_license(model):
     assert card.id == model
     assert "non-commercial" in card.license_notice.lower()
     sources = {"3757476": "COVID-19-CT-Seg", "10.1038/s41597-021-00900-3": "COVID-CT-MD"}
-    if model == "coplenet-ctseg":
-        sources["tmi.2020.2996645"] = "COVID-SemiSeg"
     assert [data["name"] for data in card.training_data] == list(sources.values())
     assert card.preprocessing == preprocessing
     # slices cut to the lungs are all that it knows
