@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 
 import jsonschema
 import pytest
 
-from COVIDLesionSegLib.cli import main
+from COVIDLesionSegLib.cli import main, reproduce
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.reproduction.catalog import load_table, networks, table_ids
 from COVIDLesionSegLib.reproduction.planning import (
@@ -227,13 +229,20 @@ def test_the_command_of_a_cell_brings_its_options_back(tmp_path):
         width=16,
         crop=(64, 96),
         noises=(parse_noise("dilation:3:0.5"),),
-        changes={"optimizer": {"learning_rate": 1e-3}},
+        changes={"optimizer": {"learning_rate": 1e-3}, "run": {"batch_size": 4}},
     )
     cell = cells(table, options)[0]
-    assert command(table, options, cell) == (
+    text = command(table, options, cell)
+    assert text == (
         f"covid-lesion-seg reproduce tmi-3 --data '{tmp_path / 'my data'}' -o {tmp_path} --rows dice --seeds 0 "
-        "--steps 40 --width 16 --crop 64 96 --label-noise dilation:3:0.5 --set optimizer.learning_rate=0.001"
+        "--steps 40 --width 16 --crop 64 96 --label-noise dilation:3:0.5 --set optimizer.learning_rate=0.001 --set run.batch_size=4"
     )
+    parser = argparse.ArgumentParser()
+    reproduce.add_arguments(parser)
+    arguments = parser.parse_args(shlex.split(text)[2:])
+    assert arguments.data == options.data
+    assert arguments.label_noise == ["dilation:3:0.5"]
+    assert arguments.set == ["optimizer.learning_rate=0.001", "run.batch_size=4"]
 
 
 def test_label_noise_multiplies_the_cells(tmp_path):

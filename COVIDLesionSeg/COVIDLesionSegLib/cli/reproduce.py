@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE", nargs="?", help="which; without one, the tables are listed")
     parser.add_argument("--data", type=Path, help="folder or manifest of the cases, see docs/reproduce.md")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/reproduce"), help="folder (runs/reproduce)")
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="these rows only")
+    parser.add_argument("--rows", nargs="+", action="extend", default=[], metavar="ROW", help="these rows only")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="0 1 2 if not given")
     parser.add_argument("--folds", type=int, default=0, help="cross-validation by patient in so many parts")
     parser.add_argument("--steps", type=int, help="of each training, instead of the paper's")
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-noise",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KIND:STRENGTH[:SHARE]",
         help="synthetic errors in the training labels, one set of cells each, e.g. none dilation:3 dropout:0.4:0.5",
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="TABLE.KEY=VALUE",
         help="settings of every training, e.g. optimizer.learning_rate=1e-3",
