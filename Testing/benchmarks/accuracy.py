@@ -5,7 +5,7 @@
 Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
 normal chest, the false milliliters; for the 48 test pictures of COVID-SemiSeg, Dice, on gray brought to HU; for the
 cases of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert. For a bundled model these last are training patients,
-and so is the normal chest: they prove the path, not the accuracy. Pictures of the same source trained it, too.
+and so is the normal chest: they prove the path, not the accuracy.
 """
 
 from __future__ import annotations

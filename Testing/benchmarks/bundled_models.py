@@ -10,7 +10,8 @@
 leaves four out, those of two folds, so that two trainings judge all eight. Fold 4 and half 1 leave the normal chest out
 as well, so that its false milliliters can be stated. ``pictures`` trains on the 50 labeled training pictures of
 COVID-SemiSeg alone: it knows none of the nine, can be judged on all of them, and is a base for folds and halves.
-``final`` trains on all nine. With ``--pictures`` the 50 train beside the patients.
+``final`` trains on all nine. With ``--pictures`` the 50 train beside the patients; docs/models.md says why the bundled
+models don't.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
 step is the model. ``judge`` does the judging for every training that is there, with the experts' lungs, and adds it up
 in ``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
