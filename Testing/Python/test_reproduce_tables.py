@@ -235,7 +235,8 @@ def test_the_command_of_a_cell_brings_its_options_back(tmp_path):
     text = command(table, options, cell)
     assert text == (
         f"covid-lesion-seg reproduce tmi-3 --data '{tmp_path / 'my data'}' -o {tmp_path} --rows dice --seeds 0 "
-        "--steps 40 --width 16 --crop 64 96 --label-noise dilation:3:0.5 --set optimizer.learning_rate=0.001 --set run.batch_size=4"
+        "--steps 40 --width 16 --crop 64 96 --label-noise dilation:3:0.5 "
+        "--set optimizer.learning_rate=0.001 --set run.batch_size=4"
     )
     parser = argparse.ArgumentParser()
     reproduce.add_arguments(parser)
