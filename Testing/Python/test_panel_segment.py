@@ -40,16 +40,22 @@ def test_a_second_run_refills_the_first_ones_nodes(panel, ct, mrml, scene):
 
 def test_the_choices_reach_the_worker(panel, ct, worker, mrml):
     ui = panel.segment.ui
-    for check in (ui.ttaCheck, ui.probabilityCheck, ui.uncertaintyCheck, ui.limitCheck):
+    for check in (ui.ttaCheck, ui.probabilityCheck, ui.uncertaintyCheck, ui.limitCheck, ui.smoothCheck):
         check.click()
     ui.marginSpin.value = 5.0
+    ui.smoothingSpin.value = 1.5
     ui.minimumSpin.value = 0.25
     ui.viewCombo.setCurrentIndex(1)
     ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     segmentation = apply_and_wait(panel)
     asked = worker.named("segment")[0].parameters
     assert (asked["tta"], asked["probability"], asked["uncertainty"], asked["device"]) == (True, True, "entropy", "cpu")
-    assert asked["postprocessing"] == {"threshold": None, "minimum_volume_ml": 0.25, "keep_inside_lungs_mm": 5.0}
+    assert asked["postprocessing"] == {
+        "threshold": None,
+        "minimum_volume_ml": 0.25,
+        "keep_inside_lungs_mm": 5.0,
+        "smooth_across_slices_mm": 1.5,
+    }
     assert mrml.segmentsWithRole(segmentation) == ["ground_glass_opacity", "consolidation"]
     parameters = mrml.moduleParameters()
     assert parameters.probabilityVolume is not None and parameters.uncertaintyVolume is not None

@@ -9,6 +9,8 @@ import pytest
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError
 from COVIDLesionSegLib.inference import PostProcessing, apply_postprocessing
+from COVIDLesionSegLib.inference.postprocess import smooth_across_slices
+from COVIDLesionSegLib.models import ModelCard
 
 SPACING = (5.0, 0.8, 0.5)
 VOXEL_ML = 5.0 * 0.8 * 0.5 / 1000
@@ -97,6 +99,10 @@ def test_without_lungs_a_distance_to_them_is_refused():
         {"minimum_volume_ml": None},
         {"keep_inside_lungs_mm": -1},
         {"keep_inside_lungs_mm": float("nan")},
+        {"smooth_across_slices_mm": -0.5},
+        {"smooth_across_slices_mm": 20.5},
+        {"smooth_across_slices_mm": float("nan")},
+        {"smooth_across_slices_mm": True},
     ],
 )
 def test_impossible_settings_are_refused(wrong):
@@ -104,8 +110,41 @@ def test_impossible_settings_are_refused(wrong):
         PostProcessing(**wrong)
 
 
+def test_what_is_left_open_is_the_card_s():
+    card = ModelCard("m", "M", "coplenet", threshold=0.4, keep_inside_lungs_mm=5.0, smooth_across_slices_mm=2.0)
+    assert PostProcessing(minimum_volume_ml=1).completed(card) == PostProcessing(0.4, 1, 5.0, 2.0)
+    own = PostProcessing(0.7, 0, 1000, 0)
+    assert own.completed(card) == own
+
+
+@pytest.mark.parametrize("spacing", [0.8, 1.0, 2.5])
+def test_a_point_becomes_a_gaussian_along_z_alone(spacing):
+    probability = np.zeros((41, 5, 6), dtype=np.float32)
+    probability[20, 2, 3] = 1
+    smooth_across_slices(probability, spacing, 2.0)
+    z = (np.arange(41) - 20) * spacing
+    expected = np.exp(-(z**2) / 8) * (np.abs(z) <= 8 + spacing / 2)
+    np.testing.assert_allclose(probability[:, 2, 3], expected / expected.sum(), atol=2e-4)
+    probability[:, 2, 3] = 0
+    assert not probability.any()
+
+
+def test_smoothing_obeys_any_strides_and_keeps_what_does_not_change_across_slices():
+    rng = np.random.default_rng(1)
+    turned = rng.random((6, 4, 9), dtype=np.float32)
+    expected = np.ascontiguousarray(turned.transpose(2, 0, 1)[::-1])
+    smooth_across_slices(expected, 1.0, 1.5)
+    smooth_across_slices(turned.transpose(2, 0, 1)[::-1], 1.0, 1.5)
+    np.testing.assert_array_equal(turned.transpose(2, 0, 1)[::-1], expected)
+    for same in (rng.random((1, 5, 5), dtype=np.float32), np.full((7, 3, 3), 0.3, dtype=np.float32)):
+        before = same.copy()
+        smooth_across_slices(same, 1.0, 3.0)
+        np.testing.assert_allclose(same, before, atol=1e-7)
+        assert same.max() <= 1
+
+
 def test_settings_travel_as_json():
-    settings = PostProcessing(threshold=0.4, minimum_volume_ml=0.1, keep_inside_lungs_mm=5)
+    settings = PostProcessing(threshold=0.4, minimum_volume_ml=0.1, keep_inside_lungs_mm=5, smooth_across_slices_mm=1.5)
     assert PostProcessing.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     assert PostProcessing.from_json({}) == PostProcessing()
     with pytest.raises(InputError, match="fill_holes"):

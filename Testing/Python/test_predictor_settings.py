@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from predictor_fixtures import a_chest, a_model, some_lungs, the_plain_loop
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from torch import nn
 
 from COVIDLesionSegLib.errors import CancelledError, GridMismatchError, InputError, IntensityError, LungsNotFoundError
@@ -63,7 +63,7 @@ def test_post_processing_is_done_on_the_mask_alone(a_small_network):
     assert 0 < cleaned.mask.sum() < plain.mask.sum()
     assert not (cleaned.mask & ~(plain.mask & (lungs > 0))).any()
     np.testing.assert_array_equal(cleaned.probability, plain.probability)
-    assert cleaned.record.postprocessing == {**settings.to_json(), "threshold": 0.5}
+    assert cleaned.record.postprocessing == settings.completed(predictor.model.card).to_json()
 
 
 def test_the_model_limits_lesion_to_the_lungs_unless_another_distance_is_asked_for(a_small_network):
@@ -81,6 +81,40 @@ def test_the_model_limits_lesion_to_the_lungs_unless_another_distance_is_asked_f
     np.testing.assert_array_equal(inside.mask, everywhere.mask & (lungs > 0))
     all_of_it = predictor.segment(volume, lungs, postprocessing=PostProcessing(keep_inside_lungs_mm=1000))
     np.testing.assert_array_equal(all_of_it.mask, everywhere.mask)
+
+
+def test_probability_is_smoothed_across_slices_where_the_card_or_the_caller_says_so(a_small_network):
+    # slices lie along x, the last one first; 2.5 mm apart
+    shape = (7, 40, 52)
+    axial, lungs = a_chest(shape), some_lungs(shape)
+    to_x = (1, 2, 0)
+    geometry = Geometry((7, 52, 40), (2.5, 0.7, 0.8), direction=((0, 1, 0), (0, 0, 1), (-1, 0, 0)))
+    model = a_model(a_small_network)
+    first = Predictor(model, "cpu", "float32", batch_size=3)
+    rough = first.segment(axial, lungs, probability=True, uncertainty="mutual_information")
+    model.card = replace(model.card, smooth_across_slices_mm=2.0)
+    predictor = Predictor(model, "cpu", "float32", batch_size=3)
+    smooth = predictor.segment(axial, lungs, probability=True, uncertainty=True)
+    box = tuple(slice(*ends) for ends in smooth.record.parameters["box"])
+    expected = np.zeros_like(rough.probability)
+    expected[box] = gaussian_filter1d(rough.probability[box].astype(float), 2.0 / 2.5, axis=0, mode="nearest")
+    np.testing.assert_allclose(smooth.probability, expected, atol=2e-5)
+    np.testing.assert_array_equal(smooth.mask, smooth.probability > 0.5)
+    assert (smooth.mask ^ rough.mask).any()
+    assert smooth.record.postprocessing["smooth_across_slices_mm"] == 2.0
+    # the entropy is that of the probability beside it; the copies' disagreement is the network's
+    p = np.clip(smooth.probability[box].astype(float), 1e-12, 1 - 1e-12)
+    np.testing.assert_allclose(smooth.uncertainty[box], -p * np.log2(p) - (1 - p) * np.log2(1 - p), atol=1e-4)
+    disagreement = predictor.segment(axial, lungs, uncertainty="mutual_information").uncertainty
+    np.testing.assert_array_equal(disagreement, rough.uncertainty)
+    # nothing but the mask is asked for; another orientation; and a caller who wants none
+    alone = predictor.segment(axial, lungs, tta=True)
+    assert alone.probability is None and np.array_equal(alone.mask, smooth.mask)
+    turned = Volume(np.ascontiguousarray(axial.array[::-1].transpose(to_x)), geometry)
+    mask = predictor.segment(turned, np.ascontiguousarray(lungs[::-1].transpose(to_x)), tta=True).mask
+    np.testing.assert_array_equal(mask.transpose(2, 0, 1)[::-1], smooth.mask)
+    none = predictor.segment(axial, lungs, tta=True, postprocessing=PostProcessing(smooth_across_slices_mm=0))
+    np.testing.assert_array_equal(none.mask, rough.mask)
 
 
 def test_flips_are_averaged(a_small_network):

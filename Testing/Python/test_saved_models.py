@@ -184,6 +184,8 @@ def test_card_round_trip_keeps_keys_of_newer_versions():
         ({"threshold": "half"}, "threshold is 'half'"),
         ({"threshold": True}, "threshold is True"),
         ({"keep_inside_lungs_mm": -1}, "keep_inside_lungs_mm is -1"),
+        ({"smooth_across_slices_mm": None}, "smooth_across_slices_mm is None; it must be a number of mm, 0 to 20"),
+        ({"smooth_across_slices_mm": 21}, "smooth_across_slices_mm is 21"),
         ({"training_data": "mine"}, "training_data is 'mine'"),
         ({"training_data": [{"license": "x"}]}, 'objects that each have a "name"'),
         ({"metrics": []}, "metrics is"),

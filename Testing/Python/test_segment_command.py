@@ -80,6 +80,20 @@ def test_maps_and_json(a_study, a_tiny_model, tmp_path, capsys):
     assert (tmp_path / "out" / "one_ct_lesions_uncertainty.nii.gz").exists()
 
 
+def test_how_much_is_smoothed_across_slices_stands_in_the_record(a_study, a_tiny_model, tmp_path):
+    ct, lungs = a_study
+    found = {}
+    for options in ([], ["--smooth-across-slices", "4"]):
+        words = ["--lungs", lungs, "--model", a_tiny_model, "--probability", "--quiet", *options]
+        assert run("segment", ct, "-o", tmp_path / "m.nii.gz", *words) == 0
+        deviation = json.loads((tmp_path / "m.json").read_text())["postprocessing"]["smooth_across_slices_mm"]
+        found[deviation] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m_probability.nii.gz")))
+    assert list(found) == [0, 4]
+    # the slices of this CT lie along y; what changes along them becomes less
+    steps = {deviation: np.abs(np.diff(array, axis=1)).sum() for deviation, array in found.items()}
+    assert 0 < steps[4] < 0.9 * steps[0]
+
+
 def test_a_batch_goes_on_after_a_bad_study_and_resumes(a_tiny_model, tmp_path, capsys):
     good, good_lungs = write_study(tmp_path, "good")
     other, other_lungs = write_study(tmp_path, "other")
@@ -101,7 +115,12 @@ def test_a_batch_goes_on_after_a_bad_study_and_resumes(a_tiny_model, tmp_path, c
     assert run("segment", *words, "--resume") == 0
     assert "1 done, 2 skipped" in capsys.readouterr().err
     assert (tmp_path / "out" / "a_lesions.json").stat().st_mtime_ns == before
-    # a changed input is done again
+    # a changed option is done again
+    assert run("segment", *words, "--resume", "--smooth-across-slices", "1") == 0
+    assert "3 done, 0 failed" in capsys.readouterr().err
+    assert run("segment", *words, "--resume") == 0
+    assert "3 done, 0 failed" in capsys.readouterr().err
+    # and so is a changed input
     os.utime(good)
     assert run("segment", *words, "--resume") == 0
     assert "1 done, 2 skipped" in capsys.readouterr().err
@@ -146,6 +165,7 @@ def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model
         (["CT", "-o", "OUT", "--lungs", "OTHER"], "not on the grid"),
         (["CT", "-o", "OUT", "--threshold", "1.5"], "threshold"),
         (["CT", "-o", "OUT", "--minimum-volume", "-1"], "volume"),
+        (["CT", "-o", "OUT", "--smooth-across-slices", "-1"], "smoothing across slices"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(a_study, a_tiny_model, tmp_path, capsys, words, sentence):

@@ -290,10 +290,10 @@ def test_label_noise_is_measured_and_stays_out_of_validation(cases, tmp_path):
 
 def test_fine_tuning_tells_before_and_after(cases, tmp_path):
     first = Trainer(tiny_config(cases, run={"steps": 4}), tmp_path / "first", tmp_path).run()
-    rewrite_card(first.model, replace(first.card, keep_inside_lungs_mm=7.0))
+    rewrite_card(first.model, replace(first.card, keep_inside_lungs_mm=7.0, smooth_across_slices_mm=1.0))
     config = tiny_config(cases, run={"steps": 40, "validation_interval": 20})
     model = fine_tune(first.model, cases, config, tmp_path / "tuned")
-    assert model.card.keep_inside_lungs_mm == 7.0
+    assert (model.card.keep_inside_lungs_mm, model.card.smooth_across_slices_mm) == (7.0, 1.0)
     metrics = model.card.metrics
     assert metrics["base"]["cases"].keys() == metrics["validation"]["cases"].keys() == {"dora"}
     assert metrics["validation"]["dice"] > metrics["base"]["dice"]

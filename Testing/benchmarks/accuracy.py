@@ -1,6 +1,6 @@
 """How a model does on the real data of the shared folder, through the library's own journey (lungs found, not given).
 
-    python Testing/benchmarks/accuracy.py [--model ID|FILE] [--cases 3] [--json FILE]
+    python Testing/benchmarks/accuracy.py [--model ID|FILE] [--smooth-across-slices MM] [--cases 3] [--json FILE]
 
 Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
 normal chest, the false milliliters; for the 48 test pictures of COVID-SemiSeg, Dice, on gray brought to HU; for the
@@ -42,10 +42,10 @@ def near_lungs(mask: np.ndarray, volume: Volume, lungs: np.ndarray) -> np.ndarra
     return apply_postprocessing(mask, volume.geometry.spacing_zyx, settings, lungs)
 
 
-def slices_of_p001(predictor: Predictor) -> dict[str, float]:
+def slices_of_p001(predictor: Predictor, settings: PostProcessing) -> dict[str, float]:
     """Sensitivity and specificity by slice against the radiologists' labels."""
     volume = read_volume(SHARED / "covid-ct-md/dicom/covid_P001")
-    result = predictor.segment(volume)
+    result = predictor.segment(volume, postprocessing=settings)
     with (SHARED / "covid-ct-md/covid_P001_slice_labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     view = volume.geometry.axial_view()
@@ -62,21 +62,24 @@ def slices_of_p001(predictor: Predictor) -> dict[str, float]:
     return figures | {f"seconds_{name}": value for name, value in result.record.seconds.items()}
 
 
-def normal_chest(predictor: Predictor) -> dict[str, float]:
+def normal_chest(predictor: Predictor, settings: PostProcessing) -> dict[str, float]:
     """Milliliters of lesion found where there is none."""
     volume = read_volume(SHARED / "covid-ct-md/normal001_ct.nii.gz")
-    result = predictor.segment(volume)
+    result = predictor.segment(volume, postprocessing=settings)
     near = near_lungs(result.mask, volume, result.lungs)
     voxel = volume.geometry.voxel_ml
     return {"false_ml": float(result.mask.sum() * voxel), "false_ml_near_lungs": float(near.sum() * voxel)}
 
 
-def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) -> dict[str, float]:
+def coronacase(
+    predictor: Predictor, name: str, settings: PostProcessing, bins: np.ndarray | None = None
+) -> dict[str, float]:
     """Against the expert's mask. The lungs are the expert's, since the field of view was cut to them.
 
     Args:
         predictor: with the model.
         name: of the case.
+        settings: what is done after the network, besides the limit to the lungs.
         bins: (3, n); the voxels in the lungs are added to it, see :func:`count_in_bins`; and the Dice at each of
             :data:`THRESHOLDS` and the median HU of missed, extra and healthy voxels are told, too.
     """
@@ -84,7 +87,7 @@ def coronacase(predictor: Predictor, name: str, bins: np.ndarray | None = None) 
     volume = read_volume(folder / f"{name}_ct.nii.gz")
     reference = read_labels(folder / f"{name}_lesion.nii.gz").mask()
     lungs = read_labels(folder / f"{name}_lungs.nii.gz").mask()
-    result = predictor.segment(volume, lungs=lungs, probability=bins is not None)
+    result = predictor.segment(volume, lungs=lungs, probability=bins is not None, postprocessing=settings)
     # as the bundled models' cards say, also for a network whose card names no limit
     mask, voxel = near_lungs(result.mask, volume, lungs), volume.geometry.voxel_ml
     figures = {
@@ -155,13 +158,24 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(probability - lesion).sum() / total.sum())
 
 
+def add_smoothing(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--smooth-across-slices``."""
+    parser.add_argument("--smooth-across-slices", type=float, metavar="MM", help="instead of what the card says")
+
+
+def smoothing_of(arguments: argparse.Namespace) -> PostProcessing:
+    """The settings after the network that were asked for."""
+    return PostProcessing(smooth_across_slices_mm=arguments.smooth_across_slices)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="id or file; the default model if absent")
+    add_smoothing(parser)
     parser.add_argument("--cases", type=int, default=8, help="how many cases of COVID-19-CT-Seg (default: 8)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    predictor = Predictor(arguments.model)
+    predictor, settings = Predictor(arguments.model), smoothing_of(arguments)
     print(f"model {predictor.model.card.id}, {predictor.device.device}", flush=True)
     figures: dict[str, dict[str, float]] = {}
 
@@ -169,12 +183,12 @@ def main() -> None:
         figures[name] = values
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
 
-    say("P001", slices_of_p001(predictor))
-    say("normal001", normal_chest(predictor))
+    say("P001", slices_of_p001(predictor, settings))
+    say("normal001", normal_chest(predictor, settings))
     say("COVID-SemiSeg", pictures(predictor))
     names = sorted(path.name[:-10] for path in (SHARED / "covid19-ct-seg").glob("*_ct.nii.gz"))[: arguments.cases]
     for name in names:
-        say(name, coronacase(predictor, name))
+        say(name, coronacase(predictor, name, settings))
     if names:
         for key in ("dice", "rve", "hd95_mm"):
             values = [figures[name][key] for name in names]

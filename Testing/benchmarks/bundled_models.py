@@ -4,7 +4,7 @@
     python Testing/benchmarks/bundled_models.py half 1 --network coplenet -o runs/bundled [--base MODEL]
     python Testing/benchmarks/bundled_models.py pictures --network coplenet -o runs/bundled
     python Testing/benchmarks/bundled_models.py final --network coplenet -o runs/bundled [--base MODEL]
-    python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled
+    python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled [--smooth-across-slices MM]
 
 ``fold`` leaves two of the eight patients of COVID-19-CT-Seg out and trains from random weights or a base; ``half``
 leaves four out, those of two folds, so that two trainings judge all eight. Fold 4 and half 1 leave the normal chest out
@@ -14,7 +14,8 @@ COVID-SemiSeg alone: it knows none of the nine, can be judged on all of them, an
 models don't.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
 step is the model. ``judge`` does the judging for every training that is there, with the experts' lungs, and adds it up
-in ``judged-NETWORK.json`` and a reliability plot. An interrupted command goes on where it was when it is given again.
+in ``judged-NETWORK.json`` and a reliability plot (with MM in their names where it is given). An interrupted command
+goes on where it was when it is given again.
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from accuracy import SHARED, THRESHOLDS, calibration_error, coronacase, normal_chest, picture_as_ct
+from accuracy import (
+    SHARED,
+    THRESHOLDS,
+    add_smoothing,
+    calibration_error,
+    coronacase,
+    normal_chest,
+    picture_as_ct,
+    smoothing_of,
+)
 from matplotlib import pyplot
 
 from COVIDLesionSegLib.cli._progress import ProgressBar
 from COVIDLesionSegLib.files import write_json
-from COVIDLesionSegLib.inference import Predictor
+from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
@@ -169,9 +179,9 @@ def stages_of(name: str) -> tuple[str, ...]:
     return tuple(STAGES)[: -1 if name == BASE else None]
 
 
-def judge(output: Path, network: str) -> dict[str, Any]:
+def judge(output: Path, network: str, settings: PostProcessing, name_of_file: str) -> dict[str, Any]:
     """Every training that is finished, on the cases that it never saw."""
-    file = output / f"judged-{network}.json"
+    file = output / f"judged-{name_of_file}.json"
     figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for name, left_out in LEFT_OUT.items():
         model = output / f"{network}-{name}" / stages_of(name)[-1] / "best.safetensors"
@@ -179,8 +189,8 @@ def judge(output: Path, network: str) -> dict[str, Any]:
         if not finished or name in figures:
             continue
         predictor, bins = Predictor(model), np.zeros((3, 10))
-        judged = {patient: coronacase(predictor, patient, bins) for patient in full_names(left_out)}
-        healthy = {"normal001": normal_chest(predictor)} if name in WITHOUT_NORMAL else {}
+        judged = {patient: coronacase(predictor, patient, settings, bins) for patient in full_names(left_out)}
+        healthy = {"normal001": normal_chest(predictor, settings)} if name in WITHOUT_NORMAL else {}
         figures[name] = {"patients": judged, "bins": bins.tolist(), **healthy}
         write_json(file, figures)
     return figures
@@ -225,6 +235,7 @@ def main() -> None:
     parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
     for stage, recipe in STAGES.items():
         parser.add_argument(f"--{stage}", type=int, metavar="STEPS", help=f"instead of {recipe['steps']}")
+    add_smoothing(parser)
     parser.add_argument("--resized", action="store_true", help="the last two stages on slices of 192 x 256")
     parser.add_argument("--base", default="", help="id or file of a model to begin the second stage with")
     parser.add_argument("--pictures", action="store_true", help="the 50 labeled pictures of COVID-SemiSeg train, too")
@@ -232,12 +243,14 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     if arguments.what == "judge":
-        figures = judge(output, arguments.network)
+        deviation = arguments.smooth_across_slices
+        name = arguments.network if deviation is None else f"{arguments.network}-{deviation:g}mm"
+        figures = judge(output, arguments.network, smoothing_of(arguments), name)
         for part in (BASE, "fold", "half"):
             those = {name: figure for name, figure in figures.items() if name.startswith(part)}
             if those:
                 print(f"\n{part}")
-                show(those, output / f"reliability-{arguments.network}-{part}.png")
+                show(those, output / f"reliability-{name}-{part}.png")
         return
     name = f"{arguments.what}{arguments.number or ''}"
     if name != "final" and name not in LEFT_OUT:

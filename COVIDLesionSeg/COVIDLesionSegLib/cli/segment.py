@@ -87,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="drop lesion further than this from the lungs (default: the model's; 1000 keeps all)",
     )
+    parser.add_argument(
+        "--smooth-across-slices",
+        type=float,
+        metavar="MM",
+        help="smooth the probability across slices: SD of the Gaussian (default: the model's; 0: not at all)",
+    )
     parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder with several")
     parser.add_argument(
         "--rescale", nargs=2, type=float, metavar=("SLOPE", "INTERCEPT"), help="HU = SLOPE x stored value + INTERCEPT"
@@ -114,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         minimum_volume_ml=arguments.minimum_volume,
         keep_inside_lungs_mm=arguments.keep_inside_lungs,
+        smooth_across_slices_mm=arguments.smooth_across_slices,
     )
     several = len(studies) > 1 or bool(arguments.manifest) or arguments.resume
     state = studies[0].mask.parent / STATE_FILE
@@ -138,11 +145,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     parameters = {
         name: getattr(arguments, name)
-        for name in ("device", "precision", "probability", "tta", "uncertainty", "threshold", "minimum_volume")
+        for name in ("device", "precision", "probability", "tta", "uncertainty", "rescale")
     } | {
         "model": predictor.model.card.weights_sha256,
-        "keep": arguments.keep_inside_lungs,
-        "rescale": arguments.rescale,
+        # what the card sets counts as well: it may change while the weights don't
+        "postprocessing": postprocessing.completed(predictor.model.card).to_json(),
     }
     outcome = run_batch(
         studies,

@@ -1,17 +1,21 @@
-"""What is done to the thresholded mask, as data; nothing unless the model's card or a user asks for it, since neither
-paper has it."""
+"""What is done to the probability and the mask after the network, as data; nothing unless the model's card or a user
+asks for it, since neither paper has it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GridMismatchError, InputError
+from ..models.card import LARGEST_SMOOTHING_MM, ModelCard
+
+# What a user may leave to the model's card.
+_FROM_CARD = ("threshold", "keep_inside_lungs_mm", "smooth_across_slices_mm")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class PostProcessing:
     """Settings of the steps after the network, in the order in which they are done.
 
     Attributes:
+        smooth_across_slices_mm: standard deviation of the Gaussian along the slices' axis that the probability is
+            smoothed with before the threshold, 0 to 20 mm; 0 smooths nothing. None takes the model card's.
         threshold: lesion where the probability is strictly above this, in (0, 1); None takes the model card's.
         keep_inside_lungs_mm: lesion further than this from the nearest lung voxel (distance between voxel centres, mm)
             is dropped; 0 keeps lesion inside the lungs only, a distance longer than the scan keeps all. None takes
@@ -33,6 +39,7 @@ class PostProcessing:
     threshold: float | None = None
     minimum_volume_ml: float = 0.0
     keep_inside_lungs_mm: float | None = None
+    smooth_across_slices_mm: float | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not (_is_number(self.threshold) and 0 < self.threshold < 1):
@@ -44,6 +51,16 @@ class PostProcessing:
             raise InputError(
                 f"The distance to keep around the lungs is {distance!r}; it must be 0 mm or more, or none."
             )
+        deviation = self.smooth_across_slices_mm
+        if deviation is not None and not (_is_number(deviation) and 0 <= deviation <= LARGEST_SMOOTHING_MM):
+            raise InputError(
+                f"The smoothing across slices is {deviation!r}; it must be 0 to {LARGEST_SMOOTHING_MM:g} mm, or none."
+            )
+
+    def completed(self, card: ModelCard) -> PostProcessing:
+        """These settings with what they leave open taken from a model's card."""
+        left = {name: getattr(card, name) for name in _FROM_CARD if getattr(self, name) is None}
+        return replace(self, **left)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as an object that ``json.dumps`` takes."""
@@ -63,6 +80,22 @@ class PostProcessing:
         if unknown:
             raise InputError(f"Unknown post-processing {', '.join(unknown)}; there are {', '.join(known)}.")
         return cls(**value)
+
+
+def smooth_across_slices(probability: NDArray[np.float32], slice_spacing: float, deviation_mm: float) -> None:
+    """Smooth a probability along the slices' axis with a Gaussian, in place.
+
+    A network that answers slice by slice marks spots that no neighboring slice has; these become fainter. Beyond the
+    first and last slice the map goes on as it is there, so that one slice alone stays as it is.
+
+    Args:
+        probability: float32 (z, y, x) in [0, 1], of the axial view; any strides.
+        slice_spacing: between slices, mm.
+        deviation_mm: standard deviation of the Gaussian, mm; it is cut off at four of them.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    gaussian_filter1d(probability, deviation_mm / slice_spacing, axis=0, output=probability, mode="nearest")
 
 
 def apply_postprocessing(

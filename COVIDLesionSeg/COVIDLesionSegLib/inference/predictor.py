@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, IntensityError, LungsNotFoundError
 from ..imaging import LabelVolume, Volume, find_lungs, lung_box
-from .augmentation import checked_uncertainty
+from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, precision_name
 from .execution import Execution, Plan, Sinks, Task
-from .postprocess import PostProcessing, apply_postprocessing
+from .postprocess import PostProcessing, apply_postprocessing, smooth_across_slices
 from .record import RunRecord, describe_input
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class Result:
 
     Attributes:
         mask: bool (z, y, x), lesion.
-        probability: float32 (z, y, x) in [0, 1], 0 outside the crop that the network saw, before post-processing; None
-            if not asked for.
+        probability: float32 (z, y, x) in [0, 1], 0 outside the crop that the network saw: what the threshold is applied
+            to, so smoothed across slices where that is wanted, and before the mask's own post-processing; None if not
+            asked for.
         uncertainty: float32 (z, y, x), bits in [0, 1], 0 outside the crop; None if not asked for.
         lungs: uint8 (z, y, x), 1 right, 2 left (1 for both where the given mask does not tell them apart).
         record: how the result was made.
@@ -118,9 +119,10 @@ class Predictor:
                 anterior-posterior, and both. Four times the work.
             uncertainty: also return the uncertainty over the four copies (turns ``tta`` on): True or "entropy" for
                 the binary entropy of the mean, "mutual_information" for the copies' disagreement, see
-                :func:`~.augmentation.mean_over_flips`.
-            postprocessing: threshold and clean-up of the mask; what it leaves open, or all if it is None, is as the
-                model card says.
+                :func:`~.augmentation.mean_over_flips`. The entropy is that of the probability in the result; the
+                disagreement is the network's in each slice, before the smoothing across slices.
+            postprocessing: smoothing across slices, threshold and clean-up of the mask; what it leaves open, or all if
+                it is None, is as the model card says.
 
         Returns:
             The mask and what was asked for, on the CT's own grid.
@@ -137,10 +139,9 @@ class Predictor:
         if not isinstance(volume, Volume):
             raise InputError(f"The predictor takes a Volume, not {type(volume).__name__}; read_volume makes one.")
         card = self.model.card
-        asked = PostProcessing() if postprocessing is None else postprocessing
-        threshold = card.threshold if asked.threshold is None else asked.threshold
-        reach = card.keep_inside_lungs_mm if asked.keep_inside_lungs_mm is None else asked.keep_inside_lungs_mm
-        settings = replace(asked, threshold=threshold, keep_inside_lungs_mm=reach)
+        settings = (postprocessing or PostProcessing()).completed(card)
+        threshold, deviation = settings.threshold, settings.smooth_across_slices_mm
+        assert threshold is not None and deviation is not None  # noqa: S101  # the card leaves none open
         doubt = checked_uncertainty(uncertainty)
         seconds: dict[str, float] = {}
         _require_finite(volume)
@@ -162,9 +163,12 @@ class Predictor:
             sinks = Sinks(
                 view.apply(mask)[box], *(None if array is None else view.apply(array)[box] for array in maps.values())
             )
+            if deviation > 0 and sinks.probability is None:
+                sinks.probability = np.empty(sinks.mask.shape, dtype=np.float32)
             most_lung = int(np.argmax(np.count_nonzero(view.apply(found)[box], axis=(1, 2))))
             slices = view.apply(volume.array)[box]
-            task = Task(slices, threshold, probability, tta or doubt is not None, doubt, sample=most_lung)
+            wanted = sinks.probability is not None
+            task = Task(slices, threshold, wanted, tta or doubt is not None, doubt, sample=most_lung)
             plan = self._plan(task)
             batch_size = plan.batch_size
             warnings = self._execution.run(task, plan, sinks, progress, cancelled)
@@ -172,6 +176,8 @@ class Predictor:
         with _timed(seconds, "postprocess"):
             if progress is not None:
                 progress("postprocess", 0, 1)
+            if deviation > 0:
+                _smooth(sinks, view.geometry.spacing_zyx[0], deviation, threshold, doubt)
             mask = apply_postprocessing(mask, volume.geometry.spacing_zyx, settings, found)
             if progress is not None:
                 progress("postprocess", 1, 1)
@@ -255,6 +261,16 @@ def _require_finite(volume: Volume) -> None:
             f"{bad} voxels of the CT are NaN or infinite; Hounsfield units are needed.",
             "Replace them by -1024 (air) if they lie outside of the scan.",
         )
+
+
+def _smooth(sinks: Sinks, slice_spacing: float, deviation: float, threshold: float, doubt: str | None) -> None:
+    """Smooth the probability across slices, and make anew what follows from it: the mask and the entropy."""
+    assert sinks.probability is not None  # noqa: S101  # asked for by the caller
+    smooth_across_slices(sinks.probability, slice_spacing, deviation)
+    np.greater(sinks.probability, threshold, out=sinks.mask)
+    if doubt == "entropy" and sinks.uncertainty is not None:
+        for plane, entropy in zip(sinks.probability, sinks.uncertainty, strict=True):
+            entropy[...] = binary_entropy(torch.from_numpy(np.ascontiguousarray(plane))).numpy()
 
 
 def _describe_model(card: Any) -> Mapping[str, Any]:

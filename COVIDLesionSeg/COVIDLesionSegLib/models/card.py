@@ -25,6 +25,8 @@ from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 CARD_KEY = "model_card"
 NETWORKS = ("coplenet", "caresunet")
 ACTIVATIONS = ("softmax", "sigmoid")
+# A Gaussian wider than this would leave nothing of a lesion of an ordinary size.
+LARGEST_SMOOTHING_MM = 20.0
 # The limit that the safetensors format sets itself.
 _LARGEST_HEADER = 100_000_000
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -92,6 +94,9 @@ class ModelCard:
         threshold: a voxel is lesion where the probability is above this, in (0, 1).
         keep_inside_lungs_mm: lesion further than this from the lungs is dropped unless a user says otherwise: a network
             that learned on slices cut to the lungs does not know what lies beside them; None keeps all.
+        smooth_across_slices_mm: standard deviation (mm) of the Gaussian along the slices' axis that the probability is
+            smoothed with before the threshold unless a user says otherwise: a network that answers slice by slice
+            marks spots that no neighboring slice has; 0 smooths nothing.
         training_data: one object a data set: name, citation, license, ...
         license: short name of the weights' license, or "unknown".
         license_notice: what a user must know before using the weights.
@@ -113,6 +118,7 @@ class ModelCard:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     threshold: float = 0.5
     keep_inside_lungs_mm: float | None = None
+    smooth_across_slices_mm: float = 0.0
     training_data: tuple[Mapping[str, Any], ...] = ()
     license: str = "unknown"
     license_notice: str = ""
@@ -138,6 +144,9 @@ class ModelCard:
         reach = self.keep_inside_lungs_mm
         good_reach = reach is None or (_is_number(reach) and reach >= 0)
         _require(good_reach, "keep_inside_lungs_mm", "a number of mm >= 0 or null", self)
+        deviation = self.smooth_across_slices_mm
+        good_deviation = _is_number(deviation) and 0 <= deviation <= LARGEST_SMOOTHING_MM
+        _require(good_deviation, "smooth_across_slices_mm", f"a number of mm, 0 to {LARGEST_SMOOTHING_MM:g}", self)
         data = self.training_data
         good_data = isinstance(data, list | tuple) and all(isinstance(d, Mapping) and d.get("name") for d in data)
         _require(good_data, "training_data", 'a list of objects that each have a "name"', self)

@@ -168,6 +168,8 @@ class ModuleParameters(ParameterSet):
     showSurfaces = Parameter(True)
     keepInsideLungs = Parameter(False)
     lungMargin = Parameter(3.0, limits=(0.0, 50.0))
+    smoothAcrossSlices = Parameter(False)
+    sliceSmoothing = Parameter(0.0, limits=(0.0, 20.0))
     minimumVolume = Parameter(0.0, limits=(0.0, 100.0))
     lesionSegmentId = Parameter("")
     referenceSegmentId = Parameter("")

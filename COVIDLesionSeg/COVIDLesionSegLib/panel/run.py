@@ -59,6 +59,7 @@ class Choices:
             PostProcessing(
                 minimum_volume_ml=parameters.minimumVolume,
                 keep_inside_lungs_mm=parameters.lungMargin if parameters.keepInsideLungs else None,
+                smooth_across_slices_mm=parameters.sliceSmoothing if parameters.smoothAcrossSlices else None,
             ),
         )
 

@@ -70,6 +70,7 @@ class SegmentTab:
             check.connect("toggled(bool)", self._setter(name))
         ui.consolidationSpin.connect("valueChanged(int)", lambda value: self._set(consolidationFrom=float(value)))
         ui.marginSpin.connect("valueChanged(double)", self._setter("lungMargin"))
+        ui.smoothingSpin.connect("valueChanged(double)", self._setter("sliceSmoothing"))
         ui.minimumSpin.connect("valueChanged(double)", self._setter("minimumVolume"))
         ui.applyButton.connect("clicked(bool)", self.onApply)
         session.run.changed.connect(self.showRun)
@@ -104,9 +105,11 @@ class SegmentTab:
             check.setChecked(getattr(parameters, name))
         ui.consolidationSpin.setValue(round(parameters.consolidationFrom))
         ui.marginSpin.setValue(parameters.lungMargin)
+        ui.smoothingSpin.setValue(parameters.sliceSmoothing)
         ui.minimumSpin.setValue(parameters.minimumVolume)
         ui.lungSelector.setVisible(not parameters.findLungs)
         ui.marginSpin.setEnabled(parameters.keepInsideLungs)
+        ui.smoothingSpin.setEnabled(parameters.smoothAcrossSlices)
         chosen = parameters.inputVolume
         showText(ui.inputProblem, "" if chosen is None else mrml.volumeProblem(chosen))
         self._parameters = parameters
@@ -122,6 +125,7 @@ class SegmentTab:
             (ui.probabilityCheck, "keepProbability"),
             (ui.uncertaintyCheck, "keepUncertainty"),
             (ui.limitCheck, "keepInsideLungs"),
+            (ui.smoothCheck, "smoothAcrossSlices"),
         ]
 
     def _set(self, **values: Any) -> None:
