@@ -24,21 +24,29 @@ USAGE = "usage: python3 run.py demo [--input PATH] [-o FOLDER] | python3 run.py 
 
 
 def install(extras: str) -> None:
-    """Make .venv if it is absent and install the project with its extras, unless just that was done before."""
+    """Make .venv if it is absent or broken and install the project with its extras, unless just that was done."""
     wanted = hashlib.sha256(
         b"".join((HERE / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")) + sys.version.encode()
     ).hexdigest()
     stamp = VENV / f"installed-{extras.replace(',', '-')}"
-    if stamp.is_file() and stamp.read_text() == wanted:
+    if PYTHON.is_file() and stamp.is_file() and stamp.read_text() == wanted:
         return
-    if not PYTHON.is_file():
+    if not has_pip():
         print("Making .venv ...", flush=True)
-        venv.create(VENV, with_pip=True)
+        venv.create(VENV, with_pip=True, clear=True)
     print(f"Installing the project [{extras}] into .venv (minutes the first time) ...", flush=True)
     command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     if subprocess.run([*command, "-e", f".[{extras}]"], cwd=HERE).returncode != 0:
         sys.exit("error: the installation failed; pip's last lines above say why (no network? a proxy? disk full?).")
     stamp.write_text(wanted)
+
+
+def has_pip() -> bool:
+    """Whether .venv's Python is there, runs and has pip: not so after an interrupted first run or a system upgrade."""
+    try:
+        return subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def processes() -> int:

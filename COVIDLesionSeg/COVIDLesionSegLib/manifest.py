@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_manifest(
         empty += [f"line {line}: {name}" for name in required if name not in row]
         for name in row:
             if name not in text and name != "id":
-                row[name] = str((path.absolute().parent / Path(row[name]).expanduser()).resolve())
+                row[name] = str(absolute_path(path.absolute().parent / Path(row[name]).expanduser()))
         row.setdefault("id", case_id(row.get(required[0], "")))
         cases.append(row)
     if empty:
@@ -71,6 +72,11 @@ def read_manifest(
     _check_ids(path, cases, [line for line, _ in rows], "id" in names)
     _check_files(path, cases, [name for name in wanted if name not in text and name != "id"])
     return cases
+
+
+def absolute_path(path: Path) -> Path:
+    """The path from the root, without "." and "..", links kept: a link's name may be a pseudonym for its target's."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow the links
 
 
 def case_id(path: Path | str) -> str:
@@ -87,9 +93,9 @@ _SUFFIXES = {".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz", ".csv", ".
 
 
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    if not path.is_file():
-        raise ReadError(f"The manifest {path} is not there; give a CSV file with one case a row.")
     try:
+        if not path.is_file():
+            raise ReadError(f"The manifest {path} is not there; give a CSV file with one case a row.")
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadError(f"The manifest {path.name} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
@@ -142,9 +148,13 @@ def _check_ids(path: Path, cases: list[dict[str, str]], lines: list[int], given:
         first[key] = line
 
 
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists() raises an error for one that can't be looked at
+
+
 def _check_files(path: Path, cases: list[dict[str, str]], columns: Sequence[str]) -> None:
     missing = {
-        case["id"]: [f"{name} {case[name]}" for name in columns if name in case and not Path(case[name]).exists()]
+        case["id"]: [f"{name} {case[name]}" for name in columns if name in case and not _exists(case[name])]
         for case in cases
     }
     bad = [f"{key}: {', '.join(files)}" for key, files in missing.items() if files]

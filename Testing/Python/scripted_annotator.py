@@ -81,7 +81,9 @@ class Annotator:
         end = time.monotonic() + 0.02
         self.wait(lambda: time.monotonic() > end, "a moment")
         work, store = self.page.work, self.page.store
-        self.wait(lambda: work.state in ("", "open") and not (store._client and store._client.busy), "rest")
+        self.wait(
+            lambda: work.state in ("", "open") and not store.busy and not (store._client and store._client.busy), "rest"
+        )
 
     # ---- the store --------------------------------------------------------------------------------------------------
 

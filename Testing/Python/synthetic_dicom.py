@@ -15,6 +15,13 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+# what an export holds beside the images: a presentation state, key objects, the directory
+WITHOUT_IMAGE = {
+    "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+    "KO": "1.2.840.10008.5.1.4.1.1.88.59",
+    "DICOMDIR": "1.2.840.10008.1.3.10",
+}
 PATIENT = "Mustermann^Erika"
 
 
@@ -108,10 +115,11 @@ def write_enhanced(path: Path, array: np.ndarray, heights: Sequence[float], resc
     return str(dataset.SeriesInstanceUID)
 
 
-def write_report(path: Path) -> None:
-    """Write a DICOM file without an image."""
-    dataset = _dataset("1.2.840.10008.5.1.4.1.1.88.11")
+def write_report(path: Path, sop_class: str = REPORT) -> None:
+    """Write a DICOM file without an image that refers to a CT image."""
+    dataset = _dataset(sop_class)
     dataset.Modality, dataset.SeriesInstanceUID = "SR", generate_uid()
+    dataset.ReferencedImageSequence = _item(ReferencedSOPClassUID=CT, ReferencedSOPInstanceUID="1.2.3")
     dataset.save_as(path, enforce_file_format=True)
 
 

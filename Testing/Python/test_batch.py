@@ -96,6 +96,21 @@ def test_manifest_warns_of_unknown_columns_and_of_files_that_are_not_there(folde
     assert "1 of 2 cases name files that are not there: z: ct" in caplog.text
 
 
+def test_manifest_leaves_links_as_they_are(folder_with_two_files):
+    (folder_with_two_files / "P001").symlink_to(folder_with_two_files / "a.nii.gz")
+    cases = read_manifest(manifest(folder_with_two_files, "ct\n./none/../P001\nb.nii.gz\n"), ["ct"])
+    assert cases[0] == {"id": "P001", "ct": str(folder_with_two_files / "P001")}
+
+
+def test_a_file_that_cannot_be_looked_at_is_a_matter_of_its_own_case(folder_with_two_files, caplog):
+    name = "x" * 300
+    cases = read_manifest(manifest(folder_with_two_files, f"id,ct\na,a.nii.gz\nx,{name}\n"), ["ct"])
+    assert f"1 of 2 cases name files that are not there: x: ct {cases[1]['ct']}" in caplog.text
+    assert file_fingerprint([cases[1]["ct"]]) != file_fingerprint([cases[0]["ct"]])
+    with pytest.raises(ReadError, match=r"can't be read: File name too long|is not there"):
+        read_manifest(folder_with_two_files / name, ["ct"])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -194,14 +209,15 @@ def test_batch_refuses_doubled_keys_and_no_workers():
         run_batch([1], work_of, key=key_of, workers=0, quiet=True)
 
 
-def test_cancelling_ends_the_batch_and_keeps_what_was_done(tmp_path):
+@pytest.mark.parametrize("error", [CancelledError("Stopped."), BrokenPipeError("the reader has left")])
+def test_cancelling_ends_the_batch_and_keeps_what_was_done(tmp_path, error):
     def work(number):
         if number == 2:
-            raise CancelledError("Stopped.")
+            raise error
         return {}
 
     state = tmp_path / "state.jsonl"
-    with pytest.raises(CancelledError):
+    with pytest.raises(type(error)):
         run_batch([1, 2, 3], work, key=key_of, state_file=state, quiet=True)
     assert [json.loads(line)["key"] for line in state.read_text().splitlines()] == ["case1"]
 

@@ -73,6 +73,11 @@ def test_auto_takes_a_gpu_that_works(two_gpus):
     assert choice.name == "Test GPU"
     assert choose_device("cuda:0").device == torch.device("cuda", 0)
     assert choose_device("cuda").device == torch.device("cuda", 1)
+    # processes of one launcher: one GPU each, also where a cluster shows each its own alone
+    two_gpus.setenv("WORLD_SIZE", "4")
+    for rank, index in (("0", 0), ("1", 1), ("3", 1)):
+        two_gpus.setenv("LOCAL_RANK", rank)
+        assert choose_device("cuda").device == choose_device("auto").device == torch.device("cuda", index)
 
 
 def test_a_gpu_number_that_is_not_there_lists_those_that_are(two_gpus):
@@ -159,6 +164,7 @@ def test_float16_is_not_for_the_processor():
             True,
         ),
         (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
         (RuntimeError("the size of tensor a must match"), False),
         (ValueError("out of memory"), False),

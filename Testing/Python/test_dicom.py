@@ -13,19 +13,14 @@ from synthetic_dicom import (
     MR,
     PATIENT,
     SECONDARY_CAPTURE,
+    WITHOUT_IMAGE,
     small_chest,
     write_enhanced,
     write_report,
     write_series,
 )
 
-from COVIDLesionSegLib.errors import (
-    GeometryError,
-    InputError,
-    IntensityError,
-    ReadError,
-    SeriesChoiceError,
-)
+from COVIDLesionSegLib.errors import GeometryError, InputError, IntensityError, ReadError, SeriesChoiceError
 from COVIDLesionSegLib.imaging import Geometry, Volume, dicom_files, read_volume
 
 CHEST = small_chest()
@@ -120,11 +115,12 @@ def test_what_lies_beside_the_ct_is_left_out_and_mentioned(tmp_path):
     write_report(tmp_path / "report.dcm")
     (tmp_path / "readme.txt").write_text("nothing to see")
     (tmp_path / "._IM0001.dcm").write_bytes(b"\0\5\x16\7")
-    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    for name, kind in WITHOUT_IMAGE.items():
+        write_report(tmp_path / name, kind)
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.array, CHEST)
     text = " ".join(volume.warnings)
-    for words in ("3 MR images", "2 x secondary capture", "1 x localizer", "3 files without a DICOM image"):
+    for words in ("3 MR images", "2 x secondary capture", "1 x localizer", "5 files without a DICOM image"):
         assert words in text
 
 
@@ -135,6 +131,15 @@ def test_copies_of_slices_are_read_once(tmp_path):
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.array, CHEST)
     assert "2 copies of slices left out." in volume.warnings
+
+
+def test_slices_that_share_a_uid_are_no_copies(tmp_path):
+    write_series(tmp_path, CHEST, change=lambda dataset, k: setattr(dataset, "SOPInstanceUID", f"1.2.{max(k, 8)}"))
+    (tmp_path / "copy").write_bytes((tmp_path / "IM0011.dcm").read_bytes())
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, CHEST)
+    shared = "9 of 12 slices share a SOPInstanceUID with a slice at another position; all are kept."
+    assert volume.warnings == ("1 copy of slices left out.", shared)
 
 
 @pytest.mark.parametrize(

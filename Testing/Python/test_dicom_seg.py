@@ -299,6 +299,10 @@ def no_identifiers(folder):
     write_series(folder, StudyInstanceUID=None)
 
 
+def one_uid(folder):
+    write_series(folder, SOPInstanceUID="1.2.3")
+
+
 def no_dicom(folder):
     folder.mkdir()
     (folder / "notes.txt").write_text("nothing")
@@ -312,6 +316,7 @@ def no_dicom(folder):
         (two_series, SeriesChoiceError, "2 CT series"),
         (two_frames, GeometryError, "2 different values of FrameOfReferenceUID"),
         (no_identifiers, ReadError, "12 of 12 slices have no StudyInstanceUID"),
+        (one_uid, ReadError, "12 slices have only 1 different SOPInstanceUID"),
         (no_dicom, ReadError, "no DICOM image"),
     ],
 )

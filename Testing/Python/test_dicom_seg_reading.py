@@ -125,6 +125,18 @@ def test_what_is_no_segmentation_or_damaged_is_refused(a_ct, tmp_path):
             read_labels(path)
 
 
+@pytest.mark.parametrize("packing", ["1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.90"], ids=["MPEG-2", "JPEG 2000"])
+def test_pixels_that_cannot_be_decoded_are_told(a_ct, packing):
+    path, _ = written(a_ct, [a_segment(spotted((12, 24, 20)))])
+    seg = pydicom.dcmread(path)
+    seg.file_meta.TransferSyntaxUID = packing
+    seg.PixelData = pydicom.encaps.encapsulate([bytes(8)] * seg.NumberOfFrames)
+    seg["PixelData"].is_undefined_length = True
+    seg.save_as(path)
+    with pytest.raises(ReadError, match=r"The pixels of seg\.dcm are packed in a way that can't be read, or damaged"):
+        read_labels(path)
+
+
 # The commands
 
 

@@ -23,12 +23,16 @@ from pathlib import Path
 from training_fixtures import tiny_config
 from COVIDLesionSegLib.errors import COVIDLesionSegError
 from COVIDLesionSegLib.learning import Trainer
+from COVIDLesionSegLib.learning.label_update import label_update
 tables = {tables!r}
 network = {{"arguments": {{"channels": [8, 16, 32, 64, 128], "dropout": [0] * 5}}}}
 run = {{"precision": "float64", "validation_interval": 10, "checkpoint_interval": 5}} | tables.pop("run")
 config = tiny_config(Path({cases!r}), network=network, run=run, **tables)
 try:
-    Trainer(config, Path({folder!r}), Path({base!r})).run(resume=True)
+    if {members!r}:
+        label_update(config, Path({folder!r}), Path({base!r}), {members!r}, resume=True)
+    else:
+        Trainer(config, Path({folder!r}), Path({base!r})).run(resume=True)
 except COVIDLesionSegError as error:
     print("error:", error, file=sys.stderr)
     sys.exit(error.exit_status)
@@ -47,7 +51,7 @@ def cases(tmp_path_factory):
     return write_cases(tmp_path_factory.mktemp("cases"))
 
 
-def start(folder, cases, ranks, tables, steps):
+def start(folder, cases, ranks, tables, steps, members=0):
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "run.py"
     library, tests = str(REPOSITORY / "COVIDLesionSeg"), str(REPOSITORY / "Testing" / "Python")
@@ -59,6 +63,7 @@ def start(folder, cases, ranks, tables, steps):
             cases=str(cases),
             folder=str(folder / "run"),
             base=str(folder),
+            members=members,
         )
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
@@ -90,6 +95,14 @@ def test_two_ranks_equal_one(cases, tmp_path, tables):
             if first.get(key) is not None:
                 assert first[key] == pytest.approx(second[key], abs=1e-6), (key, first["step"])
     assert one["best_step"] == two["best_step"]
+
+
+@pytest.mark.long
+def test_several_trainings_of_one_call_keep_their_processes(cases, tmp_path):
+    process = start(tmp_path, cases, 2, FRAMEWORK, 4, members=2)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "final" / "result.json").exists()
 
 
 def test_a_lost_rank_ends_the_job_with_a_message_and_a_usable_state(cases, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 
 import numpy as np
 import pytest
 
+from COVIDLesionSegLib.cli import evaluate as evaluate_command
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, write_labels
 from COVIDLesionSegLib.measurement import evaluate
@@ -168,10 +170,24 @@ def test_long_table_has_a_row_for_each_quantity(manifest):
         (["nothing.nii.gz", "reference.nii.gz"], "nothing.nii.gz does not exist"),
         (["--manifest", "none.csv"], "is not there"),
         (["--manifest", "cases.csv", "--workers", "0"], "workers is 0"),
+        (["shifted.nii.gz", "reference.nii.gz", "-o", "reference.nii.gz"], "reference.nii.gz is an input"),
+        (["--manifest", "cases.csv", "-o", "cases.csv"], "cases.csv is an input"),
+        (["--manifest", "cases.csv", "-o", "empty.nii.gz"], "empty.nii.gz is an input"),
     ],
 )
 def test_bad_usage_gets_one_sentence_and_status_2(manifest, capsys, arguments, words):
+    before = {path: path.read_bytes() for path in manifest.iterdir()}
     assert run(manifest, *arguments) == 2
+    assert {path: path.read_bytes() for path in manifest.iterdir()} == before
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert words in error[0]
+
+
+def test_an_error_of_the_system_is_one_sentence_too(masks, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "shifted.nii.gz")
+
+    monkeypatch.setattr(evaluate_command, "_evaluate", refuse)
+    assert run(masks, "shifted.nii.gz", "reference.nii.gz") == 2
+    assert capsys.readouterr().err == "error: shifted.nii.gz: Permission denied.\n"

@@ -7,7 +7,9 @@ import pytest
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import Geometry, Volume
+from COVIDLesionSegLib.measurement import zones
 from COVIDLesionSegLib.measurement.longitudinal import NEW, PERSISTING, RESOLVED, TimePoint, compare_timepoints
+from COVIDLesionSegLib.measurement.quantification import quantify
 
 phantom_module = pytest.importorskip("COVIDLesionSegLib.imaging.phantom")
 
@@ -163,6 +165,19 @@ def test_the_same_ct_twice_needs_no_registration_and_says_so(synthetic_patient):
     assert {group["status"] for group in result["lesions"]} == {"new"}
 
 
+def test_choices_of_lobe_map_and_consolidation_hold_for_both_times(synthetic_patient):
+    p = synthetic_patient
+    ten_times = {10 * value: lobe for value, lobe in zones.lobe_values(np.arange(1, 6), {}, "lungmask").items()}
+    lesions = (p.lesion & (p.lungs == 1), p.lesion)
+    result = compare_timepoints(
+        *((p.volume, lesion, p.lungs, 10 * p.lobes) for lesion in lesions), lobe_map=ten_times, consolidation_from=-650
+    )
+    for time, lesion in zip(("earlier", "later"), lesions, strict=True):
+        expected = quantify(p.volume, lesion, p.lungs, p.lobes, consolidation_from=-650)
+        assert result[time] == expected
+    assert "at or above -650 HU" in result["changes"]["consolidation_volume_change"]["definition"]
+
+
 def test_no_lesion_at_either_time_is_no_change(synthetic_patient):
     p = synthetic_patient
     none = np.zeros_like(p.lesion)
@@ -184,6 +199,24 @@ def test_lesions_closer_than_the_limit_are_the_same(synthetic_patient, gap, expe
     assert sorted(group["status"] for group in result["lesions"]) == expected
 
 
+@pytest.mark.parametrize("size", [4, 20], ids=["beside", "deep inside"])
+def test_lesion_between_thick_slices_of_the_later_ct_is_not_lost(synthetic_patient, size):
+    p = synthetic_patient  # every second slice at the later time; the earlier lesion lies on one that is left out
+    volume = p.volume
+    x, y, z = volume.geometry.spacing
+    thick = Geometry((*volume.geometry.size[:2], 36), (x, y, 2 * z), volume.geometry.origin, volume.geometry.direction)
+    inside = np.argwhere(p.lungs == 1)
+    center = inside[np.abs(inside - inside.mean(axis=0)).sum(axis=1).argmin()]
+    one, other = np.zeros_like(p.lesion), np.zeros_like(p.lesion)
+    middle = center[0] // 2 * 2
+    one[middle + 1, center[1] - 2 : center[1] + 2, center[2] - 2 : center[2] + 2] = True
+    near = slice(middle, middle + 1) if size == 4 else slice(middle - 6, middle + 9)
+    other[near, center[1] - size // 2 : center[1] + size // 2, center[2] - size // 2 : center[2] + size // 2] = True
+    later = (Volume(volume.array[::2].copy(), thick), other[::2], p.lungs[::2])
+    (group,) = compare_timepoints((volume, one, p.lungs), later)["lesions"]
+    assert (group["earlier_lesions"], group["later_lesions"]) == ([1], [1])
+
+
 def test_lesions_that_merge_are_one_group(synthetic_patient):
     p = synthetic_patient
     inside = np.argwhere(p.lungs == 1)
@@ -202,6 +235,15 @@ def test_studies_without_lungs_are_refused(synthetic_patient, bad):
     lungs = None if bad == "none" else np.zeros_like(p.lungs)
     with pytest.raises(LungsNotFoundError, match="The later study has no lungs"):
         compare_timepoints((p.volume, p.lesion, p.lungs), (p.volume, p.lesion, lungs))
+
+
+def test_lungs_too_thin_for_the_grid_of_the_registration_are_refused(synthetic_patient):
+    p = synthetic_patient
+    thin = np.zeros_like(p.lungs)
+    thin[20:50, 60:80, 40], thin[20:50, 60:80, 150] = 1, 2
+    later = Volume(p.volume.array + np.int16(1), p.volume.geometry)
+    with pytest.raises(LungsNotFoundError, match="lung mask of the later study is too thin or small to register"):
+        compare_timepoints((p.volume, p.lesion, p.lungs), (later, p.lesion, thin))
 
 
 def test_studies_that_show_different_parts_of_the_lungs_are_refused(synthetic_patient):

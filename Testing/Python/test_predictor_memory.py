@@ -140,6 +140,15 @@ def test_rungs_are_reported_in_the_record(a_small_network):
     assert len(predictor.segment(volume, lungs).record.device["rungs"]) == 2
 
 
+def test_the_record_names_the_device_that_was_used_at_last(monkeypatch):
+    plan = a_gpu_plan(batch_size=1, precision="float32")
+    predictor = Predictor(a_model(Hungry(lambda slices, half: plan.is_gpu)), "cpu", "float32")
+    predictor.device = devices.Choice("auto", torch.device("cuda", 0), "Test GPU", "This GPU is there.")
+    monkeypatch.setattr(predictor, "_plan", lambda task: plan)
+    record = predictor.segment(a_chest((2, 20, 20)), np.ones((2, 20, 20), dtype=bool)).record
+    assert (record.device["used"], record.device["name"]) == ("cpu", devices.cpu_name())
+
+
 class Overflowing(nn.Module):
     """Right in float32; infinite in half types on slices that hold a marker."""
 

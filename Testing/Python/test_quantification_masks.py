@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from box_chest import VOXEL_ML, value
 
-from COVIDLesionSegLib.errors import GridMismatchError, InputError
+from COVIDLesionSegLib.errors import GridMismatchError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume
 from COVIDLesionSegLib.measurement.quantification import quantify
+from COVIDLesionSegLib.measurement.zones import lobe_values
 
 
 def test_without_lungs_what_needs_them_is_none_and_says_why(chest_of_boxes):
@@ -71,6 +72,34 @@ def test_mask_that_cannot_be_divided_leaves_the_sides_unknown(chest_of_boxes):
     assert value(measured, "lesions")[0]["place"] == ""
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ((2, 1), {1: "left lung", 2: "right lung"}),
+        ((2, 1), {}),
+        ((1, 2), {1: "left lung", 2: "right lung"}),
+        ((7, 3), {3: "lung_upper_lobe_left", 7: "lung_middle_lobe_right", 50: "liver"}),
+    ],
+    ids=["names", "position", "names against position", "among other organs"],
+)
+def test_sides_of_the_lungs_come_from_names_and_position(chest_of_boxes, labels, names):
+    volume, lesion, lungs, _ = chest_of_boxes
+    given = np.array([0, *labels], np.uint8)[lungs]
+    if 50 in names:
+        given[:, -5:, :5] = 50
+    assert quantify(volume, lesion, LabelVolume(given, volume.geometry, names)) == quantify(volume, lesion, lungs)
+
+
+def test_one_named_lung_is_known_by_its_name(chest_of_boxes):
+    volume, lesion, lungs, _ = chest_of_boxes
+    given = LabelVolume(2 * (lungs == 1).astype(np.uint8), volume.geometry, {1: "left lung", 2: "right lung"})
+    measured = quantify(volume, lesion, given)
+    assert value(measured, "involvement.right_lung") == pytest.approx(2.0)
+    assert measured["involvement.left_lung"]["status"] == "region_empty"
+    with pytest.raises(LungsNotFoundError, match="holds the labels 2, but none of them is named a lung"):
+        quantify(volume, lesion, LabelVolume(given.array, volume.geometry, {3: "left lung"}))
+
+
 def test_lobes_serve_as_lungs_where_none_are_given(chest_of_boxes):
     volume, lesion, lungs, lobes = chest_of_boxes
     with_lungs, without = quantify(volume, lesion, lungs, lobes), quantify(volume, lesion, lobes=lobes)
@@ -123,6 +152,26 @@ def test_whole_totalsegmentator_map_is_known_by_its_many_labels(chest_of_boxes):
     everything = table[lobes]
     everything[:, :5, :5], everything[:, -5:, :5] = 5, 90
     assert value(quantify(volume, lesion, lungs, everything), "severity_by_lobes") == 3
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        (range(1, 118), "totalsegmentator"),
+        ([*range(10, 18), 110], "totalsegmentator"),
+        ([5, *range(10, 15), 90], "totalsegmentator"),
+        ([5, *range(13, 18), 104], "totalsegmentator1"),
+    ],
+)
+def test_version_of_a_totalsegmentator_map_comes_from_its_other_labels(present, expected):
+    present = np.array(present)
+    assert lobe_values(present, {}) == lobe_values(present, {}, expected)
+
+
+@pytest.mark.parametrize("present", [range(1, 105), range(10, 18), [5, *range(12, 18)]])
+def test_totalsegmentator_map_that_can_be_of_both_versions_is_refused(present):
+    with pytest.raises(InputError, match=r"fit more than one known label map \(lungmask, .*\)\. Say which one it is"):
+        lobe_values(np.array(present), {})
 
 
 def test_lobe_that_is_missing_leaves_the_sum_unknown(chest_of_boxes):

@@ -140,6 +140,20 @@ def test_figures_on_the_page_are_those_measured(page_of_everything):
     assert "Lesion voxels at or above -300 HU" in words
 
 
+def test_lobe_map_and_consolidation_hold_for_the_change_too():
+    volume, lesion, lungs = chest()
+    lobes = 20 + 10 * lungs
+    report = Report(
+        "x",
+        TimePoint(volume, lesion, lungs, lobes),
+        earlier=TimePoint(volume, lesion & (lungs == 1), lungs, lobes),
+        lobe_map={30: "right_lower_lobe", 40: "left_lower_lobe"},
+        consolidation_from=-600,
+    )
+    assert report.comparison["later"] == report.quantities
+    assert "at or above -600 HU" in report.comparison["changes"]["consolidation_volume_change"]["definition"]
+
+
 def test_what_was_not_measured_is_a_dash_with_its_reason():
     volume, lesion, _ = chest()
     words = " ".join(Page(Report("x", TimePoint(volume, lesion, None)).to_html()).words.split())
@@ -353,15 +367,23 @@ def test_compare_timepoints_of_a_manifest(files, tmp_path, capsys):
         (["report", "CT", "LESION", "--manifest", "CASES", "-o", "out"], "are columns of the manifest"),
         (["compare-timepoints", "CT", "LESION"], "Give EARLIER_CT EARLIER_LESION LATER_CT LATER_LESION"),
         (["compare-timepoints", "--manifest", "CASES", "--resume"], "no column|--resume needs -o"),
+        (["report", "CT", "LESION", "--csv", "LESION"], "is an input"),
+        (["report", "CT", "LESION", "--lungs", "LUNGS", "--lesions-csv", "LUNGS"], "is an input"),
+        (["report", "--manifest", "CASES", "-o", "out", "--csv", "CASES"], "is an input"),
+        (["compare-timepoints", "CT", "LESION", "CT", "LESION", "-o", "CT"], "is an input"),
+        (["compare-timepoints", "CT", "LESION", "CT", "LESION", "--lesions-csv", "LESION"], "is an input"),
+        (["compare-timepoints", "--manifest", "PAIRS", "-o", "PAIRS"], "is an input"),
     ],
 )
 def test_bad_usage_gets_one_sentence_and_status_2(manifest, files, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     ct, lesion, lungs = names(files, "later")
-    places = {"CT": ct, "LESION": lesion, "LUNGS": lungs, "CASES": str(manifest)}
-    before = sorted(p.name for p in files.iterdir())
+    pairs = files / "pairs.csv"
+    pairs.write_text(f"earlier_ct,earlier_lesion,later_ct,later_lesion\n{ct},{lesion},{ct},{lesion}\n")
+    places = {"CT": ct, "LESION": lesion, "LUNGS": lungs, "CASES": str(manifest), "PAIRS": str(pairs)}
+    before = {path: path.read_bytes() for path in files.iterdir()}
     assert main([places.get(a, a) for a in arguments]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert re.search(words, error[0])
-    assert sorted(p.name for p in files.iterdir()) == before
+    assert {path: path.read_bytes() for path in files.iterdir()} == before

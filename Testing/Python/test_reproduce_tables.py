@@ -291,6 +291,8 @@ def test_networks_without_a_library_say_so():
         (["tmi-3", "--data", ".", "--label-noise", "dilatoin:3"], "did you mean dilation?"),
         (["tmi-3", "--data", ".", "--label-noise", "dropout:3"], "label_noise.strength is 3.0; it must be in [0, 1]"),
         (["tmi-3", "--data", ".", "--set", "rate=1"], "TABLE.KEY=VALUE is needed"),
+        (["tmi-3", "--data", ".", "--set", "run.steps=50"], "run.steps can't be obeyed, since each training"),
+        (["tmi-3", "--data", ".", "--set", "run.seed=7"], "give --seeds"),
         (["tmi-3", "--data", ".", "--crop", "1", "2", "3"], "--crop takes one side or two"),
         (["med-phys-1", "--data", ".", "--label-noise", "shift:2"], "label errors are for tables on volumes"),
         (

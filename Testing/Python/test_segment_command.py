@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.imaging import read_labels, read_volume
 from COVIDLesionSegLib.models import ModelCard, save_model
+from COVIDLesionSegLib.models.card import Preprocessing
 from COVIDLesionSegLib.networks import COPLENet
 
 
@@ -135,8 +137,90 @@ def test_processes_of_one_launcher_share_the_studies(a_tiny_model, tmp_path, cap
     for rank, count in (("0", 2), ("1", 1)):
         monkeypatch.setenv("RANK", rank)
         assert run("segment", *words) == 0
-        assert f"{count} done" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{count} done" in said
+        assert "note" not in said
     assert len([name for name in files(tmp_path / "out") if name.endswith("_lesions.nii.gz")]) == 3
+
+
+def test_a_failed_study_does_not_end_the_other_processes_of_a_launcher(
+    a_study, a_tiny_model, tmp_path, capsys, monkeypatch
+):
+    ct, lungs = a_study
+    manifest = tmp_path / "studies.csv"
+    manifest.write_text(f"id,ct,lungs\none,{ct},{lungs}\nbad,{manifest},\ntwo,{ct},{lungs}\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    words = ["--manifest", manifest, "-o", tmp_path / "out", "--model", a_tiny_model, "--quiet"]
+    assert run("segment", *words) == 0
+    said = capsys.readouterr().err
+    assert "failed bad: " in said
+    assert "--resume does the failed studies again" in said
+    monkeypatch.setenv("RANK", "0")
+    assert run("segment", *words) == 0
+    said = capsys.readouterr().err
+    assert "2 done" in said
+    assert "note" not in said
+
+
+def test_a_study_is_called_after_its_link(a_study, a_tiny_model, tmp_path):
+    ct, lungs = a_study
+    link = tmp_path / "P001.nii.gz"
+    link.symlink_to(ct.rename(tmp_path / "DOE_JANE.nii.gz"))
+    manifest = tmp_path / "studies.csv"
+    manifest.write_text(f"ct,lungs\n{link.name},{lungs.name}\n")
+    for number, words in enumerate([[link, "--lungs", lungs], ["--manifest", manifest]]):
+        out = tmp_path / f"out{number}"
+        assert run("segment", *words, "-o", out, "--model", a_tiny_model, "--quiet") == 0
+        assert {"P001_lesions.json", "P001_lesions.nii.gz"} <= set(files(out))
+        assert not any("DOE" in name for name in files(out))
+        assert "DOE" not in (out / "P001_lesions.json").read_text()
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_fail_its_study(a_tiny_model, tmp_path, monkeypatch):
+    ct, lungs = write_study(tmp_path, "Łódź")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", terminal)
+    words = ["--lungs", lungs, "--model", a_tiny_model, "--quiet", "--resume"]
+    assert run("segment", ct, "-o", tmp_path / "out", *words) == 0
+    assert terminal.buffer.getvalue().startswith(b"\\u0141\xf3d\\u017a_ct: ")
+
+
+def test_a_file_that_cannot_be_looked_at_fails_its_own_study_only(a_study, a_tiny_model, tmp_path, capsys):
+    ct, lungs = a_study
+    manifest = tmp_path / "studies.csv"
+    manifest.write_text(f"id,ct,lungs\none,{ct},{lungs}\nbad,{'x' * 300},{lungs}\n")
+    words = ["--manifest", manifest, "-o", tmp_path / "out", "--model", a_tiny_model, "--quiet"]
+    assert run("segment", *words) == 3
+    said = capsys.readouterr().err
+    assert "1 done, 1 failed" in said
+    assert "failed bad: " in said
+
+
+def test_resume_trusts_no_result_of_another_format_preprocessing_or_without_its_maps(a_study, tmp_path, capsys):
+    ct, lungs = a_study
+    network = COPLENet(channels=(2, 4, 8, 16, 32)).eval()
+    model = tmp_path / "tiny.safetensors"
+    out = tmp_path / "out"
+
+    def done(preprocessing, *options):
+        save_model(
+            network, ModelCard("tiny", "Tiny", "coplenet", network.arguments, preprocessing=preprocessing), model
+        )
+        words = ["--lungs", lungs, "--model", model, "--quiet", "--resume", *options]
+        assert run("segment", ct, "-o", out, *words) == 0
+        return "1 done" in capsys.readouterr().err
+
+    assert done(Preprocessing())
+    assert not done(Preprocessing())
+    assert done(Preprocessing(), "--format", "seg.nrrd")
+    # the mask in this format is there, but of before
+    assert done(Preprocessing())
+    assert done(Preprocessing(window_level=-600))
+    assert not done(Preprocessing(window_level=-600))
+    assert done(Preprocessing(), "--probability")
+    (out / "one_ct_lesions_probability.nii.gz").unlink()
+    assert done(Preprocessing(), "--probability")
 
 
 def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model, tmp_path, capsys):
@@ -181,6 +265,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(a_study, a_tiny_model, tmp
     assert said.count("\n") == 0
     assert "Traceback" not in said
     assert files(tmp_path) == before
+
+
+def test_a_map_does_not_replace_the_ct(a_study, a_tiny_model, tmp_path, capsys):
+    ct = a_study[0].rename(tmp_path / "m_probability.nii.gz")
+    before = ct.read_bytes()
+    assert run("segment", ct, "-o", tmp_path / "m.nii.gz", "--probability", "--model", a_tiny_model, "--quiet") == 2
+    assert "m_probability.nii.gz is an input" in capsys.readouterr().err
+    assert ct.read_bytes() == before
 
 
 def test_a_full_disk_leaves_nothing_half_written(a_tiny_model, tmp_path, capsys):

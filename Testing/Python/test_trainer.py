@@ -17,6 +17,7 @@ import torch
 from conftest import REPOSITORY
 from training_fixtures import tiny_config, write_cases
 
+from COVIDLesionSegLib.cli.train import describe
 from COVIDLesionSegLib.errors import CancelledError, InputError, OutputError, ReadError
 from COVIDLesionSegLib.learning import Trainer, fine_tune
 from COVIDLesionSegLib.learning.data import load_split
@@ -211,17 +212,30 @@ def test_a_damaged_state_is_a_sentence(cases, tmp_path):
         Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run(resume=True)
 
 
-def test_a_full_disk_keeps_the_last_good_state(cases, tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as only POSIX can")
+def test_a_full_disk_keeps_the_last_good_state(cases, tmp_path):
+    import resource
+
     Trainer(tiny_config(cases, run={"steps": 4}), tmp_path / "run", tmp_path).run()
     good = (tmp_path / "run" / "state.pt").read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match="disk is full"):
-        Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run(resume=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(good) // 2, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"state\.pt could not be written"):
+            Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run(resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "run" / "state.pt").read_bytes() == good
+
+
+def test_a_run_that_is_resumed_with_no_step_left_and_no_judgment_judges(cases, tmp_path):
+    config = tiny_config(cases, run={"steps": 40, "validation_interval": 40})
+    asked = iter(range(100))
+    with pytest.raises(CancelledError, match="Stopped at step 6"):
+        Trainer(config, tmp_path / "run", tmp_path).run(cancelled=lambda: next(asked) >= 10)
+    shorter = replace(config, run=replace(config.run, steps=4))
+    result = Trainer(shorter, tmp_path / "run", tmp_path).run(resume=True)
+    assert (result.best_step, result.best.counted) == (6, 1) and result.model.exists()
 
 
 @pytest.mark.parametrize(
@@ -255,6 +269,7 @@ def test_where_nobody_validates_everyone_trains_and_the_last_step_is_kept(cases,
     result = Trainer(config, tmp_path / "run", tmp_path).run()
     assert set(load_split(tmp_path / "split.json").sets.values()) == {"train"}
     assert (result.best_step, result.best.counted) == (6, 0)
+    assert describe(result.best.to_dict()) == "nobody judged, so no figure"
     assert not [entry for entry in read_log(tmp_path / "run") if entry["kind"] == "validation"]
     teacher = weights(tmp_path / "run")[1]
     model = load_checkpoint(result.model)
@@ -275,6 +290,46 @@ def test_reweighting_trains(cases, tmp_path):
     kept = [entry["kept"] for entry in read_log(tmp_path / "run") if entry["kind"] == "step"]
     assert kept[0] == 4
     assert min(kept) < 4
+
+
+def test_a_step_that_keeps_no_slice_teaches_nothing_and_goes_on(cases, tmp_path):
+    config = tiny_config(
+        cases,
+        run={"batch_size": 1},
+        loss={"name": "cross_entropy"},
+        ensembling={"enabled": False},
+        reweighting={"enabled": True, "warm_up": 1, "percentile": 1.0},
+    )
+    result = Trainer(config, tmp_path / "run", tmp_path).run()
+    steps = [entry for entry in read_log(tmp_path / "run") if entry["kind"] == "step"]
+    assert result.steps == len(steps) == 8
+    assert 0 in [entry["kept"] for entry in steps]
+    assert all(np.isfinite(entry["loss"]) for entry in steps)
+
+
+def test_pseudo_labels_of_those_who_judge_are_refused_and_slices_left_out_are_never_drawn(cases, tmp_path):
+    manifest, list_file = tmp_path / "pseudo.csv", tmp_path / "excluded.csv"
+    header = "id,patient,ct,lesion,lungs\n"
+
+    def row(name, patient, files):
+        return (
+            f"{name},{patient},{cases / files}_ct.nii.gz,{cases / files}_lesion.nii.gz,{cases / files}_lungs.nii.gz\n"
+        )
+
+    config = tiny_config(cases, data={"pseudo_cases": str(manifest)}, run={"steps": 2, "pseudo_batch_size": 2})
+    for judge in (row("x", "dora", "anna"), row("x", "somebody", "dora")):
+        manifest.write_text(header + row("a", "anna", "anna") + judge)
+        with pytest.raises(InputError, match="case x belongs to a validation patient"):
+            Trainer(config, tmp_path / "refused", tmp_path).run()
+    manifest.write_text(header + row("a", "anna", "anna"))
+    whole = Trainer(config, tmp_path / "run", tmp_path)
+    list_file.write_text("case,slice\na,1\na,2\nb,1\n")
+    part = Trainer(
+        replace(config, data=replace(config.data, excluded_slices=str(list_file))), tmp_path / "run", tmp_path
+    )
+    drawn = [{place for step in range(20) for place in t._data().pseudo.chosen(step)} for t in (whole, part)]
+    assert drawn[0] - drawn[1] == {("a", 1), ("a", 2)}
+    assert whole._data().sha256 != part._data().sha256
 
 
 def test_label_noise_is_measured_and_stays_out_of_validation(cases, tmp_path):

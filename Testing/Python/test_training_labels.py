@@ -139,7 +139,7 @@ def test_semi_supervised_training_takes_as_many_pseudo_labels(tmp_path):
     from COVIDLesionSegLib.learning import Trainer
 
     labeled = write_pictures(tmp_path / "labeled")
-    pseudo = write_pictures(tmp_path / "pseudo", count=6)
+    pseudo = write_pictures(tmp_path / "pseudo", count=6, first=4)
     config = tiny_config(
         labeled,
         data={"validation_patients": ("3",), "pseudo_cases": str(pseudo), "margin": -1, "resize": (32, 32)},

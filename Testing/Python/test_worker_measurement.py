@@ -160,16 +160,17 @@ def test_a_part_of_a_mask_is_found_at_its_place(measuring):
 def test_an_earlier_study_is_compared(measuring, chest):
     later = chest.lesion.copy()
     later[:, later.shape[1] // 2 :] = False
-    opened(measuring, chest, "late")
-    wait(measuring.request("update", {"study": "late"}, {"lesion": later.astype(np.uint8)}))
     arrays = {"volume": chest.volume.array, "lesion": chest.lesion, "lungs": chest.lungs}
     grid = p.geometry_to_json(chest.volume.geometry)
+    settings = {"study": "late", "geometry": grid, "consolidation_from": -600}
+    wait(measuring.request("open", settings, {**arrays, "lobes": chest.lobes, "lesion": later}))
     reply = wait(measuring.request("compare", {"study": "late", "geometry": grid}, arrays))
     points = [(chest.volume, chest.lesion, chest.lungs), (chest.volume, later, chest.lungs, chest.lobes)]
-    expected = compare_timepoints(*points)
+    expected = compare_timepoints(*points, consolidation_from=-600)
     np.testing.assert_array_equal(reply.arrays["map"], expected["map"])
-    change = reply.values["comparison"]["changes"]["lesion_volume_change"]["value"]
-    assert change == expected["changes"]["lesion_volume_change"]["value"] < 0
+    changes = reply.values["comparison"]["changes"]
+    assert changes["lesion_volume_change"]["value"] == expected["changes"]["lesion_volume_change"]["value"] < 0
+    assert changes["consolidation_volume_change"] == expected["changes"]["consolidation_volume_change"]
 
 
 def test_measuring_needs_no_pytorch(children, chest, tmp_path):

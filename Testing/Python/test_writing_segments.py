@@ -187,17 +187,24 @@ def test_layers_that_slicer_wrote_are_read(tmp_path):
     assert read_labels(tmp_path / "layers.seg.nrrd", 2).names == {2: "consolidation"}
 
 
-def test_layers_without_overlap_become_one_label_map(tmp_path):
+@pytest.mark.parametrize("absent", ["", "Layer", "LabelValue", "Layer LabelValue"])
+def test_layers_without_overlap_become_one_label_map(tmp_path, absent):
     labels = lesion_labels()
     image = sitk.GetImageFromArray(np.stack([labels.mask(1), labels.mask(2)], -1).astype(np.uint8), isVector=True)
     for index, name in enumerate(("ground-glass opacity", "consolidation")):
         fields = {"ID": f"s{index}", "Name": name, "LabelValue": "1", "Layer": str(index)}
-        for key, text in fields.items():
-            image.SetMetaData(f"Segment{index}_{key}", text)
+        for key in fields.keys() - set(absent.split()):
+            image.SetMetaData(f"Segment{index}_{key}", fields[key])
     sitk.WriteImage(image, str(tmp_path / "m.seg.nrrd"), True)
     merged = read_labels(tmp_path / "m.seg.nrrd")
     assert np.array_equal(merged.array, labels.array)
     assert dict(merged.names) == {1: "ground-glass opacity", 2: "consolidation"}
+
+    for layer in ("2", "-1"):
+        image.SetMetaData("Segment1_Layer", layer)
+        sitk.WriteImage(image, str(tmp_path / "m.seg.nrrd"), True)
+        with pytest.raises(ReadError, match=f"consolidation is in layer {layer}, but the file has the layers 0 to 1"):
+            read_labels(tmp_path / "m.seg.nrrd")
 
 
 def test_a_box_around_the_segments_is_put_back_on_the_grid_of_the_ct(tmp_path):

@@ -78,10 +78,10 @@ def a_store(cases, tmp_path_factory):
     return open_store(cases, hashes_of(cases), tmp_path_factory.mktemp("store"), margin=2)
 
 
-def write_pictures(folder, count=4, size=(40, 56)):
+def write_pictures(folder, count=4, size=(40, 56), first=0):
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    for number in range(count):
+    for number in range(first, first + count):
         image = np.random.default_rng(number).integers(0, 200, size, dtype=np.uint8)
         mask = np.zeros(size, dtype=np.uint8)
         mask[10:20, 10 + number : 30] = 255

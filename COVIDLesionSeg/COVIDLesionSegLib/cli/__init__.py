@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # a name that the terminal's encoding lacks must not end the command
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     named = next((word for word in argv if word in COMMANDS), None)
     parser = _parser(named)
@@ -79,10 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output (head, less) has left: nothing to say, and nothing more may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if arguments.verbose:
+            logging.getLogger(__name__).exception("the command failed")
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
 
 
 def _command(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{COMMANDS[name]}")
+
+
+def _sentence(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

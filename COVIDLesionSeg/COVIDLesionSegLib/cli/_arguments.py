@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
@@ -42,3 +43,28 @@ def state_file(output: Path | None, resume: bool) -> Path | None:
             raise InputError("--resume needs -o: a batch remembers beside its table what it has done.")
         return None
     return output.with_name(f"{output.name}.state.jsonl")
+
+
+def refuse_to_replace(inputs: Iterable[Path | str | None], outputs: Iterable[Path | None]) -> None:
+    """Refuse to replace an input, before any work is done; None stands for a file that wasn't given.
+
+    Raises:
+        InputError: an output is one of the inputs, by whatever name.
+    """
+    from ..imaging import require_other_file
+
+    # not each output with each input: hundreds of studies would take minutes
+    there = {_identity(path): path for path in inputs if path is not None}
+    there.pop(None, None)
+    for output in outputs:
+        if output is not None and _identity(output) in there:
+            require_other_file(output, [there[_identity(output)]])
+
+
+def _identity(path: Path | str) -> tuple[int, int] | None:
+    """What all names of a file have in common; None where it isn't there or can't be looked at."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

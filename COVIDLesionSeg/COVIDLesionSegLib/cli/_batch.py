@@ -152,10 +152,16 @@ def file_fingerprint(paths: Sequence[Path | str | None], parameters: Mapping[str
         if path is None:
             facts.append(None)
             continue
-        path = Path(path)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        facts.append([_facts(file) for file in files])
+        facts.append([_facts(file) for file in _files(Path(path))])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    except OSError:
+        # what can't be looked at fails its own case, when that is worked on
+        return [path]
 
 
 def _facts(file: Path) -> list[Any]:
@@ -231,7 +237,8 @@ def _in_turn(todo: Sequence[tuple[str, T]], work: Callable[[T], dict[str, Any]])
 def _attempt(work: Callable[[T], dict[str, Any]], item: T) -> tuple[dict[str, Any], str | None]:
     try:
         return work(item), None
-    except CancelledError:
+    except (CancelledError, BrokenPipeError):
+        # not of this case: the user has stopped the batch, or the reader of its output has left
         raise
     except COVIDLesionSegError as error:
         return {}, str(error)

@@ -6,13 +6,13 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, state_file
+from ._arguments import add_batch_arguments, as_label, refuse_to_replace, state_file
 from ._batch import file_fingerprint, run_batch
 
 HELP = "compare the lesions of two CTs of one patient: change, new and resolved lesions, map"
@@ -73,12 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
     work = functools.partial(_compare, registration=arguments.registration)
     if not arguments.manifest:
         case = _single(arguments)
+        _refuse_to_replace_inputs(arguments, [case])
         result = work(case)
         _write_tables(arguments, {case["id"]: result})
         print(json.dumps(result, indent=2) if arguments.json else _text(result))
         return 0
 
     cases = _listed(arguments)
+    _refuse_to_replace_inputs(arguments, cases)
     outcome = run_batch(
         cases,
         work,
@@ -125,6 +127,11 @@ def _listed(arguments: argparse.Namespace) -> list[dict[str, str]]:
     if arguments.map is None:
         return [common | case for case in cases]
     return [common | case | {"map": str(arguments.map / f"{case['id']}_change.nii.gz")} for case in cases]
+
+
+def _refuse_to_replace_inputs(arguments: argparse.Namespace, cases: Sequence[Mapping[str, str]]) -> None:
+    files = [case.get(name) for case in cases for name in (*_NEEDED, *_MASKS)]
+    refuse_to_replace([arguments.manifest, *files], [arguments.output, arguments.lesions_csv])
 
 
 def _compare(case: Mapping[str, str], registration: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, state_file
+from ._arguments import add_batch_arguments, as_label, refuse_to_replace, state_file
 from ._batch import BatchOutcome, file_fingerprint, run_batch
 
 HELP = "compare a segmentation with a reference: Dice, volume error, surface distances, lesions"
@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; the exit status is 0, or 3 if some cases of a manifest failed."""
     cases = _cases(arguments)
+    files = [case[name] for case in cases for name in ("prediction", "reference")]
+    refuse_to_replace([arguments.manifest, *files], [arguments.output])
     work = functools.partial(
         _evaluate,
         prediction_label=arguments.prediction_label,

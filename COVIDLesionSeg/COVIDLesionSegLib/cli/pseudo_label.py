@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pseudo-label; prints the share that was accepted."""
+    import torch
+
     from ..learning.data import read_pictures
     from ..learning.distributed import process_group
     from ..learning.pseudo_labels import pseudo_label
@@ -40,7 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     cases = read_pictures(arguments.images)
     registry = ModelRegistry()
     model = load_checkpoint(registry.path(arguments.model or registry.default()))
-    with process_group("cpu") as ranks, ProgressBar("pseudo-label", arguments.quiet or not ranks.is_main) as bar:
+    with (
+        process_group(torch.device("cpu")) as ranks,
+        ProgressBar("pseudo-label", arguments.quiet or not ranks.is_main) as bar,
+    ):
         report = pseudo_label(
             model,
             cases,

@@ -9,13 +9,13 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, ReadError
 from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label
+from ._arguments import add_batch_arguments, as_label, refuse_to_replace
 from ._batch import file_fingerprint, run_batch
 
 _log = logging.getLogger(__name__)
@@ -83,12 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not arguments.manifest:
         case = _single(arguments)
+        _refuse_to_replace_inputs(arguments, [case])
         result = _report(case, options)
         _write_tables(arguments, {case["id"]: result})
         print(json.dumps(result["measured"], indent=2) if arguments.json else _line(result))
         return 0
 
     cases = _listed(arguments)
+    _refuse_to_replace_inputs(arguments, cases)
     outcome = run_batch(
         cases,
         functools.partial(_report, options=options),
@@ -149,6 +151,11 @@ def _listed(arguments: argparse.Namespace) -> list[dict[str, str]]:
     cases = read_manifest(arguments.manifest, ["ct", "lesion"], _OPTIONAL, text=_TEXT)
     label = {} if arguments.label is None else {"label": str(arguments.label)}
     return [label | case | {"output": str(arguments.output / f"{case['id']}_report.html")} for case in cases]
+
+
+def _refuse_to_replace_inputs(arguments: argparse.Namespace, cases: Sequence[Mapping[str, str]]) -> None:
+    files = [case.get(name) for case in cases for name in _FILES]
+    refuse_to_replace([arguments.manifest, *files], [arguments.csv, arguments.lesions_csv])
 
 
 def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..files import atomic_path, write_json
 from ..imaging import PATIENT_NOTICE
-from ..manifest import case_id, read_manifest
-from ._batch import file_fingerprint, run_batch
+from ..manifest import absolute_path, case_id, read_manifest
+from ._arguments import refuse_to_replace
+from ._batch import BatchOutcome, file_fingerprint, run_batch
 from ._progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ HELP = "find lesions in a CT file, a DICOM folder, many of them, or a manifest"
 # format -> ending of the mask's name
 FORMATS = {"nii.gz": ".nii.gz", "seg.nrrd": ".seg.nrrd", "dicom-seg": ".dcm"}
 STATE_FILE = "segment_state.jsonl"
+MAPS = ("probability", "uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Study:
     def beside(self, ending: str) -> Path:
         """A file beside the mask with another ending."""
         return self.mask.with_name(_without_format(self.mask.name) + ending)
+
+    def map_file(self, name: str) -> Path:
+        """The file of a map beside the mask."""
+        return self.beside(f"_{name}.nii.gz")
+
+    def outputs(self, maps: Sequence[str]) -> list[Path]:
+        """All files that are written, with the maps of these names."""
+        return [self.mask, self.record, *(self.map_file(name) for name in maps)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,12 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segment; the exit status is 0, or 3 if some of several studies failed."""
+    """Segment; the exit status is 0, or 3 if some of several studies failed and no launcher runs this."""
     from ..inference import PostProcessing, Predictor
     from ..learning.distributed import rank_share
 
     studies = _studies(arguments)
-    _refuse_to_overwrite_inputs(studies)
+    maps = [name for name in MAPS if getattr(arguments, name)]
+    _refuse_to_replace_inputs(studies, maps, arguments.manifest)
     if any(study.is_dicom_seg for study in studies):
         print(f"note: {PATIENT_NOTICE}", file=sys.stderr)
     postprocessing = PostProcessing(
@@ -124,7 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     several = len(studies) > 1 or bool(arguments.manifest) or arguments.resume
     state = studies[0].mask.parent / STATE_FILE
-    if "WORLD_SIZE" in os.environ:
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if launched:
         # under torchrun every process takes its share, and remembers it in a file of its own
         several, studies = True, rank_share(studies)
         state = state.with_suffix(f".{os.environ.get('RANK', '0')}.jsonl")
@@ -149,6 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     } | {
         "model": predictor.model.card.weights_sha256,
         # what the card sets counts as well: it may change while the weights don't
+        "preprocessing": dataclasses.asdict(predictor.model.card.preprocessing),
         "postprocessing": postprocessing.completed(predictor.model.card).to_json(),
     }
     outcome = run_batch(
@@ -156,8 +169,10 @@ def run(arguments: argparse.Namespace) -> int:
         one,
         key=lambda study: study.id,
         state_file=state,
-        fingerprint=lambda study: file_fingerprint([study.ct, study.lungs], parameters | {"series": study.series}),
-        complete=lambda study: study.mask.exists() and study.record.exists(),
+        fingerprint=lambda study: file_fingerprint(
+            [study.ct, study.lungs], parameters | {"series": study.series, "mask": study.mask.name}
+        ),
+        complete=lambda study: all(path.exists() for path in study.outputs(maps)),
         resume=arguments.resume,
         quiet=arguments.quiet,
         title="segment",
@@ -166,7 +181,18 @@ def run(arguments: argparse.Namespace) -> int:
         failed = [{"id": key, "error": message} for key, message in outcome.failed]
         print(json.dumps({"results": list(outcome.results.values()), "failed": failed}, indent=2))
     print(outcome.summary(), file=sys.stderr)
-    return outcome.exit_status
+    return _status_for_launcher(outcome) if launched else outcome.exit_status
+
+
+def _status_for_launcher(outcome: BatchOutcome) -> int:
+    # a launcher kills all processes as soon as one ends with another status than 0
+    if outcome.failed:
+        print(
+            "note: the exit status is 0 all the same, so that the launcher lets the other processes finish; "
+            "the same command with --resume does the failed studies again.",
+            file=sys.stderr,
+        )
+    return 0
 
 
 def _studies(arguments: argparse.Namespace) -> list[Study]:
@@ -181,7 +207,7 @@ def _studies(arguments: argparse.Namespace) -> list[Study]:
         if len(arguments.inputs) > 1 and (arguments.lungs or arguments.series):
             raise InputError("--lungs and --series belong to one study; for several, list them in a --manifest.")
         extra = {"lungs": arguments.lungs, "series": arguments.series}
-        rows = [{"id": case_id(path.resolve()), "ct": path, **extra} for path in arguments.inputs]
+        rows = [{"id": case_id(absolute_path(path)), "ct": path, **extra} for path in arguments.inputs]
 
     named = _format_of(output.name)
     if named is None:
@@ -220,13 +246,10 @@ def _refuse_unknown_format(output: Path) -> None:
         raise InputError(f"The output {output} is a file; name a folder, or a file ending in a known format.")
 
 
-def _refuse_to_overwrite_inputs(studies: Sequence[Study]) -> None:
-    from ..imaging import require_other_file
-
-    inputs = [path for study in studies for path in (study.ct, study.lungs) if path is not None]
-    for study in studies:
-        for target in (study.mask, study.record, study.mask.parent):
-            require_other_file(target, inputs)
+def _refuse_to_replace_inputs(studies: Sequence[Study], maps: Sequence[str], manifest: Path | None) -> None:
+    inputs = [path for study in studies for path in (study.ct, study.lungs)]
+    outputs = [path for study in studies for path in study.outputs(maps)]
+    refuse_to_replace([manifest, *inputs], [*outputs, studies[0].mask.parent])
 
 
 def _segment(
@@ -263,10 +286,10 @@ def _segment(
     with contextlib.ExitStack() as stack:
         mask = stack.enter_context(atomic_path(study.mask))
         notes += _write_mask(result, volume, mask, seg_source)
-        maps = {"probability": result.probability, "uncertainty": result.uncertainty}
-        for name, array in maps.items():
+        for name in MAPS:
+            array = getattr(result, name)
             if array is not None:
-                write_volume(array, stack.enter_context(atomic_path(study.beside(f"_{name}.nii.gz"))), volume.geometry)
+                write_volume(array, stack.enter_context(atomic_path(study.map_file(name))), volume.geometry)
         seconds = {"reading": read - start, **result.record.seconds, "writing": time.perf_counter() - written}
         record = dataclasses.replace(result.record, seconds=seconds).to_json()
         write_json(stack.enter_context(atomic_path(study.record)), record)

@@ -88,11 +88,17 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def _figure(value: Any) -> str:
+    # what is not finite is text already
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def describe(judgment: dict[str, Any]) -> str:
     """A validation in one line."""
-    parts = [f"mean Dice {judgment['dice']:.3f} over {judgment['counted']} cases"]
+    if not judgment["cases"]:
+        return "nobody judged, so no figure"
+    parts = [f"mean Dice {_figure(judgment['dice'])} over {judgment['counted']} cases"]
     for case, row in judgment["cases"].items():
-        numbers = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in row.items()}
-        figures = (f"{name} {number}" for name, number in numbers.items())
+        figures = (f"{name} {_figure(value)}" for name, value in row.items())
         parts.append(f"{case}: {', '.join(figures)}")
     return "; ".join(parts)

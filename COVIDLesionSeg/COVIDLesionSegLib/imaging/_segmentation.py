@@ -81,18 +81,32 @@ def segment_fields(
     return fields
 
 
-def read_segments(metadata: Mapping[str, str]) -> list[Segment]:
-    """The segments that a header describes, in order; none for other files than segmentations."""
+def read_segments(metadata: Mapping[str, str], layers: int = 1) -> list[Segment]:
+    """The segments that a header describes, in order; none for other files than segmentations.
+
+    Args:
+        metadata: header fields. Older Slicer wrote neither label value nor layer where each segment had a layer.
+        layers: how many the file has.
+
+    Raises:
+        ReadError: a field that is no number, or a layer that the file does not have.
+    """
     segments: list[Segment] = []
     while f"Segment{len(segments)}_ID" in metadata:
-        prefix = f"Segment{len(segments)}_"
-        segments.append(
-            Segment(
-                metadata.get(prefix + "Name", metadata[prefix + "ID"]),
-                int(_number(metadata.get(prefix + "LabelValue", str(len(segments) + 1)), prefix + "LabelValue")),
-                int(_number(metadata.get(prefix + "Layer", "0"), prefix + "Layer")),
-            )
+        index, prefix = len(segments), f"Segment{len(segments)}_"
+        value, layer = ("1", str(index)) if layers > 1 else (str(index + 1), "0")
+        segment = Segment(
+            metadata.get(prefix + "Name", metadata[prefix + "ID"]),
+            int(_number(metadata.get(prefix + "LabelValue", value), prefix + "LabelValue")),
+            int(_number(metadata.get(prefix + "Layer", layer), prefix + "Layer")),
         )
+        if layers > 1 and not 0 <= segment.layer < layers:
+            raise ReadError(
+                f"The segmentation's header is damaged: {segment.name} is in layer {segment.layer}, but the file has "
+                f"the layers 0 to {layers - 1}.",
+                "Save it again in Slicer.",
+            )
+        segments.append(segment)
     return segments
 
 

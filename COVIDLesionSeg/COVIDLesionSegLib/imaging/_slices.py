@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..errors import GeometryError, IntensityError, ReadError
 from .geometry import Geometry
 
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+# CT Image Storage, Enhanced CT, Legacy Converted Enhanced CT
+CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 # A slice may lie this share of the slice spacing from its place in an even stack: positions are written with one
@@ -59,7 +60,7 @@ class DicomSlice:
         """ "CT", or why it is none."""
         if self.sop_class.startswith(_SECONDARY_CAPTURE):
             return "secondary capture"
-        if self.modality != "CT" and not (not self.modality and self.sop_class.startswith(CT_IMAGE_STORAGE)):
+        if self.modality != "CT" and (self.modality or self.sop_class not in CT_CLASSES):
             return self.modality or "unknown modality"
         if self.localizer:
             return "localizer"
@@ -103,11 +104,17 @@ def stack_slices(images: Sequence[DicomSlice]) -> tuple[list[DicomSlice], Geomet
 
 
 def _without_copies(images: Sequence[DicomSlice]) -> tuple[list[DicomSlice], list[str]]:
-    unique = {image.instance or str(image.path): image for image in images}
-    copies = len(images) - len(unique)
-    if not copies:
-        return list(images), []
-    return list(unique.values()), [f"{copies} {'copy' if copies == 1 else 'copies'} of slices left out."]
+    """One file a slice. Some exports give all slices one UID, so that alone makes no copy."""
+    unique = {(image.instance or str(image.path), image.position, image.orientation): image for image in images}
+    warnings = []
+    if copies := len(images) - len(unique):
+        warnings.append(f"{copies} {'copy' if copies == 1 else 'copies'} of slices left out.")
+    uses = Counter(uid for uid, _, _ in unique)
+    if alike := sum(count for count in uses.values() if count > 1):
+        warnings.append(
+            f"{alike} of {len(unique)} slices share a SOPInstanceUID with a slice at another position; all are kept."
+        )
+    return list(unique.values()), warnings
 
 
 def _refuse_unlike(images: Sequence[DicomSlice]) -> None:

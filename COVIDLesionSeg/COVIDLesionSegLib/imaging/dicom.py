@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,12 @@ from numpy.typing import NDArray
 
 from ..errors import ReadError, SeriesChoiceError
 from ._image_file import FORMATS, name_is_utf8
-from ._slices import CT_IMAGE_STORAGE, DicomSlice, stack_slices
+from ._slices import CT_CLASSES, DicomSlice, stack_slices
 from .geometry import Geometry
 from .plausibility import compact
+
+# Media Storage SOP Class UID (0002,0002) in the file meta group, which is always explicit little endian
+_STORAGE_CLASS = re.compile(rb"\x02\0\x02\0UI..([0-9.]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,7 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         reader.ReadImageInformation()
     except RuntimeError:
         # a CT image by its file meta header that can't be read is damaged; a report or a plan just has no image
-        ct = start[128:132] == b"DICM" and CT_IMAGE_STORAGE.encode() in start
-        return "damaged" if ct else None
+        return "damaged" if _storage_class(start) in CT_CLASSES else None
 
     def text(tag: str) -> str:
         return str(reader.GetMetaData(tag)).strip(" \0") if reader.HasMetaDataKey(tag) else ""
@@ -237,6 +240,12 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         tilt=next(iter(numbers("0018|1120")), 0.0),
         rescale_type=text("0028|1054").upper(),
     )
+
+
+def _storage_class(start: bytes) -> str:
+    """What a file's meta header says it is; the UIDs further on are of what it refers to, which may be a CT."""
+    found = _STORAGE_CLASS.search(start, 132) if start[128:132] == b"DICM" else None
+    return found[1].decode() if found else ""
 
 
 def _no_images(path: Path, others: int) -> ReadError:

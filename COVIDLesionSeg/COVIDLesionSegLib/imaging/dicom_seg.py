@@ -221,6 +221,13 @@ def _refuse_without_identity(headers: Sequence[Any]) -> None:
                 f"{lacking} of {len(headers)} slices have no {keyword}, so a DICOM SEG can't refer to them.",
                 "Write .seg.nrrd or .nii.gz instead.",
             )
+    instances = len({str(header.SOPInstanceUID) for header in headers})
+    if instances < len(headers):
+        raise ReadError(
+            f"The {len(headers)} slices have only {instances} different SOPInstanceUID, so a DICOM SEG can't refer to "
+            "each of them.",
+            "Write .seg.nrrd or .nii.gz instead.",
+        )
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
         different = len({header.get(keyword) for header in headers})
         if different > 1:

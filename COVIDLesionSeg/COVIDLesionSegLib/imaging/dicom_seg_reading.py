@@ -78,6 +78,11 @@ def read_dicom_seg(path: Path | str, label: int | str | None = None, geometry: G
         frames = _frames(dataset)
     except (AttributeError, IndexError, KeyError, ValueError, TypeError) as error:
         raise ReadError(f"{path.name} is a damaged DICOM SEG ({error}).", "Copy or export it again.") from error
+    except RuntimeError as error:  # of pydicom's decoders
+        raise ReadError(
+            f"The pixels of {path.name} are packed in a way that can't be read, or damaged.",
+            "Export it again without compression.",
+        ) from error
     kept = chosen_value(label, names, path)
     grid = _stack(frames) if geometry is None else geometry
     array = np.zeros(grid.shape, np.uint8 if max(names, default=0) <= 255 else np.uint16)

@@ -55,22 +55,49 @@ def lungs_from_mask(labels: LabelVolume | NDArray[Any], volume: Volume) -> NDArr
     if not values:
         raise LungsNotFoundError("The given lung mask is empty; give one that marks the lungs, or none to find them.")
 
-    sides = _sides_by_name(names)
+    sides = sides_by_name(names)
     if not sides and len(values) > 1 and max(values) <= max(_LUNGMASK_LOBES):
         sides = {RIGHT: RIGHT, LEFT: LEFT} if max(values) <= LEFT else _LUNGMASK_LOBES
     if sides:
-        lungs = np.zeros(array.shape, np.uint8)
-        for value in values:
-            if value in sides:
-                lungs[array == value] = sides[value]
-        if not lungs.any():
-            raise LungsNotFoundError(
-                f"The lung mask holds the labels {', '.join(map(str, values[:8]))}, but none of them is named a lung."
-            )
-        return _right_side_right(lungs, volume.geometry)
+        return lungs_by_side(array, sides, volume.geometry)
     mask = array != 0
     divided = divide_lungs(mask, volume.geometry)
     return mask.astype(np.uint8) if divided is None else divided
+
+
+def sides_by_name(names: Mapping[int, str]) -> dict[int, int]:
+    """Label value -> side of the labels whose names say lung or lobe and a side."""
+    found = {}
+    for value, name in names.items():
+        words = set(re.split(r"[^a-z]+", name.lower()))
+        if words & {"lung", "lungs", "lobe"} and len(words & {"right", "left"}) == 1:
+            found[value] = RIGHT if "right" in words else LEFT
+    return found
+
+
+def lungs_by_side(array: NDArray[Any], sides: Mapping[int, int], geometry: Geometry) -> NDArray[np.uint8]:
+    """Right and left from labels of known sides, put right by their position where they are the other way round.
+
+    Args:
+        array: labels (z, y, x) on the grid, some of them not 0.
+        sides: label value -> 1 right, 2 left; other labels are left out.
+        geometry: the grid.
+
+    Raises:
+        LungsNotFoundError: none of the labels is there.
+    """
+    lungs = np.zeros(array.shape, np.uint8)
+    for value, side in sides.items():
+        lungs[array == value] = side
+    if not lungs.any():
+        values = [str(value) for value in np.unique(array) if value]
+        raise LungsNotFoundError(
+            f"The lung mask holds the labels {', '.join(values[:8])}, but none of them is named a lung."
+        )
+    columns = [np.flatnonzero((geometry.axial_view().apply(lungs) == side).any(axis=(0, 1))) for side in (RIGHT, LEFT)]
+    if all(map(len, columns)) and columns[0].mean() > columns[1].mean():
+        return np.array([0, LEFT, RIGHT], np.uint8)[lungs]
+    return lungs
 
 
 def lung_box(lungs: NDArray[Any], margin: int) -> tuple[slice, slice, slice]:
@@ -148,20 +175,3 @@ def _refined(
         for z in range(number * steps[0], min((number + 1) * steps[0], len(axial))):
             np.multiply(fine, axial[z], out=target[z])
     return result
-
-
-def _sides_by_name(names: Mapping[int, str]) -> dict[int, int]:
-    found = {}
-    for value, name in names.items():
-        words = set(re.split(r"[^a-z]+", name.lower()))
-        if words & {"lung", "lungs", "lobe"} and len(words & {"right", "left"}) == 1:
-            found[value] = RIGHT if "right" in words else LEFT
-    return found
-
-
-def _right_side_right(lungs: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """Exchange the labels if the one called right lies to the left of the other."""
-    columns = [np.flatnonzero((geometry.axial_view().apply(lungs) == side).any(axis=(0, 1))) for side in (RIGHT, LEFT)]
-    if all(map(len, columns)) and columns[0].mean() > columns[1].mean():
-        return np.array([0, LEFT, RIGHT], np.uint8)[lungs]
-    return lungs

@@ -119,7 +119,7 @@ def read_labels(path: Path | str, label: int | str | None = None, geometry: Geom
             ".seg.nrrd."
         )
     file = read_image_file(path, components=True)
-    segments = read_segments(file.metadata)
+    segments = read_segments(file.metadata, file.array.shape[3] if file.array.ndim == 4 else 1)
     if file.array.ndim == 4 and not segments:
         raise ReadError(
             f"{path.name} holds {file.array.shape[-1]} values a voxel (a color image?); a label map has one."

@@ -48,8 +48,8 @@ def choose_device(requested: str = "auto") -> Choice:
     """The device to compute on.
 
     Args:
-        requested: "auto" (a GPU that passes :func:`probe`, else the processor), "cpu", "cuda" (the current one),
-            "cuda:N" or "mps".
+        requested: "auto" (a GPU that passes :func:`probe`, else the processor), "cpu", "cuda" (the current one, or this
+            process's own under a launcher such as ``torchrun``), "cuda:N" or "mps".
 
     Raises:
         DeviceError: an unknown name, or a device that is not there or does not work; the message says what is there.
@@ -73,7 +73,7 @@ def choose_device(requested: str = "auto") -> Choice:
         device = torch.device("mps")
     else:
         count = torch.cuda.device_count()
-        index = int(match[2]) if match[2] else torch.cuda.current_device()
+        index = int(match[2]) if match[2] else _own_gpu()
         if index >= count:
             there = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
             raise DeviceError(f"The device {text} was asked for, but there is only {there}.")
@@ -92,12 +92,20 @@ def _automatic() -> Choice:
             if kind == "cuda" or sys.platform == "darwin":
                 reasons.append(missing)
             continue
-        device = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("mps")
+        device = torch.device("cuda", _own_gpu()) if kind == "cuda" else torch.device("mps")
         problem = probe(device)
         if not problem:
             return Choice("auto", device, device_name(device), "This GPU is there and passed its test.")
         reasons.append(f"{device_name(device)} failed its test ({problem})")
     return Choice("auto", torch.device("cpu"), cpu_name(), f"The processor is used because {'; '.join(reasons)}.")
+
+
+def _own_gpu() -> int:
+    """The current GPU; one each for the processes that a launcher has started on this computer."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+        return torch.cuda.current_device()
+    # a cluster may show each process its own GPU alone
+    return int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
 
 
 def _missing_cuda() -> str:

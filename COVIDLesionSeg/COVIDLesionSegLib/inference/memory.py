@@ -10,7 +10,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out on the device or in the computer, and nothing else."""
+    """Whether an error means that memory ran out on the device or in the computer."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -22,6 +22,9 @@ def is_out_of_memory(error: BaseException) -> bool:
             "CUDA error: out of memory",
             "CUBLAS_STATUS_ALLOC_FAILED",
             "CUDNN_STATUS_ALLOC_FAILED",
+            # none of cuDNN's algorithms ran: mostly because their memory could not be had, each error of which PyTorch
+            # keeps to itself; where cuDNN lacks one for the GPU, the way to less memory ends on the CPU, which is right
+            "unable to find an engine to execute this computation",
             "MPS backend out of memory",
             "DefaultCPUAllocator: can't allocate memory",
             "DefaultCPUAllocator: not enough memory",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, IntensityError, LungsNotFoundError
 from ..imaging import LabelVolume, Volume, find_lungs, lung_box
 from .augmentation import binary_entropy, checked_uncertainty
-from .devices import Choice, choose_device, choose_precision, precision_name
+from .devices import Choice, choose_device, choose_precision, device_name, precision_name
 from .execution import Execution, Plan, Sinks, Task
 from .postprocess import PostProcessing, apply_postprocessing, smooth_across_slices
 from .record import RunRecord, describe_input
@@ -184,13 +184,14 @@ class Predictor:
 
         with _timed(seconds, "record"):
             facts = describe_input(volume)
+            stayed = plan.device == self.device.device
         record = RunRecord(
             input=facts,
             model=_describe_model(card),
             device={
                 "requested": self.device.requested,
                 "used": str(plan.device),
-                "name": self.device.name,
+                "name": self.device.name if stayed else device_name(plan.device),
                 "reason": self.device.reason,
                 "precision": precision_name(plan.dtype),
                 "batch_size": batch_size,

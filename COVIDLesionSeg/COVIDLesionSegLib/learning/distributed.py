@@ -24,17 +24,31 @@ class RankLostError(COVIDLesionSegError):
     """Another process of a distributed training ended; the last saved state is good."""
 
 
+# Preparing a large data set takes the main process hours, in which the others wait.
+_PATIENCE = timedelta(days=2)
+
+
 class Ranks:
     """The processes of a training; a single process is the same with one rank.
+
+    Args:
+        rank: of this process.
+        count: of processes.
+        patient: group of all processes in which one may wait long for another; the default group if None.
 
     Attributes:
         rank: of this process.
         count: of processes.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, patient: dist.ProcessGroup | None = None) -> None:
         self.rank = rank
         self.count = count
+        self._patient = patient
+
+    def __deepcopy__(self, _: Any) -> Ranks:
+        # the copy of a network works with the same processes
+        return self
 
     @property
     def is_main(self) -> bool:
@@ -81,17 +95,17 @@ class Ranks:
         return bool(value.item())
 
     def broadcast(self, value: Any) -> Any:
-        """What the main process has."""
+        """What the main process has, however long it takes."""
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks, however long they take."""
         if self.count > 1:
-            dist.barrier()
+            dist.barrier(group=self._patient)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network for the forward pass of training: gradients are averaged over ranks."""
@@ -117,12 +131,14 @@ class _AllReduce(torch.autograd.Function):
 
 
 @contextmanager
-def process_group(device: str, timeout_s: float = 600.0) -> Iterator[Ranks]:
+def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[Ranks]:
     """Join the other processes that the launcher's variables name; one process where there are none.
 
+    Inside another such block it is that block's group: processes that have parted can't join again.
+
     Args:
-        device: "cpu" chooses gloo, anything else NCCL where it is available.
-        timeout_s: how long to wait for a rank that has gone silent.
+        device: of this process; a CUDA one chooses NCCL where it is available, anything else gloo.
+        timeout_s: how long to wait in a training's step for a rank that has gone silent.
 
     Raises:
         RankLostError: a collective failed because another process ended.
@@ -131,12 +147,16 @@ def process_group(device: str, timeout_s: float = 600.0) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks()
         return
-    backend = "nccl" if device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    joins = not dist.is_initialized()
+    if joins:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        # gloo notices the end of a process at once, so that patience costs nothing
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), patient)
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("connection", "gloo", "nccl", "timed out", "timeout")):
             raise RankLostError(
@@ -145,7 +165,8 @@ def process_group(device: str, timeout_s: float = 600.0) -> Iterator[Ranks]:
             ) from error
         raise
     finally:
-        dist.destroy_process_group()
+        if joins:
+            dist.destroy_process_group()
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -15,8 +15,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_path
+from ..inference.devices import choose_device
 from ..models import load_checkpoint
 from .config import TrainingConfig
+from .distributed import process_group
 from .trainer import Trainer, TrainingResult
 
 Progress = Callable[[str, int, int], None]
@@ -55,6 +57,20 @@ def label_update(
         config.data, cache=str((base / config.data.cache if config.data.cache else folder / "slices").resolve())
     )
     config = replace(config, data=data)
+    # the processes of a launcher stay together from the first training to the last
+    with process_group(choose_device(config.run.device).device):
+        return _label_update(config, folder, base, count, resume, progress, cancelled)
+
+
+def _label_update(
+    config: TrainingConfig,
+    folder: Path,
+    base: Path,
+    count: int,
+    resume: bool,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+) -> TrainingResult:
     members = []
     for number in range(count):
         member = replace(config, run=replace(config.run, seed=config.run.seed + number))

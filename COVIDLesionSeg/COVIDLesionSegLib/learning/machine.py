@@ -17,7 +17,8 @@ def environment(device: torch.device, precision: torch.dtype, ranks: int) -> dic
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "device": str(device),
+        # of its kind only: each process of a distributed training has a GPU of its own
+        "device": device.type,
         "precision": str(precision),
         "ranks": ranks,
     }

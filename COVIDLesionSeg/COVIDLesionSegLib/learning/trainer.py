@@ -90,15 +90,14 @@ class Trainer:
             OutputError: the disk is full; the last whole state stays.
             RankLostError: another process of a distributed training ended.
         """
-        run = self.config.run
+        run, asked = self.config.run, cancelled or _never
         with (
-            process_group(self._device.type) as ranks,
+            process_group(self._device) as ranks,
             cpu_threads(run.threads),
             deterministic_algorithms(run.deterministic, self._device),
+            until_signal() as stop,
         ):
-            job = TrainingJob(self, ranks, resume, progress, cancelled)
-            with until_signal() as stop:
-                return job.train(stop)
+            return TrainingJob(self, ranks, resume, progress, lambda: stop() or asked()).train()
 
     def judge(self, network: nn.Module) -> Judgment:
         """How a network does on this training's frozen validation cases; the split must have been made by a run."""
@@ -119,6 +118,10 @@ class Trainer:
         if self._prepared is None:
             self._prepared = TrainingData(self.config, self._base, self.folder, WINDOW, Ranks())
         return self._prepared
+
+
+def _never() -> bool:
+    return False
 
 
 def _autocast(precision: str, device: torch.device) -> torch.dtype | None:

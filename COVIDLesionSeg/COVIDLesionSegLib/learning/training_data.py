@@ -79,7 +79,8 @@ class TrainingData:
         labels, self.noise = _noisy_labels(self.store, train, config)
         if data.training_labels:
             labels |= _given_labels(self.store, train, base / data.training_labels)
-        excluded = _excluded_slices(self.store, base / data.excluded_slices) if data.excluded_slices else set()
+        left_out = _read_excluded(base / data.excluded_slices) if data.excluded_slices else []
+        excluded = _stored_slices(self.store, left_out)
         self.source = BatchSource(
             self.store,
             train,
@@ -96,8 +97,12 @@ class TrainingData:
         if data.pseudo_cases:
             pseudo = read_cases(base / data.pseudo_cases)
             pseudo_hashes = {case.id: case.hashes() for case in pseudo}
+            self._refuse_judges(pseudo, pseudo_hashes)
+            store = opened(pseudo, pseudo_hashes)
+            pseudo_excluded = _stored_slices(store, left_out)
+            excluded |= pseudo_excluded
             self.pseudo = BatchSource(
-                opened(pseudo, pseudo_hashes),
+                store,
                 [case.id for case in pseudo],
                 run.pseudo_batch_size,
                 data,
@@ -105,6 +110,7 @@ class TrainingData:
                 window,
                 run.seed,
                 stream=1,
+                excluded=pseudo_excluded,
             )
             hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
         updated = {case: hashlib.sha256(mask.tobytes()).hexdigest() for case, mask in sorted(labels.items())}
@@ -112,6 +118,18 @@ class TrainingData:
         if excluded:
             used["excluded"] = sorted(excluded)
         self.sha256 = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+    def _refuse_judges(self, pseudo: Sequence[TrainingCase], hashes: dict[str, dict[str, str]]) -> None:
+        """Pseudo-labels of those who judge would let the network train on what it is judged by."""
+        images = {self.split.hashes.get(case, {}).get("image") for case in self.validation} - {None}
+        for case in pseudo:
+            # pictures seldom tell whose they are, and their names are numbers that come back in other sets
+            known = case.kind == "volume" and self.split.sets.get(case.patient) == "validation"
+            if known or hashes[case.id].get("image") in images:
+                raise InputError(
+                    f"The pseudo-labeled case {case.id} belongs to a validation patient, who must not train; "
+                    "leave it out of data.pseudo_cases."
+                )
 
 
 def _given_labels(store: SliceStore, train: Sequence[str], folder: Path) -> dict[str, NDArray[np.uint8]]:
@@ -127,16 +145,20 @@ def _given_labels(store: SliceStore, train: Sequence[str], folder: Path) -> dict
     return labels
 
 
-def _excluded_slices(store: SliceStore, path: Path) -> set[tuple[str, int]]:
-    """(case id, stored slice) of the slices that a list names by their place on the case's axial view."""
+def _read_excluded(path: Path) -> list[tuple[str, int]]:
+    """(case id, slice of the case's axial view) of the slices that a list names."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [(row["case"], int(row["slice"])) for row in csv.DictReader(file)]
+            return [(row["case"], int(row["slice"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The list of excluded slices {path} can't be read; it needs the columns case, slice."
         ) from error
-    return {(case, index - store.cases[case].first_slice) for case, index in rows if case in store.cases}
+
+
+def _stored_slices(store: SliceStore, slices: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """(case id, stored slice) of those slices whose case is in the store."""
+    return {(case, index - store.cases[case].first_slice) for case, index in slices if case in store.cases}
 
 
 def _noisy_labels(

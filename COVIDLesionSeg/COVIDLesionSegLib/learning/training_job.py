@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CancelledError, InputError
-from ..files import atomic_path, write_json, write_text
+from ..files import write_json, write_text
 from ..models import ModelCard, ModelRegistry, Preprocessing, load_checkpoint, save_model
 from ..networks import create_network
 from .audit import LabelAudit
@@ -27,7 +27,7 @@ from .sampling import Batch
 from .trained_card import trained_card
 from .training_data import TrainingData
 from .training_result import DivergedError, TrainingResult
-from .training_state import has_state, load_state, save_state
+from .training_state import has_state, load_state, save_state, save_tensors
 from .validation import Judgment, judge, summarize
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ class TrainingJob:
         ranks: Ranks,
         resume: bool,
         progress: Progress | None,
-        cancelled: Callable[[], bool] | None,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.trainer, self.config, self.folder = trainer, trainer.config, trainer.folder
         self.ranks, self.device, self.autocast = ranks, trainer._device, trainer._autocast
         self.progress = progress or _silent
-        self.cancelled = cancelled or (lambda: False)
+        self.cancelled = cancelled
         config = self.config
         self.places = ranks.share(config.run.batch_size)
         self.pseudo_places = ranks.share(config.run.pseudo_batch_size)
@@ -142,8 +142,8 @@ class TrainingJob:
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
-    def train(self, stop: Callable[[], bool]) -> TrainingResult:
-        """All steps; ``stop`` is asked at each."""
+    def train(self) -> TrainingResult:
+        """All steps that are left."""
         run = self.config.run
         stopped = "steps"
         # one batch ahead, so that the network seldom waits for its data
@@ -153,7 +153,7 @@ class TrainingJob:
                 if self.data.validation and self.best is not None and self.step - self.best_step >= run.patience:
                     stopped = "no improvement"
                     break
-                if self.ranks.agree(stop() or self.cancelled(), self.device):
+                if self.ranks.agree(self.cancelled(), self.device):
                     self._save()
                     raise CancelledError(
                         f"Stopped at step {self.step} of {run.steps}; the state is saved.", "Go on with --resume."
@@ -174,7 +174,11 @@ class TrainingJob:
                 if self.step % run.checkpoint_interval == 0 or self.step == run.steps:
                     self._save()
                 self.progress("training", self.step, run.steps)
-        if self.best is None or stopped == "no improvement":
+        if self.best is None:
+            # resumed with no step left, before anybody has judged
+            self._validate()
+            self._save()
+        elif stopped == "no improvement":
             self._save()
         return self._finish(stopped)
 
@@ -201,6 +205,7 @@ class TrainingJob:
 
         entry: dict[str, float] = {"step": self.step, "learning_rate": rate}
         weights: Tensor | None = None
+        teaches = True
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             if self.ensembling is not None:
                 noises = [self._noise(purpose, image) for purpose in (Purpose.STUDENT_NOISE, Purpose.TEACHER_NOISE)]
@@ -217,12 +222,15 @@ class TrainingJob:
                 judge_logits = logits.detach()
                 if self.reweighting is not None:
                     weights = self._kept(logits.detach(), label, entry)
+                    # a step that keeps no slice teaches nothing; its loss is told all the same
+                    teaches = entry["kept"] > 0
+                    weights = weights if teaches else None
                 total = self.criterion(logits, label, weights)
                 segmentation = total.detach()
         entry |= {"loss": self._mean(total.detach()), "student_loss": segmentation.item()}
         if not all(math.isfinite(entry[name]) for name in ("loss", "student_loss")):
             self._diverged("loss", entry, slices, logits.detach())
-        if weights is None or entry["kept"] > 0:
+        if teaches:
             self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
             largest = config.optimizer.gradient_clip or math.inf
@@ -326,8 +334,7 @@ class TrainingJob:
             save_model(network, self._model_card(chosen, judgment), self.folder / f"{file}.safetensors")
         else:
             # some libraries' networks name a tensor twice, which safetensors refuse
-            with atomic_path(self.folder / f"{file}.pt") as path:
-                torch.save(network.state_dict(), path)
+            save_tensors(network.state_dict(), self.folder / f"{file}.pt")
 
     def _model_card(self, chosen: str, judgment: Judgment) -> ModelCard:
         base = self.trainer._card or getattr(self, "base_card", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,20 @@ def save_state(
         OutputError: the disk is full; the state before stays.
     """
     facts = {"config": config.to_dict(), "data_sha256": data_sha256, "environment": environment}
-    with atomic_path(folder / _FILE) as path:
-        torch.save({"version": STATE_VERSION, **facts, **parts}, path)
+    save_tensors({"version": STATE_VERSION, **facts, **parts}, folder / _FILE)
+
+
+def save_tensors(value: dict[str, Any], path: Path) -> None:
+    """``torch.save``, whole or not at all.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    # PyTorch turns a full disk into a RuntimeError about its archive; in memory it has none
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _refuse_another_run(state: dict[str, Any], config: TrainingConfig, data_sha256: str, now: dict[str, Any]) -> None:

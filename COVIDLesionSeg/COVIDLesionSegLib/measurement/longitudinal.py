@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ._inputs import binary_mask
 from .catalog import catalog, entry, key_of
 from .components import Components, bounding_box, find_components
 from .quantification import Entries, quantify
-from .registration import Registration, identity, register_lungs, same_image
+from .registration import Registration, identity, moved, register_lungs, same_image
 
 # labels of the change map
 PERSISTING, NEW, RESOLVED = 1, 2, 3
@@ -34,6 +35,10 @@ _DIFFERENCES = {
 _PERCENTS = {"lesion_volume_change_percent": "lesion_volume", "lung_volume_change_percent": "lung_volume"}
 
 
+# LPS positions (mm, one row each) and labels of voxels
+Surface = tuple[NDArray[np.float64], NDArray[np.int32]]
+
+
 class TimePoint(NamedTuple):
     """One study: the CT, its lesion mask, its lungs (1 right, 2 left), and its lobes if there are any."""
 
@@ -44,7 +49,12 @@ class TimePoint(NamedTuple):
 
 
 def compare_timepoints(
-    earlier: TimePoint | tuple[Any, ...], later: TimePoint | tuple[Any, ...], registration: str = "rigid"
+    earlier: TimePoint | tuple[Any, ...],
+    later: TimePoint | tuple[Any, ...],
+    registration: str = "rigid",
+    *,
+    lobe_map: str | Mapping[int, str] | None = None,
+    consolidation_from: float | None = None,
 ) -> dict[str, Any]:
     """Compare the lesions of two CTs of one patient.
 
@@ -56,6 +66,8 @@ def compare_timepoints(
         earlier: volume, lesion, lungs and, if there are any, lobes of the earlier study, each on the CT's grid.
         later: the same of the later study.
         registration: "rigid" or "affine".
+        lobe_map: which label value of both lobe maps is which lobe, see :func:`.zones.lobe_values`; None finds out.
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
 
     Returns:
         ``changes``: key -> measurement, as :func:`.quantify` gives them, among them counts of new, resolved, grown,
@@ -71,15 +83,16 @@ def compare_timepoints(
         GridMismatchError: a mask is not on its CT's grid.
     """
     before, after = TimePoint(*earlier), TimePoint(*later)
-    lungs = [_lungs(study, name) for study, name in ((before, "earlier"), (after, "later"))]
+    lungs = [_lungs(study, name, lobe_map) for study, name in ((before, "earlier"), (after, "later"))]
     if same_image(before.volume, after.volume):
         found = identity(after.volume, *lungs)
     else:
         found = register_lungs(before.volume, lungs[0], after.volume, lungs[1], registration)
-    measured = [quantify(*study) for study in (before, after)]
+    threshold = catalog()["attenuation"]["consolidation_from"] if consolidation_from is None else consolidation_from
+    measured = [quantify(*study, lobe_map=lobe_map, consolidation_from=threshold) for study in (before, after)]
     lesions, change_map, volumes = _match(before, after, measured, found)
     return {
-        "changes": _changes(measured, lesions, volumes, found),
+        "changes": _changes(measured, lesions, volumes, found, threshold),
         "earlier": measured[0],
         "later": measured[1],
         "lesions": lesions,
@@ -99,8 +112,8 @@ def compare_timepoints(
     }
 
 
-def _lungs(study: TimePoint, name: str) -> NDArray[np.bool_]:
-    lobes = None if study.lobes is None else zones.Lobes.read(study.lobes, study.volume.geometry)
+def _lungs(study: TimePoint, name: str, lobe_map: str | Mapping[int, str] | None) -> NDArray[np.bool_]:
+    lobes = None if study.lobes is None else zones.Lobes.read(study.lobes, study.volume.geometry, lobe_map)
     lungs = zones.Lungs.read(study.lungs, lobes, study.volume.geometry)
     if lungs.status != "ok":
         raise LungsNotFoundError(
@@ -111,13 +124,17 @@ def _lungs(study: TimePoint, name: str) -> NDArray[np.bool_]:
 
 
 def _changes(
-    measured: list[Entries], lesions: list[dict[str, Any]], volumes: dict[str, float], found: Registration
+    measured: list[Entries],
+    lesions: list[dict[str, Any]],
+    volumes: dict[str, float],
+    found: Registration,
+    threshold: float,
 ) -> Entries:
     before, after = measured
     entries: Entries = {}
 
     def add(name: str, value: Any, status: str = "ok", region: str = "whole") -> None:
-        entries[key_of(name, region)] = entry(name, value, status, region)
+        entries[key_of(name, region)] = entry(name, value, status, region, consolidation_from=threshold)
 
     kinds = {region: data["kind"] for region, data in catalog()["regions"].items()}
     for name, of in (_DIFFERENCES | _PERCENTS).items():
@@ -166,7 +183,8 @@ def _match(
     volumes = {names[label]: float(counts[label] * geometry.voxel_ml) for label in names}
 
     old_list, new_list = (measured[i]["lesions"]["value"] for i in (0, 1))
-    links = _links(arrived, new, geometry.spacing_zyx)
+    points, owners = _surface(old, before.volume.geometry)
+    links = _links((moved(np.linalg.inv(found.matrix), points), owners), arrived, new, geometry)
     groups = _groups(len(old_list), len(new_list), links)
     unseen_new = _unseen(new_lesions, geometry, before.volume.geometry, found.matrix)
     unseen_old = _unseen(old_lesions, before.volume.geometry, geometry, np.linalg.inv(found.matrix))
@@ -200,13 +218,24 @@ def _resampled(
     return sitk.GetArrayFromImage(resampler.Execute(source.to_sitk(labels)))
 
 
-def _links(old: NDArray[np.int32], new: NDArray[np.int32], spacing: tuple[float, float, float]) -> set[tuple[int, int]]:
-    """Pairs (old, new) of lesions that overlap or come closer than the limit, on one grid."""
+def _links(
+    surface: Surface, arrived: NDArray[np.int32], new: NDArray[np.int32], geometry: Geometry
+) -> set[tuple[int, int]]:
+    """Pairs (old, new) of lesions that overlap or come closer than the limit.
+
+    Args:
+        surface: of the old lesions, brought to the later CT: on its thick slices some have no voxel left.
+        arrived: labels of the old lesions on the later CT's grid.
+        new: labels of the new lesions.
+        geometry: the later CT's grid.
+    """
     from scipy.spatial import cKDTree
 
-    both = (old != 0) & (new != 0)
-    links = set(zip(old[both].tolist(), new[both].tolist(), strict=True))
-    surfaces = [_surface(labels, spacing) for labels in (old, new)]
+    both = (arrived != 0) & (new != 0)
+    links = set(zip(arrived[both].tolist(), new[both].tolist(), strict=True))
+    inside = _labels_at(surface[0], new, geometry)
+    links |= set(zip(surface[1][inside != 0].tolist(), inside[inside != 0].tolist(), strict=True))
+    surfaces = [surface, _surface(new, geometry)]
     limit = catalog()["longitudinal"]["match_distance_mm"]
     for near in (0, 1):
         (points, here), (others, there) = surfaces[near], surfaces[1 - near]
@@ -220,10 +249,17 @@ def _links(old: NDArray[np.int32], new: NDArray[np.int32], spacing: tuple[float,
     return links
 
 
-def _surface(
-    labels: NDArray[np.int32], spacing: tuple[float, float, float]
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Positions (mm from the grid's corner) and labels of the voxels on the surface of the lesions."""
+def _labels_at(points: NDArray[np.float64], labels: NDArray[np.int32], geometry: Geometry) -> NDArray[np.int32]:
+    """The label at each LPS position, 0 beyond the grid."""
+    index = np.rint(moved(np.linalg.inv(geometry.ijk_to_lps), points)).astype(np.int64)
+    within = ((index >= 0) & (index < geometry.size)).all(axis=1)
+    found = np.zeros(len(points), np.int32)
+    found[within] = labels[tuple(index[within, ::-1].T)]
+    return found
+
+
+def _surface(labels: NDArray[np.int32], geometry: Geometry) -> Surface:
+    """The voxels on the surface of the lesions."""
     mask = labels != 0
     box = bounding_box(mask)
     filled = np.pad(mask[box], 1)
@@ -232,7 +268,7 @@ def _surface(
         for step in (slice(None, -2), slice(2, None)):
             inner &= filled[tuple(step if a == axis else slice(1, -1) for a in range(3))]
     surface = np.argwhere(mask[box] & ~inner) + np.array([side.start for side in box])
-    return surface * np.array(spacing), labels[tuple(surface.T)]
+    return moved(geometry.ijk_to_lps, surface[:, ::-1]), labels[tuple(surface.T)]
 
 
 def _groups(old: int, new: int, links: set[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:

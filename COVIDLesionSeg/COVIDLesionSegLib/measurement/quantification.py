@@ -37,9 +37,9 @@ def quantify(
     Args:
         volume: the CT, HU.
         lesion: (z, y, x) on the CT's grid; any label is lesion.
-        lungs: on the same grid, 1 right lung and 2 left lung with the lesions in them; a mask with one label is divided
-            into right and left where they can be told apart. None takes the lobes, if given. What
-            :meth:`.zones.Lungs.read` made of them saves the time where the same lungs are measured again and again.
+        lungs: on the same grid, 1 right lung and 2 left lung with the lesions in them, or labels with such names; a
+            mask with one label is divided into right and left where they can be told apart. None takes the lobes, if
+            given. What :meth:`.zones.Lungs.read` made of them saves the time where the same lungs are measured again.
         lobes: lobe labels on the same grid, e.g. lungmask's or TotalSegmentator's.
         lobe_map: which label value is which lobe, see :func:`.zones.lobe_values`; None finds out.
         consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.

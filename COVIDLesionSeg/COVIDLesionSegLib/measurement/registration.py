@@ -76,7 +76,7 @@ def register_lungs(
 
     Raises:
         InputError: another kind, or studies that can't be compared; the message says why.
-        LungsNotFoundError: a lung mask is empty.
+        LungsNotFoundError: a lung mask is empty, or nothing is left of it on the grid of 3 mm.
     """
     import SimpleITK as sitk
 
@@ -149,6 +149,11 @@ class _Study:
         # shrinking averages in the type it is given: 200 leaves room to ask for more than half
         filled = sitk.BinShrink(volume.geometry.to_sitk(np.where(lungs, np.uint8(200), np.uint8(0))), factors)
         self.mask = sitk.Cast(filled > 100, sitk.sitkUInt8)
+        if not sitk.GetArrayViewFromImage(self.mask).any():
+            raise LungsNotFoundError(
+                f"The lung mask of the {name} study is too thin or small to register ({self.lungs_ml:.1f} mL, of which "
+                "nothing is left on a grid of 3 mm); two time points need a mask of the whole lungs each."
+            )
         distance = sitk.SignedMaurerDistanceMap(
             self.mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
         )

@@ -103,7 +103,13 @@ class Report:
         if self.reference is not None:
             self.evaluation = dict(evaluate(np.asarray(lesion) != 0, self.reference, volume.geometry.spacing_zyx))
         if self.earlier is not None:
-            self.comparison = compare_timepoints(self.earlier, self.study, self.registration)
+            self.comparison = compare_timepoints(
+                self.earlier,
+                self.study,
+                self.registration,
+                lobe_map=self.lobe_map,
+                consolidation_from=self.consolidation_from,
+            )
 
     @property
     def threshold(self) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging import AxialView, Geometry, LabelVolume, divide_lungs
+from ..imaging.lung_masks import lungs_by_side, sides_by_name
 from ._inputs import integer_labels
 from .catalog import catalog
 
@@ -23,6 +24,8 @@ LOBE_REGIONS = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "le
 SOMEWHERE = len(ZONE_REGIONS)
 # labels that two or fewer lobes would have can also be those of two lungs
 _LEAST_LOBES = 3
+# TotalSegmentator 1 has no label beyond; on a chest CT version 2 always has some, of ribs and costal cartilages
+_LAST_OF_TOTALSEGMENTATOR1 = 104
 
 Box = tuple[slice, slice, slice]
 
@@ -102,13 +105,20 @@ class Lungs:
     def read(cls, given: NDArray[Any] | LabelVolume | Lungs | None, lobes: Lobes | None, geometry: Geometry) -> Lungs:
         """Take what the user gave, or what was read before, else the lobes, else nothing.
 
+        Labels whose names say lung or lobe and a side count by name, else 1 is right and 2 is left; either is put right
+        by position where it is the other way round, as :func:`.lungs_from_mask` does.
+
         Raises:
-            InputError: labels other than 1 and 2.
+            InputError: labels other than 1 and 2 without such names.
+            LungsNotFoundError: labels, but none of those named lung or lobe.
         """
         if isinstance(given, Lungs):
             return given
+        sides = sides_by_name(given.names) if isinstance(given, LabelVolume) else {}
         if given is not None:
             array = integer_labels(given, geometry, "lung mask")
+            if sides and array.any():
+                array = lungs_by_side(array, sides, geometry)
         elif lobes is not None:
             array = lobes.lungs()
         else:
@@ -117,7 +127,10 @@ class Lungs:
         counts = _counts(view.apply(array))
         if not counts.any():
             return cls(array, counts, status="lungs_empty")
-        if counts[1].any():
+        if given is not None and not sides and counts.any(axis=1).all():
+            array = lungs_by_side(array, {1: 1, 2: 2}, geometry)
+            counts = _counts(view.apply(array))
+        if sides or counts[1].any():
             return cls(array, counts)
         divided = divide_lungs(array == 1, geometry)
         if divided is None:
@@ -206,7 +219,7 @@ def lobe_values(
         Label value -> lobe.
 
     Raises:
-        InputError: an unknown choice, or labels that fit no known label map.
+        InputError: an unknown choice, or labels that fit no known label map or more than one.
     """
     known = {lobe_map["id"]: _by_value(lobe_map) for lobe_map in catalog()["lobe_maps"]}
     if isinstance(choice, str):
@@ -225,11 +238,18 @@ def lobe_values(
     for candidate in known.values():
         if len(values) >= _LEAST_LOBES and values <= candidate.keys():
             return candidate
-    # a whole TotalSegmentator map: the lobes among a hundred other organs
-    if known["totalsegmentator"].keys() <= values:
-        return known["totalsegmentator"]
+    # a whole TotalSegmentator map: the lobes among a hundred other organs, some of which have the numbers of the other
+    # version's lobes
+    newer, older = known["totalsegmentator"], known["totalsegmentator1"]
+    is_newer = max(values, default=0) > _LAST_OF_TOTALSEGMENTATOR1
+    if newer.keys() <= values and (is_newer or not values & (older.keys() - newer.keys())):
+        return newer
+    if older.keys() <= values and not is_newer and not values & (newer.keys() - older.keys()):
+        return older
+    either = not is_newer and (newer.keys() <= values or older.keys() <= values)
     raise InputError(
-        f"The lobe map holds the labels {_some(sorted(values))}, which fit no known label map ({', '.join(known)}).",
+        f"The lobe map holds the labels {_some(sorted(values))}, which fit {'more than one' if either else 'no'} "
+        f"known label map ({', '.join(known)}).",
         "Say which one it is, or give label values with lobes.",
     )
 

@@ -24,6 +24,20 @@ _NOT_IDENTITY = {
     "run": ("device", "threads", "checkpoint_interval"),
 }
 
+_DATA = "give --data"
+# settings that every training is given by the study
+_OWN_OPTIONS = {
+    ("run", "steps"): "give --steps or --epochs",
+    ("run", "seed"): "give --seeds",
+    ("run", "device"): "give --device",
+    ("run", "precision"): "give --precision",
+    ("data", "cases"): _DATA,
+    ("data", "split"): _DATA,
+    ("data", "cache"): _DATA,
+    ("data", "pseudo_cases"): _DATA,
+    ("data", "validation_patients"): "give --folds",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -130,6 +144,8 @@ def cells(table: Table, options: Options) -> list[Cell]:
     rows = chosen_rows(table, options)
     for group, keys in options.changes.items():
         for key in keys:
+            if instead := _OWN_OPTIONS.get((group, key)):
+                raise InputError(f"--set {group}.{key} can't be obeyed, since each training gets its own; {instead}.")
             if all(key in row.settings.get(group, {}) for row in table.rows):
                 raise InputError(f"Each row of {table.id} sets {group}.{key} itself; leave out this --set.")
     folds = folds_of(table, options)

@@ -152,7 +152,13 @@ class Measurements:
         earlier = self._study(work, "earlier") if "earlier" in work else open_study(work, needs_lungs=True)[0]
         work.finish()
         work.progress("comparing", 0, 1)
-        found = compare_timepoints(earlier.time_point(), later.time_point(), registration)
+        found = compare_timepoints(
+            earlier.time_point(),
+            later.time_point(),
+            registration,
+            lobe_map=later.lobe_map,
+            consolidation_from=later.consolidation_from,
+        )
         change = found.pop("map")
         work.progress("comparing", 1, 1)
         return Answer({"comparison": found}, {"map": change})
