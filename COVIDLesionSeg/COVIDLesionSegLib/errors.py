@@ -54,6 +54,10 @@ class LungsNotFoundError(InputError):
     """No lungs where lungs are needed."""
 
 
+class CaseOpenError(InputError):
+    """Somebody else has the case of a store open, or has taken it over."""
+
+
 class ModelError(InputError):
     """A model file or id that is unknown, damaged, of another network, or not safe to load."""
 

@@ -66,7 +66,8 @@ def page(panel, store):
 
 
 def is_at_rest(page) -> bool:
-    return page.work.state in ("", "open") and page.store._client is not None and not page.store._client.busy
+    store = page.store
+    return page.work.state in ("", "open") and not store.busy and store._client is not None and not store._client.busy
 
 
 def rest(page) -> None:

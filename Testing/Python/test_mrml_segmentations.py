@@ -278,6 +278,10 @@ def test_under_a_linear_transform_the_mask_stays_on_the_ct(mrml, ct, three_lesio
     ct.SetAndObserveTransformNodeID(transform.GetID())
     node = mrml.showLesions(ct, three_lesions)
     np.testing.assert_array_equal(mrml.segmentMask(node, "lesion", ct), three_lesions)
+    converter, painted = slicer_core.vtkSegmentationConverter, slicer_core.vtkOrientedImageData()
+    grid = node.GetSegmentation().GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
+    converter.DeserializeImageGeometry(grid, painted, False)
+    np.testing.assert_allclose(painted.GetOrigin(), GRID.ijk_to_ras[:3, 3], atol=1e-3)
     ct.HardenTransform()
     np.testing.assert_array_equal(mrml.segmentMask(node, "lesion", ct), three_lesions)
     with pytest.raises(InputError, match="different transforms"):
@@ -319,6 +323,20 @@ def test_a_segmentation_of_surfaces_can_be_a_reference(mrml, ct, three_lesions, 
     back = mrml.segmentMask(node, "lesion", ct)
     overlap = 2 * (back & three_lesions).sum() / (back.sum() + three_lesions.sum())
     assert overlap > 0.6  # smoothed surfaces of small boxes
+
+
+def test_nothing_is_written_over_the_surfaces_of_a_segmentation(mrml, ct, three_lesions):
+    node = mrml.showLesions(ct, three_lesions)
+    mrml.showIn3D(node)
+    node.SetSourceRepresentationToClosedSurface()
+    for write in (
+        lambda: mrml.showLesions(ct, three_lesions, segmentationNode=node),
+        lambda: mrml.writeSegment(node, "lesion", three_lesions, ct),
+        lambda: mrml.showIn3D(node, False),
+    ):
+        with pytest.raises(InputError, match="keeps its segments as closed surface; a result needs"):
+            write()
+    assert node.GetClosedSurfaceInternalRepresentation("lesion").GetNumberOfPoints() > 0
 
 
 def test_faults_are_sentences(mrml, ct, three_lesions, scene):

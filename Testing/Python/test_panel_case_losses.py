@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from panel_case_fixtures import corrected, draw, is_at_rest, open_next, rest, scene_mask
+from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
 from panel_fixtures import chest, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
@@ -110,3 +110,133 @@ def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, 
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     rest(page)
     assert page.work.state == "" and not page.work.caseId and store.case("case-0001").lock is None
+
+
+# ---- leaving an edited case -----------------------------------------------------------------------------------------
+
+
+def change_rater(page):
+    page.ui.raterEdit.setText("bert")
+    page.list._onRater()
+
+
+def exclude(page):
+    page.ui.noteEdit.setText("motion")
+    page.ui.excludeButton.click()
+
+
+def to_the_second(page):
+    page.work.openCase("case-0002")
+
+
+WAYS_OUT = {
+    "aside": lambda page: page.ui.asideButton.click(),
+    "next": lambda page: page.ui.nextButton.click(),
+    "another": to_the_second,
+    "exclude": exclude,
+    "rater": change_rater,
+}
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Function that fills the disk, as far as autosaves are concerned."""
+    from COVIDLesionSegLib.cases.autosaves import Autosaves
+    from COVIDLesionSegLib.errors import OutputError
+
+    def full(*_arguments, **_options):
+        raise OutputError("The disk is full.")
+
+    return lambda: monkeypatch.setattr(Autosaves, "write", full)
+
+
+@pytest.mark.parametrize("way", WAYS_OUT.values(), ids=WAYS_OUT)
+def test_a_case_whose_edits_can_not_be_kept_stays_open(way, page, panel, store, full_disk):
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    full_disk()
+    way(page)
+    assert page.work.state == "closing"
+    wait_for_words(panel, "case-0001 stays open, because its edits could not be kept.")
+    rest(page)
+    assert "The disk is full." in said(panel)
+    assert (page.work.caseId, page.work.state) == ("case-0001", "open") and np.array_equal(scene_mask(), drawn)
+    assert store.case("case-0001").lock.owner == "anna" and not store.case("case-0001").exclusion
+    assert page.ui.raterEdit.text == page.store.rater == "anna"
+
+
+@pytest.mark.parametrize("way", WAYS_OUT.values(), ids=WAYS_OUT)
+def test_edits_are_kept_before_a_case_is_left(way, page, store):
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    way(page)
+    wait_for(lambda: page.work.caseId != "case-0001" and is_at_rest(page), "the close")
+    rest(page)
+    assert store.case("case-0001").unsaved == ("anna",) and store.case("case-0001").lock is None
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), drawn)
+
+
+def test_strokes_that_come_while_a_case_is_closed_are_kept(page, store):
+    open_next(page)
+    draw(corrected())
+    page.ui.asideButton.click()
+    later = np.zeros(SIZE, bool)
+    later[9:11, 20:24, 14:20] = True
+    draw(later)
+    wait_for(lambda: not page.work.caseId, "the close")
+    rest(page)
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), later)
+
+
+def test_slicer_ends_before_a_case_that_is_put_aside_is_written(page, store):
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    page.ui.asideButton.click()
+    page.close()
+    found = store.case("case-0001")
+    assert found.unsaved == ("anna",) and found.lock is None
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), drawn)
+
+
+def test_a_case_that_is_edited_while_it_is_saved_stays_open(page, panel, store):
+    open_next(page)
+    first = corrected()
+    draw(first)
+    page.ui.saveNextButton.click()
+    later = np.zeros(SIZE, bool)
+    later[9:11, 20:24, 14:20] = True
+    draw(later)
+    wait_for_words(panel, "case-0001 was edited while it was saved")
+    rest(page)
+    assert page.work.caseId == "case-0001" and page.work.isEdited and np.array_equal(scene_mask(), later)
+    assert np.array_equal(store.read_revision("case-0001").mask(), first)
+    assert store.case("case-0001").lock.owner == "anna"
+    page.ui.saveNextButton.click()
+    wait_for(lambda: page.work.caseId == "case-0002" and is_at_rest(page), "the next case")
+    assert np.array_equal(store.read_revision("case-0001").mask(), later)
+    assert store.case("case-0001").lock is None
+
+
+def test_a_renewal_that_fails_is_tried_again(page, panel, store, monkeypatch):
+    from COVIDLesionSegLib.cases.work_locks import WorkLocks
+    from COVIDLesionSegLib.errors import OutputError
+
+    def busy(*_arguments):
+        raise OutputError("Another program is changing case-0001.")
+
+    open_next(page)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkLocks, "renew", busy)
+        page.work._hold._renew()
+        wait_for_words(panel, "Another program is changing")
+    rest(page)
+    before = store.locks._values("case-0001")["renewals"]
+    page.work._hold._renew()
+    wait_for(lambda: store.locks._values("case-0001")["renewals"] > before, "the renewal")
+    rest(page)
+    page.ui.asideButton.click()
+    rest(page)
+    assert store.case("case-0001").lock is None

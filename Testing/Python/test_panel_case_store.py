@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from panel_case_fixtures import another_chest, open_next, rest
+from fake_worker import HOLD
+from panel_case_fixtures import another_chest, corrected, draw, open_next, rest
 from panel_fixtures import add_ct, apply_and_wait, chest, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
@@ -118,6 +119,53 @@ def test_another_store_waits_until_a_case_is_open(page, panel, tmp_path, store):
     wait_for(lambda: page.store.folder == str(other.folder), "the other store")
     rest(page)
     assert not page.work.caseId and store.case("case-0001").lock is None
+
+
+def test_a_new_store_waits_until_the_open_case_is_put_aside(page, panel, tmp_path, store):
+    folder = tmp_path / "new"
+    page.ui.nextButton.click()
+    page.ui.storePath.setProperty("currentPath", str(folder))
+    page.ui.createButton.click()
+    assert "Wait a moment" in said(panel) and not folder.exists()
+    rest(page)
+    drawn = corrected()
+    draw(drawn)
+    page.ui.createButton.click()
+    wait_for(lambda: page.store.folder == str(folder), "the store")
+    rest(page)
+    assert not page.work.caseId and page.ui.storePath.currentPath == str(folder)
+    assert store.case("case-0001").lock is None
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), drawn)
+
+
+def test_a_case_belongs_to_the_store_that_it_was_opened_from(page, tmp_path, store):
+    from COVIDLesionSegLib.cases import Store
+
+    open_next(page)
+    draw(corrected())
+    page.store.choose(str(Store.create(tmp_path / "other").folder))
+    rest(page)
+    page.work._hold._renew()
+    page.work.autosave()
+    rest(page)
+    assert store.case("case-0001").unsaved == ("anna",) and store.locks._values("case-0001")["renewals"] > 0
+    page.work.save(close=True)
+    wait_for(lambda: not page.work.caseId, "the close")
+    rest(page)
+    assert store.case("case-0001").latest("anna") is not None and store.case("case-0001").lock is None
+
+
+def test_a_save_does_not_wait_for_what_takes_long(page, store, worker, tmp_path):
+    open_next(page)
+    worker.tasks["store_add"] = lambda *_: HOLD
+    page.ui.addPath.setProperty("currentPath", str(tmp_path))
+    page.ui.addFolderButton.click()
+    wait_for(lambda: page.store.progress is not None, "the long work")
+    page.ui.saveButton.click()
+    wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
+    assert page.store.busy
+    page.ui.storeCancelButton.click()
+    rest(page)
 
 
 def test_settings_of_another_computer_do_not_reach_the_store(shared_session, slicer_gui, monkeypatch):

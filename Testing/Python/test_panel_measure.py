@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_worker import DIE
-from panel_fixtures import SPACING, VOXEL_ML, add_ct, apply_and_wait, brush, chest, settle, wait_for
+from fake_worker import DIE, HOLD
+from panel_fixtures import SPACING, VOXEL_ML, add_ct, apply_and_wait, brush, chest, let_run, settle, wait_for
+
+from COVIDLesionSegLib.worker import Request
 
 
 @pytest.fixture
@@ -230,6 +232,28 @@ def test_an_earlier_study_gives_the_change(panel, segmentation, ct, mrml, parame
     assert ui.tableView.mrmlTableNode() is parameters.changeTable
 
 
+@pytest.mark.parametrize("task", ["compare", "error_map"])
+def test_an_answer_that_comes_after_another_ct_was_chosen_is_not_shown(
+    task, panel, segmentation, ct, mrml, parameters, worker, monkeypatch
+):
+    choose_reference(panel, add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2)))
+    parameters.update(earlierVolume=ct, earlierSegmentation=segmentation)
+    worker.tasks[task] = lambda *_: HOLD
+    ui, tools, cancelled = panel.measure.ui, panel.session.tools, []
+    (ui.compareButton if task == "compare" else ui.errorsButton).click()
+    wait_for(lambda: worker.named(task), "the request")
+    # the answer is on its way already
+    monkeypatch.setattr(Request, "cancel", lambda request: cancelled.append(request.task))
+    panel.segment.ui.inputSelector.setCurrentNode(add_ct("second"))
+    assert task in cancelled and not tools.busy and not ui.changeLabel.text
+    asked = worker.named(task)[0]
+    child = next(child for child in worker.children if child._held is not None)
+    del worker.tasks[task]
+    child.release(*child._own(task)(asked.parameters, asked.arrays))
+    let_run()
+    assert not tools.comparison and parameters.errorSegmentation is None and parameters.changeTable is None
+
+
 # ---- rough use ------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +270,42 @@ def test_nothing_is_measured_while_nobody_looks(panel, ct, worker):
     panel.tabs.setCurrentIndex(2)
     settle(panel)
     assert panel.session.live.quantities["lesion_count"]["value"] == 3
+
+
+@pytest.mark.parametrize("what", ["reference", "lungs", "transform", "nothing"])
+def test_what_was_changed_while_nobody_looked_is_measured_anew(
+    what, panel, segmentation, ct, mrml, parameters, scene, worker
+):
+    import slicer
+
+    live = panel.session.live
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    for node in (ct, segmentation, parameters.lungSegmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    reference = add_reference(ct, mrml, chest()[1])
+    choose_reference(panel, reference)
+    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+    count, place = len(worker.named("open")), live.lesions[0]["centroid_lps_mm"]
+    panel.tabs.setCurrentIndex(0)
+    if what == "reference":
+        mrml.writeSegment(reference, "expert", np.roll(chest()[1], 6, axis=2), ct)
+    elif what == "lungs":
+        mrml.writeSegment(parameters.lungSegmentation, "left_lung", np.zeros_like(chest()[1]), ct)
+    elif what == "transform":
+        shift = np.eye(4)
+        shift[2, 3] = 50
+        transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(shift))
+    panel.tabs.setCurrentIndex(3)
+    panel.tabs.setCurrentIndex(2)
+    if what == "nothing":
+        let_run()
+        assert len(worker.named("open")) == count, "the same study is not sent again"
+        return
+    wait_for(lambda: len(worker.named("open")) > count and live.evaluation and not live.busy, "the figures")
+    if what == "reference":
+        assert live.evaluation["dice"]["value"] < 0.9
+    if what == "transform":
+        assert live.lesions[0]["centroid_lps_mm"][2] == pytest.approx(place[2] + 50, abs=0.1)
 
 
 def test_a_child_that_dies_is_given_the_study_again(panel, segmentation, worker):

@@ -194,60 +194,6 @@ def test_hounsfield_units_are_the_workers_to_judge(panel, ct, worker):
     assert "Problem: The voxel values are not Hounsfield units. Give the scale." in said(panel)
 
 
-# ---- the scene changes during a run ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def held(panel, ct, worker):
-    """A run that waits in the worker."""
-    worker.tasks["segment"] = lambda *_: HOLD
-    panel.segment.ui.applyButton.click()
-    wait_for(lambda: worker.named("segment"), "the request")
-    return worker.named("segment")[0]
-
-
-def finish(worker, held):
-    worker.children[0].release(*segment_by_threshold(held.parameters, held.arrays))
-
-
-def test_a_deleted_ct_ends_its_run(panel, ct, held, scene):
-    scene.RemoveNode(ct)
-    wait_for(lambda: not panel.session.run.busy, "the end", seconds=1)
-    assert "The CT was deleted" in said(panel)
-    assert not panel.segment.ui.applyButton.isEnabled()
-
-
-def test_a_closed_scene_ends_the_run(panel, held, scene, worker, mrml):
-    scene.Clear(False)
-    wait_for(lambda: not panel.session.run.busy, "the end", seconds=1)
-    assert "The CT was deleted, or its scene was closed" in said(panel)
-    panel.segment.ui.inputSelector.setCurrentNode(add_ct())
-    del worker.tasks["segment"]
-    assert apply_and_wait(panel) is not None
-
-
-def test_a_result_whose_segmentation_was_deleted_gets_a_new_one(panel, ct, worker, scene, mrml, parameters):
-    first = apply_and_wait(panel)
-    worker.tasks["segment"] = lambda *_: HOLD
-    panel.segment.ui.applyButton.click()
-    wait_for(lambda: len(worker.named("segment")) == 2, "the request")
-    mrml.removeNode(first)
-    finish(worker, worker.named("segment")[1])
-    wait_for(lambda: not panel.session.run.busy, "the end")
-    assert parameters.lesionSegmentation is not None and parameters.lesionSegmentation is not first
-
-
-def test_another_ct_is_not_given_the_first_ones_result(panel, ct, mrml, parameters):
-    first = apply_and_wait(panel)
-    second_ct = add_ct("second")
-    panel.segment.ui.inputSelector.setCurrentNode(second_ct)
-    assert parameters.lesionSegmentation is None
-    second = apply_and_wait(panel)
-    assert second is not first and mrml.volumeOf(second) is second_ct
-    panel.segment.ui.inputSelector.setCurrentNode(ct)
-    assert parameters.lesionSegmentation is first
-
-
 # ---- the worker fails -----------------------------------------------------------------------------------------------
 
 

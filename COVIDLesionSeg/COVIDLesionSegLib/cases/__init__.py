@@ -3,6 +3,7 @@
 Everything in this room loads without PyTorch; what trains or predicts imports it when it runs.
 """
 
+from ..errors import CaseOpenError
 from .autosaves import Autosave
 from .gate import CaseFigures, GateDecision, GateRule
 from .layout import is_store
@@ -12,7 +13,7 @@ from .review import center_ras
 from .session import Session
 from .store import Store
 from .store_models import StoredModel
-from .work_locks import RENEW_S, CaseOpenError
+from .work_locks import RENEW_S
 
 __all__ = [
     "ORDERS",

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, OutputError
+from ..errors import CaseOpenError, OutputError
 from ..files import write_json
 from ..locks import exclusive
 from ..processes import boot_id, is_alive, start_time
@@ -31,10 +31,6 @@ from .records import LockInfo
 RENEW_S = 60.0
 ABANDONED_S = 15 * 60.0
 _WAIT_S = 20.0
-
-
-class CaseOpenError(InputError):
-    """Somebody else has the case open."""
 
 
 class WorkLocks:

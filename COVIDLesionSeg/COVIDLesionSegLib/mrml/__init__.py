@@ -10,7 +10,7 @@ from .dicom_files import dicomFilesOf
 from .hierarchy import placeUnderStudy, studyOf
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
-from .nodes import removeNode, requireNode
+from .nodes import changeStamp, removeNode, requireNode
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
 from .patients import patientOf
 from .plots import showHistogram, showLossCurves, showZones
@@ -20,6 +20,7 @@ from .segmentations import (
     createSegmentation,
     hideOthers,
     lesionMask,
+    requireLabelmaps,
     resultsOn,
     segmentMask,
     segmentsMask,
@@ -48,6 +49,7 @@ __all__ = [
     "UndoStates",
     "answerMask",
     "attachRecord",
+    "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
     "gridOfNode",
@@ -67,6 +69,7 @@ __all__ = [
     "recordOf",
     "removeLostAnswers",
     "removeNode",
+    "requireLabelmaps",
     "requireNode",
     "restoreAnswer",
     "resultsOn",

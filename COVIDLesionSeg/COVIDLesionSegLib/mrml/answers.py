@@ -14,6 +14,7 @@ from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
     UndoStates,
+    requireLabelmaps,
     segmentMask,
     segmentsMask,
     segmentsWithRole,
@@ -89,6 +90,7 @@ def restoreAnswer(
         GridMismatchError: the region is not on the CT's grid.
     """
     answer = _require_answer(segmentationNode)
+    requireLabelmaps(segmentationNode)
     if region is not None:
         gridOfNode(volumeNode).require_shape(region, "region")
     if undo is not None:

@@ -97,6 +97,22 @@ def world_from_parent(node: Any, what: str) -> NDArray[np.float64]:
     return array_of_matrix(matrix)
 
 
+def changeStamp(node: Any) -> tuple[Any, ...]:
+    """Another one once voxels, segments or transform of a volume or segmentation node were changed; () for None."""
+    if node is None:
+        return ()
+    transform = node.GetParentTransformNode()
+    moved = 0 if transform is None else transform.GetTransformToWorldMTime()
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        source = segmentation.GetSourceRepresentationName()
+        segments = [segmentation.GetSegment(identity) for identity in segmentation.GetSegmentIDs()]
+        data = [segmentation, *(segment.GetRepresentation(source) for segment in segments)]
+    else:
+        data = [node.GetImageData()]
+    return (node.GetMTime(), moved, *(part.GetMTime() for part in data if part is not None))
+
+
 def nodesOfClass(className: str) -> list[Any]:
     """The scene's nodes of a class, in their order."""
     scene = slicer.mrmlScene

@@ -27,6 +27,7 @@ from .volumes import gridOfNode, local_grid, volumeFromNode
 ROLE_TAG = "COVIDLesionSeg.Role"
 SEGMENTATION = "vtkMRMLSegmentationNode"
 _VOLUME = "vtkMRMLScalarVolumeNode"
+_LABELMAP = "Binary labelmap"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.
 _SURFACES = {"Conversion method": "1", "SurfaceNets smoothing": "0", "Smoothing factor": "0.5"}
 _ROUGH_SURFACES = {"Conversion method": "0", "Smoothing factor": "0"}
@@ -55,10 +56,28 @@ def createSegmentation(volumeNode: Any, name: str = "COVID-19 lesions") -> Any:
     gridOfNode(volumeNode)
     node = addNode(SEGMENTATION, name)
     node.CreateDefaultDisplayNodes()
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    # first the transform: under another one than the CT's the grid would be taken in world coordinates
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     placeUnderStudy(node, volumeNode)
     return node
+
+
+def requireLabelmaps(segmentationNode: Any) -> None:
+    """Refuse a segmentation whose segments are not kept as binary labelmaps, e.g. imported surfaces.
+
+    A mask that is written into one would take the place of what all its segments are made from.
+
+    Raises:
+        InputError: such a segmentation, or none.
+    """
+    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    source = segmentationNode.GetSegmentation().GetSourceRepresentationName()
+    if source != _LABELMAP:
+        raise InputError(
+            f"The segmentation keeps its segments as {source.lower()}; a result needs one that keeps binary labelmaps.",
+            "Choose another one, or make the binary labelmap its source representation in the Segmentations module.",
+        )
 
 
 def showLesions(
@@ -134,7 +153,7 @@ def segmentsMask(segmentationNode: Any, segmentIds: Iterable[str], volumeNode: A
     """Several segments together on the CT's grid, like :func:`segmentMask`."""
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
     geometry = gridOfNode(volumeNode)
-    if not segmentationNode.GetSegmentation().ContainsRepresentation("Binary labelmap"):
+    if not segmentationNode.GetSegmentation().ContainsRepresentation(_LABELMAP):
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         segmentationNode.CreateBinaryLabelmapRepresentation()
     mask = np.zeros(geometry.shape, bool)
@@ -229,10 +248,10 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
         volumeNode: the CT.
 
     Raises:
-        InputError: a node that is not what it should be, no such segment, or not under the CT's transform.
+        InputError: a node that is not what it should be, no such segment, surfaces, or not under the CT's transform.
         GridMismatchError: the mask is not on the CT's grid.
     """
-    requireNode(segmentationNode, SEGMENTATION, "segmentation")
+    requireLabelmaps(segmentationNode)
     _require_segment(segmentationNode, segmentId)
     _require_mask(mask, volumeNode, "mask")
     _require_same_transform(segmentationNode, volumeNode)
@@ -249,10 +268,11 @@ def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -
         smooth: False is three times as fast and shows the voxels' steps: enough for what is see-through.
 
     Raises:
-        InputError: no segmentation.
+        InputError: no segmentation, or one whose surfaces are its source and can't be removed.
     """
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
     if not visible:
+        requireLabelmaps(segmentationNode)
         segmentationNode.RemoveClosedSurfaceRepresentation()
         return
     for name, value in (_SURFACES if smooth else _ROUGH_SURFACES).items():
@@ -266,7 +286,7 @@ def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any
     if segmentationNode is None:
         segmentationNode = createSegmentation(volumeNode)
     else:
-        requireNode(segmentationNode, SEGMENTATION, "segmentation")
+        requireLabelmaps(segmentationNode)
         _require_same_transform(segmentationNode, volumeNode)
     segmentation = segmentationNode.GetSegmentation()
     earlier = segmentsWithRole(segmentationNode, made[0].role)

@@ -35,11 +35,11 @@ def jumpTo(ras: Sequence[float]) -> None:
 
 
 def showInViews(volumeNode: Any) -> None:
-    """Show a CT in all slice views, if another volume is there now."""
+    """Show a CT in all slice views, in full, if another volume is there now."""
     requireNode(volumeNode, "vtkMRMLVolumeNode", "CT")
     shown = {node.GetBackgroundVolumeID() for node in nodesOfClass("vtkMRMLSliceCompositeNode")}
     if shown and shown != {volumeNode.GetID()}:
-        slicer.util.setSliceViewerLayers(background=volumeNode)
+        slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
 
 
 def showMapInViews(mapNode: Any, opacity: float = 0.5) -> None:

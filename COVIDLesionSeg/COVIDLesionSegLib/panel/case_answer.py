@@ -27,7 +27,7 @@ class CaseAnswer:
     """
 
     def __init__(self, session: Session, store: StoreClient, case: str) -> None:
-        self._session, self._store, self._case = session, store, case
+        self._session, self._store, self._case, self._folder = session, store, case, store.folder
         self._request: Request | None = None
 
     def ask(
@@ -71,7 +71,8 @@ class CaseAnswer:
         """Put the answer into the store; returns what the model is called."""
         record: Mapping[str, Any] = reply.values["record"]
         arrays = {name: reply.arrays[name] for name in ("mask", "lungs")}
-        self._store.ask("case_answer", {"case": self._case, "record": record}, arrays=arrays)
+        values = {"store": self._folder, "case": self._case, "record": record}
+        self._store.ask("case_answer", values, arrays=arrays)
         return str(record["model"].get("id") or record["model"].get("name") or "")
 
 

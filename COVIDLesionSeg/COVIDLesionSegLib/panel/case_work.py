@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-from numpy.typing import NDArray
 from slicer.util import VTKObservationMixin
 
 from ..errors import COVIDLesionSegError, InputError
 from ..worker import Progress, Reply, WorkerError
-from ..worker.protocol import geometry_from_json
 from .case_answer import CaseAnswer, savedTexts
+from .case_contents import CaseContents
 from .case_hold import CaseHold
 from .case_scene import CaseScene
 from .events import Signal
-from .notices import Notice, noticeOf
+from .notices import Notice, attempt, noticeOf
 from .steps import Steps
 from .store_client import StoreClient
 from .text import _
@@ -38,7 +37,7 @@ class CaseWork(VTKObservationMixin):
     Attributes:
         changed: signal: another case or state.
         noted: signal: a :class:`.notices.Notice`.
-        state: "", "opening", "predicting", "showing", "open" or "saving".
+        state: "", "opening", "predicting", "showing", "open", "saving" or "closing".
         case: what the overview says of the open case, or empty.
         reason: why it is this case, or "".
         startFrom: what the mask was at the beginning, as a phrase.
@@ -61,8 +60,7 @@ class CaseWork(VTKObservationMixin):
     def _forget(self) -> None:
         self.case: Mapping[str, Any] = {}
         self.reason = self.startFrom = self.recovered = self.model = ""
-        self._reply: Reply | None = None
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self._contents: CaseContents | None = None
         self._scene = CaseScene()
         self._hold = CaseHold(self._session, self._store, self._scene, self.noted.emit)
         self._then: Callable[[], None] | None = None
@@ -107,11 +105,12 @@ class CaseWork(VTKObservationMixin):
         self._open({"case": case, "take_over": takeOver}, then)
 
     def _open(self, wanted: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
-        if self.state not in ("", "open"):
-            raise InputError(_("A case is being opened or saved."), _("Wait a moment."))
+        self.requireRest()
         if not self._store.rater:
             raise InputError(_("Nobody is named as the one who corrects."), _("Write a name or initials above."))
-        self.putAside()
+        self.putAside(lambda: self._ask(wanted, then))
+
+    def _ask(self, wanted: Mapping[str, Any], then: Callable[[], None] | None) -> None:
         self._enter("opening")
         self._then = then
         try:
@@ -143,38 +142,30 @@ class CaseWork(VTKObservationMixin):
         self.case, self.reason = values["case"], values["reason"]
         self.startFrom, self.recovered = values["start_from"], values["recovered"] or ""
         self.model = values.get("model", "")
-        self._reply, self._arrays = reply, dict(reply.arrays)
+        self._contents = contents = CaseContents(reply, self._scene)
         for text in values["skipped"]:
             self.noted.emit(Notice(text))
         self._hold.take(self.caseId, values["token"], float(values["seconds"]))
         self._enter("showing")
-        steps = [self._showVolume, self._showLungs]
-        waits = values["is_untouched"]
-        self._steps.start([*steps, self._predict] if waits else [*steps, *self._maskSteps()], self._onError)
-
-    def _maskSteps(self) -> list[Callable[[], Any]]:
-        return [self._showAnswer, self._keepAnswer, self._showMask, self._finish]
+        rest = [self._predict] if values["is_untouched"] else [*contents.lesionSteps(), self._finish]
+        self._steps.start([self._showVolume, contents.showLungs, *rest], self._onError)
 
     def _showVolume(self) -> None:
-        assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        geometry = geometry_from_json(self._reply.values["geometry"])
-        self._scene.showVolume(self._arrays["volume"], geometry, self.caseId)
+        assert self._contents is not None  # noqa: S101  # _onOpened has set it
+        self._contents.showVolume(self.caseId)
         for event in self._sceneEvents:
             self.addObserver(slicer.mrmlScene, event, self._onNodesGone)
-
-    def _showLungs(self) -> None:
-        if "lungs" in self._arrays:
-            self._scene.showLungs(self._arrays["lungs"])
 
     # ---- the model's answer -----------------------------------------------------------------------------------------
 
     def _predict(self) -> None:
         """The case has no answer yet: the store's default model gives one first."""
-        assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        arrays = {name: array for name, array in self._arrays.items() if name in ("volume", "lungs")}
+        contents = self._contents
+        assert contents is not None  # noqa: S101  # _onOpened has set it
         self._answer = CaseAnswer(self._session, self._store, self.caseId)
         self._enter("predicting")
-        self._answer.ask(self._reply.values["geometry"], arrays, self._onProgress, self._onAnswer, self._onNoAnswer)
+        outcomes = self._onProgress, self._onAnswer, self._onNoAnswer
+        self._answer.ask(contents.geometry, contents.forModel(), *outcomes)
 
     def cancelPrediction(self) -> None:
         """Let the case be opened without an answer."""
@@ -186,46 +177,28 @@ class CaseWork(VTKObservationMixin):
         self.changed.emit()
 
     def _onAnswer(self, reply: Reply) -> None:
-        answer, self._answer = self._answer, None
-        if self.state != "predicting" or answer is None:
+        answer, self._answer, contents = self._answer, None, self._contents
+        if self.state != "predicting" or answer is None or contents is None:
             return
         self.model = answer.keep(reply)
         self.startFrom = _("the answer of {model}").format(model=self.model)
-        mask, lungs = reply.arrays["mask"], reply.arrays["lungs"]
-        self._arrays |= {"answer": mask, "mask": mask} | ({} if "lungs" in self._arrays else {"lungs": lungs})
-        assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        self._reply.values["record"] = reply.values["record"]
-        steps = [] if self._scene.lungNode is not None else [self._showLungs]
+        contents.takeAnswer(reply)
+        steps = [] if self._scene.lungNode is not None else [contents.showLungs]
         self._enter("showing")
-        self._steps.start([*steps, *self._maskSteps()], self._onError)
+        self._steps.start([*steps, *contents.lesionSteps(), self._finish], self._onError)
 
     def _onNoAnswer(self, error: WorkerError) -> None:
-        self._answer = None
-        if self.state != "predicting":
+        self._answer, contents = None, self._contents
+        if self.state != "predicting" or contents is None:
             return
         self.noted.emit(noticeOf(error))
         self.noted.emit(Notice(_("The case is open without an answer of a model; draw, or segment it yourself.")))
         self._enter("showing")
-        self._steps.start(self._maskSteps(), self._onError)
-
-    # ---- into the scene ---------------------------------------------------------------------------------------------
-
-    def _showAnswer(self) -> None:
-        assert self._reply is not None  # noqa: S101  # _onOpened has set it
-        first = self._arrays.get("answer", self._arrays["mask"])
-        self._scene.showLesions(first.view(bool), self._reply.values.get("record"))
-
-    def _keepAnswer(self) -> None:
-        if "answer" in self._arrays:
-            self._scene.keepAnswer()
-
-    def _showMask(self) -> None:
-        if "answer" in self._arrays:
-            self._scene.write(self._arrays["mask"].view(bool))
+        self._steps.start([*contents.lesionSteps(), self._finish], self._onError)
 
     def _finish(self) -> None:
         self._scene.choose()
-        self._reply, self._arrays = None, {}
+        self._contents = None
         self._hold.begin()
         segmentation = self._scene.segmentationNode.GetSegmentation()
         for event in _EDITED:
@@ -239,7 +212,7 @@ class CaseWork(VTKObservationMixin):
 
     def _onError(self, error: Exception) -> None:
         self.noted.emit(noticeOf(error))
-        self.putAside()
+        self._close()
 
     # ---- while it is edited -----------------------------------------------------------------------------------------
 
@@ -266,7 +239,7 @@ class CaseWork(VTKObservationMixin):
 
             self._steps.start([show], self._onError)
 
-        self._store.ask("case_restart", {"case": self.caseId, "rater": self._store.rater}, restarted)
+        self._store.ask("case_restart", {**self._hold.where, "rater": self._store.rater}, restarted)
 
     # ---- saving and closing -----------------------------------------------------------------------------------------
 
@@ -277,9 +250,9 @@ class CaseWork(VTKObservationMixin):
 
         Args:
             noLesion: the case has no lesion. What the model marked is erased first; what a person has drawn is not.
-            close: close the case then.
+            close: close the case then, unless it was edited meanwhile.
             comment: free text.
-            then: called when it is saved.
+            then: called when it is saved, and closed if it is to be.
 
         Raises:
             InputError: no case is open, or edits of a case that is to have no lesion.
@@ -298,34 +271,39 @@ class CaseWork(VTKObservationMixin):
         self._hold.pause()
         self._enter("saving")
         values = {
-            "case": self.caseId,
+            **self._hold.where,
             "rater": self._store.rater,
             "seconds": seconds,
             "no_lesion": noLesion,
             "comment": comment,
-        } | ({"token": self._hold.token} if close else {})
+        }
 
         def saved(reply: Reply) -> None:
-            self._onSaved(reply, edits, close, others)
-            if then is not None:
+            if self._onSaved(reply, edits, close, others) and then is not None:
                 then()
 
         self._store.ask("case_save", values, saved, arrays={"mask": mask.view(np.uint8)}, failed=self._onNotSaved)
 
-    def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> None:
+    def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> bool:
+        """The revision is written; returns whether everything that was to be done is done."""
         for text in savedTexts(reply.values, others):
             self.noted.emit(Notice(text))
         if self.state != "saving":
             # its nodes were removed meanwhile
-            return
-        if close:
+            return True
+        if close and self._hold.edits == edits:
+            self._hold.release()
             self._leave()
-            return
+            return True
         self.case = reply.values["case"]
         self.recovered = ""
         # strokes that came while the file was written are edits of the next revision
         self._hold.saved(edits)
         self._enter("open")
+        if close:
+            text = _("{case} was edited while it was saved, so it stays open. Save it again.")
+            self.noted.emit(Notice(text.format(case=self.caseId), is_error=True))
+        return not close
 
     def _onNotSaved(self, error: WorkerError) -> None:
         self.noted.emit(noticeOf(error))
@@ -334,18 +312,45 @@ class CaseWork(VTKObservationMixin):
         self._enter("open")
         self._hold.goOn()
 
-    def putAside(self) -> None:
-        """Close the case; what is not saved is kept, and brought back when it is opened again."""
-        if not self.caseId:
+    def putAside(self, then: Callable[[], None] | None = None) -> None:
+        """Close the case; what is not saved is kept, and brought back when it is opened again.
+
+        Args:
+            then: called when it is closed, at once where nothing is open; not where its edits could not be kept: then
+                it stays open.
+
+        Raises:
+            InputError: a case is being opened, saved or closed.
+        """
+        self.requireRest()
+        self._close(then)
+
+    def _close(self, then: Callable[[], None] | None = None) -> None:
+        if self._hold.hasUnkept:
+            self._enter("closing")
+            self._hold.keep(lambda: self._onKept(then), self._onNotKept)
             return
-        if self.isOpen:
-            self.autosave()
-        self._hold.release()
-        self._leave()
+        if self.caseId:
+            self._hold.release()
+            self._leave()
+        if then is not None:
+            then()
+
+    def _onKept(self, then: Callable[[], None] | None) -> None:
+        # its nodes may have been removed meanwhile; strokes that came while the file was written are kept as well
+        if self.state == "closing":
+            attempt(lambda: self._close(then), self.noted.emit)
+
+    def _onNotKept(self) -> None:
+        if self.state == "closing":
+            self._enter("open")
+            self._hold.goOn()
+            text = _("{case} stays open, because its edits could not be kept.").format(case=self.caseId)
+            self.noted.emit(Notice(text, is_error=True))
 
     def close(self) -> None:
         """The panel goes: keep what is not saved, here and now, and let others open the case."""
-        self._hold.endHere(keep=self.isOpen)
+        self._hold.endHere()
         self._leave(removeNodes=False)
 
     def _leave(self, removeNodes: bool = True) -> None:
@@ -371,6 +376,15 @@ class CaseWork(VTKObservationMixin):
         self.noted.emit(Notice(text + lost, is_error=edited))
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def requireRest(self) -> None:
+        """Refuse what must not come between.
+
+        Raises:
+            InputError: a case is being opened, saved or closed.
+        """
+        if self.state not in ("", "open"):
+            raise InputError(_("A case is being opened, saved or closed."), _("Wait a moment."))
 
     def _requireOpen(self) -> None:
         if self.state != "open":

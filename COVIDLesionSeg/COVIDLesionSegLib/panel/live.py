@@ -55,6 +55,8 @@ class LiveMeasurement(VTKObservationMixin):
         self._request: Request | None = None
         # what is measured, or read to be measured; empty where it has to be read anew
         self._study: tuple[Any, ...] = ()
+        # of the CT, the lungs and the reference when the last one looked away
+        self._stamps: list[tuple[Any, ...]] = []
         self._generation = -1
         self._parameters: ModuleParameters | None = None
         # the lesions that were sent last; none before the study was sent
@@ -67,6 +69,8 @@ class LiveMeasurement(VTKObservationMixin):
     def follow(self, user: Any) -> None:
         """Somebody looks from now on."""
         if user not in self._followers:
+            if not self._followers and self._stamps != self._currentStamps():
+                self._study = ()
             self._followers.append(user)
             self.refresh()
 
@@ -74,6 +78,7 @@ class LiveMeasurement(VTKObservationMixin):
         """Somebody looks no more; after the last one nothing is measured."""
         if user in self._followers:
             self._followers.remove(user)
+            self._stamps = self._currentStamps()
         if not self._followers:
             self._rest()
 
@@ -133,6 +138,11 @@ class LiveMeasurement(VTKObservationMixin):
 
     def _segments(self, parameters: ModuleParameters) -> tuple[Any, ...]:
         return parameters.lesionSegmentId, parameters.referenceSegmentId, parameters.consolidationFrom
+
+    def _currentStamps(self) -> list[tuple[Any, ...]]:
+        """What tells a changed CT, lungs or reference; lesions are compared voxel by voxel."""
+        volumeNode, _lesions, *others = self._nodes(mrml.moduleParameters())
+        return [mrml.changeStamp(node) for node in (volumeNode, *others)]
 
     def _holds(self) -> bool:
         """Whether the child that was given the study is the one that runs now."""

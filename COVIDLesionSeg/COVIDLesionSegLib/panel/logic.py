@@ -110,6 +110,9 @@ class LesionLogic:
                 keepUncertainty=uncertainty,
                 showSurfaces=surfaces,
             )
+        if segmentationNode is not None:
+            # said before the work, not after it
+            mrml.requireLabelmaps(segmentationNode)
         volume = mrml.volumeFromNode(volumeNode, check=False)
         arrays: dict[str, Any] = {"volume": volume.array}
         if lungs is not None:

@@ -155,7 +155,8 @@ class ModulePanel(VTKObservationMixin):
         self.tabs.updateGeometry()
 
     def _onFinished(self, volumeNode: Any, *_ignored: Any) -> None:
-        if self._shown:
+        # another CT may have been chosen while the run was on
+        if self._shown and mrml.moduleParameters().inputVolume is volumeNode:
             mrml.showInViews(volumeNode)
 
     def onUndo(self) -> None:

@@ -123,13 +123,16 @@ class SegmentationRun(VTKObservationMixin):
             undo: called with the segmentation whose segments are about to be replaced; gives what saves its state.
 
         Raises:
-            InputError: a run is on, or there is no CT that can be used.
+            InputError: a run is on, there is no CT that can be used, or no result can be put into the segmentation.
         """
         if self.busy:
             raise InputError(_("A run is on already."), _("Wait until it has finished, or cancel it."))
         problem = mrml.volumeProblem(parameters.inputVolume)
         if problem:
             raise InputError(problem)
+        if parameters.lesionSegmentation is not None:
+            # said before the work, not after it
+            mrml.requireLabelmaps(parameters.lesionSegmentation)
         self._volumeNode = parameters.inputVolume
         self._lungNode = None if parameters.findLungs else parameters.lungSegmentation
         if not parameters.findLungs and self._lungNode is None:
@@ -209,6 +212,9 @@ class SegmentationRun(VTKObservationMixin):
         if node is not None and node.GetScene() is None:
             node = None
         replaced = node is not None and bool(mrml.segmentsWithRole(node))
+        if replaced and not self._isChosen:
+            # the editor, which could undo it, works on another CT by now
+            node, replaced = None, False
         undo = self._undo(node) if replaced and self._undo is not None else None
         self._undoable = undo is not None
         self._segmentationNode = mrml.showLesions(
@@ -224,25 +230,34 @@ class SegmentationRun(VTKObservationMixin):
 
     def _keepAnswer(self) -> None:
         mrml.keepAnswer(self._segmentationNode)
-        self._parameters.update(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
+        self._choose(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
 
     def _showLungs(self) -> None:
         if self._lungNode is None:
             self._shownLungs = mrml.showFoundLungs(
-                self._volumeNode, self._reply.arrays["lungs"], self._parameters.lungSegmentation
+                self._volumeNode, self._reply.arrays["lungs"], self._earlier("lungSegmentation")
             )
-            self._parameters.lungSegmentation = self._shownLungs
+            self._choose(lungSegmentation=self._shownLungs)
 
     def _showMaps(self) -> None:
-        arrays, parameters = self._reply.arrays, self._parameters
-        if "probability" in arrays:
-            parameters.probabilityVolume = mrml.showProbability(
-                self._volumeNode, arrays["probability"], parameters.probabilityVolume
-            )
-        if "uncertainty" in arrays:
-            parameters.uncertaintyVolume = mrml.showUncertainty(
-                self._volumeNode, arrays["uncertainty"], parameters.uncertaintyVolume
-            )
+        arrays = self._reply.arrays
+        for name, show in (("probability", mrml.showProbability), ("uncertainty", mrml.showUncertainty)):
+            if name in arrays:
+                parameter = f"{name}Volume"
+                self._choose(**{parameter: show(self._volumeNode, arrays[name], self._earlier(parameter))})
+
+    def _earlier(self, name: str) -> Any:
+        """The node that shows an earlier result and is filled again; another CT's is not."""
+        return getattr(self._parameters, name) if self._isChosen else None
+
+    def _choose(self, **values: Any) -> None:
+        """Let the panel work on the result; while it works on another CT, that one keeps its own."""
+        if self._isChosen:
+            self._parameters.update(**values)
+
+    @property
+    def _isChosen(self) -> bool:
+        return self._parameters.inputVolume is self._volumeNode
 
     def _showSurfaces(self, which: str) -> None:
         node = self._segmentationNode if which == "lesions" else self._shownLungs

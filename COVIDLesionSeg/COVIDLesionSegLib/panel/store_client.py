@@ -28,7 +28,8 @@ _RATER = 40
 class StoreClient:
     """Asks a measurement child of its own, so that figures that follow edits never wait for a store.
 
-    The store lies on this computer or on one of its shares, so the child runs here, whatever prefix the settings have.
+    What takes long has a second child, so that renewals, autosaves and revisions need not wait for it. The store lies
+    on this computer or on one of its shares, so both run here, whatever prefix the settings have.
 
     Args:
         session: shared by all panels.
@@ -47,6 +48,7 @@ class StoreClient:
         self.oldVersion = 0
         self.progress: Progress | None = None
         self._client: Client | None = None
+        self._longClient: Client | None = None
         self._shown: Request | None = None
         self._asking = False
         self._again = False
@@ -85,12 +87,12 @@ class StoreClient:
         self.changed.emit()
         self.refresh()
 
-    def create(self, folder: str) -> None:
-        """Make a store and work on it."""
+    def create(self, folder: str, done: Callable[[], None]) -> None:
+        """Make a store; ``done`` is called when it is there."""
 
         def created(_reply: Reply) -> None:
             self.noted.emit(Notice(_("An empty store was made. Add cases to it below.")))
-            self.choose(folder)
+            done()
 
         self._request("store_create", {"store": folder}, {}, created, self._noteError)
 
@@ -131,7 +133,7 @@ class StoreClient:
 
         Args:
             task: see ``worker.case_tasks`` and ``worker.store_tasks``.
-            values: its parameters but the store.
+            values: its parameters; ``store`` only where it is another one than the chosen store.
             done: called with the answer.
             arrays: of the request.
             failed: called with what went wrong; None shows it.
@@ -168,10 +170,11 @@ class StoreClient:
             self.changed.emit()
 
     def close(self) -> None:
-        """End the child; a request that was made is worked on to its end."""
-        if self._client is not None:
-            self._client.close()
-        self._client, self._shown, self._asking = None, None, False
+        """End the children; a request that was made is worked on to its end."""
+        for client in (self._client, self._longClient):
+            if client is not None:
+                client.close()
+        self._client, self._longClient, self._shown, self._asking = None, None, None, False
 
     def _request(
         self,
@@ -182,10 +185,15 @@ class StoreClient:
         failed: Callable[[WorkerError], None],
         progress: Callable[[Progress], None] | None = None,
     ) -> Request:
-        if self._client is None:
-            settings = self._session.client("measurement").settings.on_this_machine()
-            self._client = Client(self._session.spawn, self._session.timer, settings, "measurement")
-        return self._client.request(task, values, arrays, progress=progress, finished=done, failed=failed)
+        if progress is None:
+            client = self._client = self._client or self._newClient()
+        else:
+            client = self._longClient = self._longClient or self._newClient()
+        return client.request(task, values, arrays, progress=progress, finished=done, failed=failed)
+
+    def _newClient(self) -> Client:
+        settings = self._session.client("measurement").settings.on_this_machine()
+        return Client(self._session.spawn, self._session.timer, settings, "measurement")
 
     def _onProgress(self, progress: Progress) -> None:
         self.progress = progress

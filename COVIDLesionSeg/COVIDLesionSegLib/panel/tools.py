@@ -45,12 +45,15 @@ class MeasurementTools:
 
     def close(self) -> None:
         """Stop what is on."""
-        self._steps.stop()
-        if self._request is not None:
-            self._request.cancel()
         self._forget()
+        self._live.changed.emit()
 
     def _forget(self) -> None:
+        """Something else is measured from now on: what is on its way belongs to what was."""
+        self._steps.stop()
+        request, self._request = self._request, None
+        if request is not None:
+            request.cancel()
         self.comparison = {}
 
     def _follow(self) -> None:
@@ -144,12 +147,17 @@ class MeasurementTools:
         finished: Callable[[Reply], None],
     ) -> None:
         def done(reply: Reply) -> None:
-            self._request = None
-            finished(reply)
-            self._live.changed.emit()
+            if self._request is request:
+                self._request = None
+                finished(reply)
+                self._live.changed.emit()
+
+        def failed(error: WorkerError) -> None:
+            if self._request is request:
+                self._onFailed(error)
 
         client = self._session.client("measurement")
-        self._request = client.request(task, values, arrays, finished=done, failed=self._onFailed)
+        self._request = request = client.request(task, values, arrays, finished=done, failed=failed)
         self._live.changed.emit()
 
     def _onCompared(self, reply: Reply) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import qt
 
 from ..cases import ORDERS, STATES, is_store
-from ..errors import InputError
 from .case_work import CaseWork
 from .forms import chooseData, chosenData, showText
 from .notices import Notice, attempt
@@ -70,7 +69,7 @@ class WorkList:
         ui = self._ui
         ui.storePath.connect("currentPathChanged(QString)", self._onPath)
         ui.raterEdit.connect("editingFinished()", self._onRater)
-        ui.createButton.connect("clicked(bool)", self._doer(lambda: self._store.create(ui.storePath.currentPath)))
+        ui.createButton.connect("clicked(bool)", self._doer(self._create))
         ui.refreshButton.connect("clicked(bool)", self._doer(self._store.refresh))
         ui.storeCancelButton.connect("clicked(bool)", self._doer(self._store.cancel))
         ui.stateCombo.connect("currentIndexChanged(int)", lambda *_ignored: self._showCases())
@@ -109,19 +108,37 @@ class WorkList:
         self._showStore()
 
     def _choose(self, path: str) -> None:
-        if self._work.state not in ("", "open"):
-            self._ui.storePath.setProperty("currentPath", self._store.folder)
-            raise InputError(_("A case is being opened or saved."), _("Wait a moment."))
-        self._work.putAside()
-        self._store.choose(path)
+        """Put the open case aside, then work on another store."""
+
+        def choose() -> None:
+            self._store.choose(path)
+            self._ui.storePath.setProperty("currentPath", path)
+
+        try:
+            self._work.putAside(choose)
+        finally:
+            if self._store.folder != path:
+                # not yet, or not at all
+                self._ui.storePath.setProperty("currentPath", self._store.folder)
+
+    def _create(self) -> None:
+        path = self._ui.storePath.currentPath
+        self._work.requireRest()
+        self._store.create(path, self._doer(lambda: self._choose(path)))
 
     def _onRater(self, *_ignored: Any) -> None:
         name = self._ui.raterEdit.text
-        if name != self._store.rater:
-            # a case belongs to the one who has opened it
-            self._doer(self._work.putAside)()
+        if name == self._store.rater:
+            return
+
+        def change() -> None:
             self._store.rater = name
+            self._ui.raterEdit.setText(name)
             self._store.refresh()
+
+        # a case belongs to the one who has opened it
+        self._ui.raterEdit.setText(self._store.rater)
+        self._doer(lambda: self._work.putAside(change))()
 
     def _onOrder(self, *_ignored: Any) -> None:
         self._store.setting(_ORDER, chosenData(self._ui.orderCombo))
@@ -169,9 +186,14 @@ class WorkList:
         if not self._ui.noteEdit.text.strip():
             self._note(Notice(_("Say in the note why the case is excluded, e.g. motion artifacts."), is_error=True))
             return
+
+        def exclude() -> None:
+            self._act(case, "exclude", _("{case} is excluded."))
+
         if case == self._work.caseId:
-            self._doer(self._work.putAside)()
-        self._act(case, "exclude", _("{case} is excluded."))
+            self._doer(lambda: self._work.putAside(exclude))()
+        else:
+            exclude()
 
     def _act(self, case: str, act: str, said: str) -> None:
         values = {"case": case, "act": act, "text": self._ui.noteEdit.text, "by": self._store.rater}
@@ -256,6 +278,7 @@ class WorkList:
             "opening": _("Opening..."),
             "showing": _("Showing {case}...").format(case=work.caseId),
             "saving": _("Saving {case}...").format(case=work.caseId),
+            "closing": _("Closing {case}...").format(case=work.caseId),
         }
         if work.state == "predicting":
             phase = work.progress.message or work.progress.phase.capitalize() if work.progress is not None else ""

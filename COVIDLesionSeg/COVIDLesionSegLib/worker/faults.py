@@ -28,6 +28,7 @@ class FileMissingError(errors.InputError):
 _KINDS: list[tuple[type[COVIDLesionSegError], str]] = [
     (NotOpenError, "not_open"),
     (FileMissingError, "file_missing"),
+    (errors.CaseOpenError, "case_open"),
     (errors.CancelledError, "cancelled"),
     (errors.ModelError, "model"),
     (errors.DeviceError, "device"),

@@ -14,6 +14,7 @@ Kind = Literal["lesions", "measurement"]
 
 #: What can go wrong, and what it means. ``not_open``: a measurement names a study that the child does not hold (any
 #: more), so it has to be opened again. ``file_missing``: the other machine has lost a file; the client sends it again.
+#: ``case_open``: somebody else has a case of a store open, or has taken it over.
 ERROR_KINDS = (
     "input",
     "device",
@@ -29,6 +30,7 @@ ERROR_KINDS = (
     "version",
     "not_open",
     "file_missing",
+    "case_open",
     "internal",
 )
 #: Buttons that lead on from an error.
