@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -137,9 +138,22 @@ def test_precision_follows_the_hardware(monkeypatch):
 def test_older_gpus_get_float16(monkeypatch):
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(devices, "bfloat16_is_fast", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Test GPU")
     for capability, expected in (((7, 5), torch.float16), ((6, 1), torch.float32)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, c=capability: c)
         assert choose_precision("auto", gpu) == (expected, "")
+    # of the generation of the first, but without its matrix units
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GeForce GTX 1660 Ti")
+    assert choose_precision("auto", gpu) == (torch.float32, "")
+
+
+def test_float32_is_float32_on_newer_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    with devices.exact_float32(torch.device("cuda", 0), search=True):
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == (False, True)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
 
 
 @pytest.mark.parametrize("name", ["float64", "half", ""])

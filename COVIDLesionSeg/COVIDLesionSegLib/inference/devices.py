@@ -7,6 +7,8 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -201,8 +203,35 @@ def fastest_precision(device: torch.device) -> torch.dtype:
     if bfloat16_is_fast(device):
         return torch.bfloat16
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
-        return torch.float16
+        # these are of the generation, but without matrix units, and their half convolutions are known to give NaN
+        return torch.float32 if "GTX 16" in torch.cuda.get_device_name(device) else torch.float16
     return torch.float32
+
+
+@contextmanager
+def exact_float32(device: torch.device, search: bool = False) -> Iterator[None]:
+    """Inside the block float32 convolutions are float32: newer GPUs round their inputs to 10 bits otherwise.
+
+    Args:
+        device: where; also made the current GPU.
+        search: let cuDNN look for its fastest algorithm at each new shape, which takes a second.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with (
+        torch.cuda.device(device),
+        torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False),
+    ):
+        yield
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given: GPUs work while the program goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

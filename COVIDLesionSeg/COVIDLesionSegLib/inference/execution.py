@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import CancelledError, DeviceError, ModelError
 from ..models.card import Preprocessing
 from .augmentation import FLIPS, mean_over_flips
-from .devices import choose_precision, fastest_precision, precision_name
+from .devices import choose_precision, exact_float32, fastest_precision, precision_name
 from .memory import free_memory, is_out_of_memory, release_memory
 from .optimize import optimized_copy
 from .slices import SlicePreparation, channels_last, lesion_probability
@@ -157,6 +157,7 @@ class Execution:
         self._network = network
         self._preprocessing = preprocessing
         self._copies: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
+        self._preparation: SlicePreparation | None = None
 
     def batch_size(
         self, size: tuple[int, int], device: torch.device, is_gpu: bool, dtype: torch.dtype = torch.float32
@@ -263,10 +264,10 @@ class Execution:
         settings = self._preprocessing
         dtype = torch.float32 if part.precise else plan.dtype
         network = self._copy(plan.device, dtype)
-        preparation = SlicePreparation(settings, task.size, plan.device)
-        # searching for the fastest algorithm takes a second for each new shape: worth it only if shapes come back
+        preparation = self._prepared(task.size, plan.device)
+        # searching for the fastest algorithm is worth it only if shapes come back
         same_shapes = settings.resize is not None or settings.lung_crop_margin is None
-        with torch.inference_mode(), _fast_convolutions(plan.device, dtype, search=same_shapes):
+        with torch.inference_mode(), _fast_convolutions(plan.device, dtype, search=same_shapes and plan.batch_size > 1):
             finite = torch.ones((), dtype=torch.bool, device=plan.device)
 
             def probability(x: Tensor) -> Tensor:
@@ -290,6 +291,13 @@ class Execution:
                 None if doubt is None else preparation.restore(doubt[:count]),
                 finite,
             )
+
+    def _prepared(self, size: tuple[int, int], device: torch.device) -> SlicePreparation:
+        # kept from batch to batch: to bring its indices to a GPU waits for all that was queued there
+        last = self._preparation
+        if last is None or (last.slice_size, last.device) != (size, device):
+            last = self._preparation = SlicePreparation(self._preprocessing, size, device)
+        return last
 
     def _copy(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         key = (device, dtype)
@@ -332,10 +340,7 @@ def _on_device(slices: NDArray[Any], device: torch.device) -> Tensor:
 def _fast_convolutions(device: torch.device, dtype: torch.dtype, search: bool) -> Iterator[None]:
     """Autocast for the half types, and on CUDA a search for the fastest algorithm; undone at the end."""
     with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-            # float32 means float32: without leave, convolutions would round it to 10 bits on newer GPUs
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False))
+        stack.enter_context(exact_float32(device, search))
         if dtype != torch.float32:
             stack.enter_context(torch.autocast(device.type, dtype))
         yield

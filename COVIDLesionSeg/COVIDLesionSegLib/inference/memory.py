@@ -38,7 +38,8 @@ def free_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        # what PyTorch keeps for later use is free for this one
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     figures = [f for f in (_system_memory(), _control_group_memory()) if f is not None]
     return min(figures, default=None)
 

@@ -20,11 +20,16 @@ class SlicePreparation:
         preprocessing: of the model card.
         size: rows and columns of the slices that come.
         device: where they are.
+
+    Attributes:
+        slice_size: rows and columns of the slices that come.
+        device: where they are.
+        size: rows and columns of the network's input.
     """
 
     def __init__(self, preprocessing: Preprocessing, size: tuple[int, int], device: torch.device) -> None:
         self._settings = preprocessing
-        self._size = size
+        self.slice_size, self.device = size, device
         self._inner = preprocessing.resize or size
         multiple = preprocessing.pad_multiple
         margins = [-side % multiple for side in self._inner]
@@ -40,7 +45,7 @@ class SlicePreparation:
         settings = self._settings
         x = slices.to(torch.float32, copy=True)[:, None]
         x.sub_(settings.window_level - settings.window_width / 2).div_(settings.window_width).clamp_(0, 1)
-        if self._inner != self._size:
+        if self._inner != self.slice_size:
             x = resized(x, self._inner)
         for axis, source in zip((2, 3), self._sources, strict=True):
             if len(source) != x.shape[axis]:
@@ -51,8 +56,8 @@ class SlicePreparation:
         """Maps on the network's grid (n, 1, H, W) to the slices' own (n, h, w)."""
         (top, left), (height, width) = self._before, self._inner
         maps = maps[:, :, top : top + height, left : left + width]
-        if self._inner != self._size:
-            maps = resized(maps, self._size)
+        if self._inner != self.slice_size:
+            maps = resized(maps, self.slice_size)
         return maps[:, 0]
 
 

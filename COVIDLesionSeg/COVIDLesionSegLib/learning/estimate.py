@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..inference.devices import choose_device, choose_precision
+from ..inference.devices import choose_device, choose_precision, wait_for
 from ..networks import create_network
 from .building import make_criterion, make_optimizer
 from .config import TrainingConfig
@@ -116,8 +116,7 @@ def _seconds_per_step(
         optimizer.step()
         if ensembling is not None:
             ensembling.update(float(loss.detach()))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     # the first step also sets things up
     return statistics.median(seconds[1:])

@@ -38,10 +38,12 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Let PyTorch use kernels that give the same bits twice, inside the block."""
+    """Let PyTorch use kernels that give the same bits twice on the CPU, inside the block.
+
+    On a GPU nothing is promised, since some kernels have no such form, and those that have are many times slower.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # some CUDA kernels have no deterministic form: there it is tried, and PyTorch warns
-    torch.use_deterministic_algorithms(wanted, warn_only=device.type != "cpu")
+    torch.use_deterministic_algorithms(wanted and device.type == "cpu")
     try:
         yield
     finally:

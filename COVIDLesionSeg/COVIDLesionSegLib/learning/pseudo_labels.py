@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import CancelledError, InputError
 from ..files import atomic_path, write_json, write_text
-from ..inference.devices import choose_device, choose_precision
+from ..inference.devices import choose_device, choose_precision, exact_float32
 from ..inference.slices import resized
 from ..models import LoadedModel, Preprocessing
 from .data import TrainingCase
@@ -218,7 +218,11 @@ def picture_logits(
     padding = [(0, 0), (0, 0), *((-side % multiple // 2, -(-(-side % multiple) // 2)) for side in (height, width))]
     padded = torch.from_numpy(np.pad(image.numpy(), padding, mode="reflect")).to(device)
     padded = padded.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    with (
+        torch.inference_mode(),
+        exact_float32(device),
+        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+    ):
         logits = network(padded).float()
     logits = logits[:, :, padding[2][0] : padding[2][0] + height, padding[3][0] : padding[3][0] + width]
     if preprocessing.resize is None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import InputError
-from ..inference.devices import choose_device, choose_precision
+from ..inference.devices import choose_device, choose_precision, exact_float32
 from ..models import ModelCard
 from .building import make_criterion
 from .config import TrainingConfig
@@ -95,6 +95,7 @@ class Trainer:
             process_group(self._device) as ranks,
             cpu_threads(run.threads),
             deterministic_algorithms(run.deterministic, self._device),
+            exact_float32(self._device),
             until_signal() as stop,
         ):
             return TrainingJob(self, ranks, resume, progress, lambda: stop() or asked()).train()

@@ -115,7 +115,9 @@ class TrainingJob:
     def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        # empty where the run was not in float16
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         if self.ensembling is not None:
             self.ensembling.load_state_dict(state["ensembling"])
         if self.reweighting is not None:

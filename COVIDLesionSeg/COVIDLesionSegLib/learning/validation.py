@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import CancelledError
+from ..inference.devices import exact_float32
 from ..measurement import dice, hausdorff_distance_95, relative_volume_error
 from .store import SliceStore
 
@@ -78,7 +79,11 @@ def predict_case(
         part = store.windowed(case, stored[start : start + _BATCH], *window)
         images = torch.from_numpy(np.pad(part, padding, mode="reflect"))[:, None].to(device, dtype)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        with (
+            torch.inference_mode(),
+            exact_float32(device),
+            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        ):
             probability = torch.softmax(network(images).float(), dim=1)[:, 1].cpu().numpy()
         rows, columns = padding[1][0], padding[2][0]
         out[start : start + _BATCH] = probability[:, rows : rows + height, columns : columns + width]
@@ -93,7 +98,11 @@ def _predict_volume(
     autocast: torch.dtype | None,
 ) -> NDArray[np.float32]:
     images = torch.from_numpy(volume)[None, None].to(device, dtype)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    with (
+        torch.inference_mode(),
+        exact_float32(device),
+        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+    ):
         logits = predict(images)
     probability: NDArray[np.float32] = torch.softmax(logits.float(), dim=1)[0, 1].cpu().numpy()
     return probability

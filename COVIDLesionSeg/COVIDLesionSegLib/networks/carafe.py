@@ -78,7 +78,11 @@ class Reassemble(torch.autograd.Function):
         flat = sums.view(-1, _PHASES, channels)[:pixels]
         for row in range(_SIDE):
             weight = weights.view(-1, _SIDE, _SIDE, _PHASES)[:pixels, row]
-            torch.baddbmm(flat, weight.mT, _neighbors(padded, row), beta=int(row > 0), out=flat)
+            if row == 0:
+                # no sum with beta 0: on Apple's GPUs what the memory held before, NaN perhaps, would count
+                torch.bmm(weight.mT, _neighbors(padded, row), out=flat)
+            else:
+                torch.baddbmm(flat, weight.mT, _neighbors(padded, row), out=flat)
         phases = sums[:, :height, :width].unflatten(3, (_SCALE, _SCALE))
         if channels_last:
             result = phases.transpose(2, 3).reshape(batch, _SCALE * height, _SCALE * width, channels)

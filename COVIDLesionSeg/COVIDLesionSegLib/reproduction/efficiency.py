@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import __version__
 from ..errors import InputError
 from ..files import write_text
-from ..inference.devices import choose_device, cpu_name
+from ..inference.devices import choose_device, cpu_name, exact_float32, wait_for
 from ..measurement.tables import write_csv
 from ..networks import create_network
 from . import baselines
@@ -61,7 +61,7 @@ def cost(network: nn.Module, size: tuple[int, int], device: torch.device) -> Cos
     """Count and time a network on one slice of random intensities, float32."""
     network = network.to(device).eval()
     image = torch.rand((1, 1, *size), device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32(device):
         counter = FlopCounterMode(display=False)
         with counter:
             network(image)
@@ -69,8 +69,7 @@ def cost(network: nn.Module, size: tuple[int, int], device: torch.device) -> Cos
         for number in range(_WARM_UP + _MOST_RUNS):
             started = time.perf_counter()
             network(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             if number >= _WARM_UP:
                 runs.append(time.perf_counter() - started)
             if sum(runs) > _SECONDS:

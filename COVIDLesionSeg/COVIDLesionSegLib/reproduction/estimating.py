@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..inference.devices import wait_for
 from ..learning.building import make_criterion
 from ..learning.config import TrainingConfig
 from .catalog import Row
@@ -75,8 +76,7 @@ def _seconds(network: torch.nn.Module, shape: tuple[int, ...], config: TrainingC
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             loss = criterion(network(image), label)
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         # the first step also sets things up, and other work on the machine only ever slows one down
         seconds = min(seconds, time.perf_counter() - started)
     return seconds

@@ -21,7 +21,7 @@ from torch import nn
 from .. import __version__
 from ..errors import InputError, ReadError
 from ..files import write_json
-from ..inference.devices import choose_device, cpu_name
+from ..inference.devices import choose_device, device_name
 from ..learning.config import TrainingConfig
 from ..learning.label_update import label_update
 from ..learning.log import read_log
@@ -341,11 +341,10 @@ class Study:
         return replace(prepared.config, data=data)
 
     def _hardware(self, config: TrainingConfig) -> dict[str, Any]:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         precision = autocast_of(config.run.precision, self.device)
         return {
             "device": str(self.device),
-            "name": name,
+            "name": device_name(self.device),
             "threads": config.run.threads or torch.get_num_threads(),
             "precision": str(precision or torch.float32).removeprefix("torch."),
             "torch": str(torch.__version__),
