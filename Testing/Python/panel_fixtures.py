@@ -191,3 +191,18 @@ def segmentation(panel, ct):
 def settle(panel):
     live = panel.session.live
     wait_for(lambda: live.quantities and not live.busy and not live._tables.busy, "the figures")
+
+
+def add_reference(ct: Any, mrml: Any, mask: np.ndarray) -> Any:
+    """A segmentation of one segment, "expert", as other programs make them."""
+    node = mrml.createSegmentation(ct, "reference")
+    node.GetSegmentation().AddEmptySegment("expert", "expert")
+    mrml.writeSegment(node, "expert", mask, ct)
+    return node
+
+
+def choose_reference(panel: Any, node: Any) -> None:
+    """Choose it on the Measure tab and wait for the comparison."""
+    panel.measure.ui.referenceSelector.setCurrentNode(node)
+    wait_for(lambda: panel.session.live.evaluation, "the comparison")
+    settle(panel)

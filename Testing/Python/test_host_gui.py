@@ -194,16 +194,6 @@ def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     assert table._table.rowCount == 1
 
 
-def test_segment_selector_follows_its_segmentation(slicer_gui, segmentation, scene):
-    selector = slicer_gui.qMRMLSegmentSelectorWidget()
-    selector.setMRMLScene(scene)
-    selector.setCurrentNode(segmentation)
-    selector.setCurrentSegmentID("two")
-    assert (selector.currentNode(), selector.currentSegmentID()) == (segmentation, "two")
-    scene.RemoveNode(segmentation)
-    assert (selector.currentNode(), selector.currentSegmentID()) == (None, "")
-
-
 def test_segment_editor_keeps_its_state_in_the_node_and_undoes(slicer_gui, segmentation, volume, scene):
     editor = slicer_gui.qMRMLSegmentEditorWidget()
     with pytest.raises(RuntimeError):

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -190,6 +191,18 @@ def test_a_program_that_is_not_there_is_a_sentence(run):
     assert not process.is_running
 
 
+@pytest.mark.parametrize("program", [sys.executable, "/no/such/python"])
+def test_qts_process_goes_once_it_has_ended(run, program):
+    listener, process = run("", program)
+    gone = []
+    process._process.connect("destroyed()", lambda: gone.append(1))
+    wait_for(lambda: listener.end is not None and gone, "the removal")
+    process.write(b"late")
+    process.close_input()
+    process.kill_tree()
+    assert not process.is_running and process.pending() == 0
+
+
 def test_the_whole_tree_is_killed(run):
     code = (
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
@@ -213,3 +226,15 @@ def test_a_timer_calls_once_or_never(slicer_gui):
     wait_for(lambda: calls, "the call")
     let_run(0.05)
     assert calls == ["kept although nobody holds it"]
+
+
+def test_a_timer_leaves_nothing_behind_in_qt(slicer_gui, monkeypatch):
+    import qt
+
+    from COVIDLesionSegLib.panel.process import QtTimer
+
+    # a timer object with a connected signal would stay for ever in Slicer; Qt removes its single shots itself
+    monkeypatch.setattr(qt, "QTimer", types.SimpleNamespace(singleShot=qt.QTimer.singleShot))
+    calls = []
+    QtTimer(1, lambda: calls.append("called"))
+    wait_for(lambda: calls, "the call")

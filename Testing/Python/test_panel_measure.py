@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_worker import DIE, HOLD
-from panel_fixtures import SPACING, VOXEL_ML, add_ct, apply_and_wait, brush, chest, let_run, settle, wait_for
+from panel_fixtures import (
+    SPACING,
+    VOXEL_ML,
+    add_ct,
+    add_reference,
+    apply_and_wait,
+    brush,
+    chest,
+    choose_reference,
+    let_run,
+    settle,
+    wait_for,
+)
 
 from COVIDLesionSegLib.worker import Request
 
@@ -19,19 +31,6 @@ def figures(panel):
     """What the list shows: name -> value."""
     table = panel.measure.ui.figureTable
     return {table.item(row, 0).text(): table.item(row, 1).text() for row in range(table.rowCount)}
-
-
-def add_reference(ct, mrml, mask):
-    node = mrml.createSegmentation(ct, "reference")
-    node.GetSegmentation().AddEmptySegment("expert", "expert")
-    mrml.writeSegment(node, "expert", mask, ct)
-    return node
-
-
-def choose_reference(panel, node):
-    panel.measure.ui.referenceSelector.setCurrentNode(node)
-    wait_for(lambda: panel.session.live.evaluation, "the comparison")
-    settle(panel)
 
 
 def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameters):
@@ -102,50 +101,6 @@ def test_the_reference_is_compared_and_follows(panel, segmentation, ct, mrml, pa
     wait_for(lambda: not panel.session.live.evaluation and not panel.session.live.busy, "no comparison")
     settle(panel)
     assert "HD95" not in figures(panel)
-
-
-def test_an_edit_right_after_a_change_of_the_reference_loses_neither(panel, segmentation, ct, mrml):
-    truth = add_reference(ct, mrml, chest()[1])
-    choose_reference(panel, truth)
-    live = panel.session.live
-    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
-    before = live.evaluation["dice"]["value"]
-    # both within one pause: the second must not take the first one's place
-    segment = truth.GetSegmentation().GetNthSegmentID(0)
-    mrml.writeSegment(truth, segment, np.roll(chest()[1], 6, axis=2), ct)
-    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
-    wait_for(lambda: not live.busy and live.evaluation["dice"]["value"] < before - 0.05, "the new comparison")
-
-
-def test_a_reference_chosen_right_after_an_edit_is_compared(panel, segmentation, ct, mrml, parameters, monkeypatch):
-    live, timer, paused = panel.session.live, panel.session.timer, []
-    truth = add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2))
-
-    class Pause:
-        """Over when the test says so, unless it was stopped."""
-
-        def __init__(self, _ms, call):
-            self.call = call
-            paused.append(self)
-
-        def stop(self):
-            self.call = lambda: None
-
-    monkeypatch.setattr(panel.session, "timer", Pause)
-    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
-    wait_for(lambda: paused, "the edit's pause")
-    monkeypatch.setattr(panel.session, "timer", timer)
-    reading = live._read
-
-    def read():
-        # the pause ends while the study is read anew for the reference
-        for pause in paused:
-            timer(0, pause.call)
-        return reading()
-
-    monkeypatch.setattr(live, "_read", read)
-    parameters.referenceSegmentation = truth
-    wait_for(lambda: live.evaluation and not live.busy, "the comparison")
 
 
 def test_a_study_that_was_being_read_when_one_looked_away_is_measured_on_return(

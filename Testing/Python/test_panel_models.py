@@ -228,6 +228,29 @@ def test_settings_are_kept_and_start_the_worker_anew(page, panel, worker, slicer
         slicer_gui.app.settings().remove(f"COVIDLesionSeg/{name}")
 
 
+@pytest.mark.parametrize("python", ["", "/far/python3"])
+def test_a_command_prefix_gets_the_environment_from_before_slicer(slicer_gui, monkeypatch, python):
+    import slicer
+
+    from COVIDLesionSegLib.panel.session import readSettings
+
+    before = {"PATH": "/usr/bin"}
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: before)
+    values = {"COVIDLesionSeg/prefix": "ssh box", "COVIDLesionSeg/python": python, "COVIDLesionSeg/idleMinutes": "30"}
+    for name, value in values.items():
+        slicer_gui.app.settings().setValue(name, value)
+    try:
+        settings = readSettings()
+    finally:
+        for name in values:
+            slicer_gui.app.settings().remove(name)
+    assert settings.environment == before and settings.prefix == ("ssh", "box")
+    assert settings.python == (python or None) and settings.idle_seconds == 1800
+    here = settings.on_this_machine()
+    assert here.environment is None, "the child here is Slicer's own interpreter"
+    assert readSettings().environment is None
+
+
 def test_a_missing_pytorch_is_said_once_the_module_is_entered(open_panel, worker):
     worker.tasks["doctor"] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
     panel = open_panel()

@@ -92,6 +92,22 @@ def test_death_in_the_middle_says_how(world, code, words):
     assert ("memory" in error.hint) == (code == -9)
 
 
+@pytest.mark.parametrize(
+    ("code", "line", "crashed"),
+    [
+        (1, "error: [/opt/Slicer/bin/./python-real] exit abnormally - Report the problem.", True),
+        (2, "error: [/opt/Slicer/bin/./python-real] exit abnormally - Report the problem.", False),
+        (1, "ValueError: no", False),
+    ],
+)
+def test_death_behind_slicers_launcher_is_recognized(world, code, line, crashed):
+    world.ready()
+    world.process.print_errors(f"line 1\n{line}\n")
+    world.process.end(code)
+    error = sentence(world.error)
+    assert error.kind == "died" and ("killed or crashed" in error.message) == ("memory" in error.hint) == crashed
+
+
 def test_death_while_pytorch_loads_leads_to_setting_it_up(world):
     request = world.ready()
     world.process.say(p.ProgressMessage(request.number, "loading", 0, 2))

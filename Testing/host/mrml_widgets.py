@@ -1,4 +1,4 @@
-"""Stand-ins for qMRML widgets on the real scene: node and segment selectors, the segments table, views of tables."""
+"""Stand-ins for qMRML widgets on the real scene: node selectors, the segments table, views of tables."""
 
 from __future__ import annotations
 
@@ -274,63 +274,6 @@ class qMRMLSegmentsTableView(SegmentationWidget):  # noqa: N801
             self._segmentation_node.GetDisplayNode().SetSegmentVisibility(identity, visible)
 
 
-@add_setters
-class qMRMLSegmentSelectorWidget(SegmentationWidget):  # noqa: N801
-    """Chooses a segmentation and one of its segments."""
-
-    currentNodeChanged = Signal(object)
-    currentSegmentChanged = Signal(str)
-
-    noneEnabled = setting(bool, "noneEnabled", False)
-    segmentationNodeSelectorVisible = setting(bool, "segmentationNodeSelectorVisible", True)
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self._nodes, self._combo = qMRMLNodeComboBox(), QtWidgets.QComboBox()
-        self._nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
-        self._nodes.noneEnabled = True
-        self._shown = ""
-        _fill(self, self._nodes, self._combo)
-        self._nodes.currentNodeChanged.connect(self._node_changed)
-        self._combo.currentIndexChanged.connect(lambda _: self._announce())
-
-    def setMRMLScene(self, scene: Any) -> None:
-        self._nodes.setMRMLScene(scene)
-        super().setMRMLScene(scene)
-
-    def currentNode(self) -> Any:
-        return self._nodes.currentNode()
-
-    def setCurrentNode(self, node: Any) -> None:
-        self._nodes.setCurrentNode(node)
-
-    def currentSegmentID(self) -> str:
-        return str(self._combo.itemData(self._combo.currentIndex) or "")
-
-    def setCurrentSegmentID(self, identity: str) -> None:
-        self._combo.setCurrentIndex(self._combo.findData(identity))
-
-    def _node_changed(self, node: Any) -> None:
-        self.setSegmentationNode(node)
-        self.currentNodeChanged.emit(node)
-
-    def _show_segments(self) -> None:
-        self._combo.blockSignals(True)
-        self._combo.clear()
-        if self.noneEnabled:
-            self._combo.addItem("None", "")
-        for identity, segment in self._segments():
-            self._combo.addItem(segment.GetName(), identity)
-        self._combo.setCurrentIndex(max(self._combo.findData(self._shown), 0))
-        self._combo.blockSignals(False)
-        self._announce()
-
-    def _announce(self) -> None:
-        if self.currentSegmentID() != self._shown:
-            self._shown = self.currentSegmentID()
-            self.currentSegmentChanged.emit(self._shown)
-
-
 class qMRMLTableView(QtWidgets.QTableView):  # noqa: N801
     """Shows a table node; read only."""
 
@@ -368,7 +311,6 @@ CLASSES = {
     cls.__name__: cls
     for cls in (
         qMRMLNodeComboBox,
-        qMRMLSegmentSelectorWidget,
         qMRMLSegmentsTableView,
         qMRMLTableView,
         qMRMLWidget,

@@ -63,6 +63,7 @@ class CaseScene:
             lungSegmentation=self.lungNode,
             referenceSegmentation=None,
             lesionSegmentId="",
+            referenceSegmentId="",
         )
 
     def mask(self) -> Mask:

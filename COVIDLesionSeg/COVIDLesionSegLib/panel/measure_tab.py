@@ -42,7 +42,7 @@ class MeasureTab:
             ui.tableCombo.addItem(text, name)
         ui.lesionCombo.connect("currentIndexChanged(int)", self._onLesions)
         ui.referenceSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onReference)
-        ui.referenceSelector.connect("currentSegmentChanged(QString)", self._onReference)
+        ui.referenceCombo.connect("currentIndexChanged(int)", self._onReferenceSegment)
         ui.tableCombo.connect("currentIndexChanged(int)", lambda *_ignored: self._showTable())
         ui.histogramButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showHistogram())
         ui.zonesButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showZones())
@@ -73,23 +73,22 @@ class MeasureTab:
         """Show the scene's choices."""
         self._parameters = None
         ui = self.ui
-        self._listSegments(parameters.lesionSegmentation)
-        chooseData(ui.lesionCombo, parameters.lesionSegmentId)
         ui.referenceSelector.setCurrentNode(parameters.referenceSegmentation)
-        if parameters.referenceSegmentation is not None and parameters.referenceSegmentId:
-            ui.referenceSelector.setCurrentSegmentID(parameters.referenceSegmentId)
         ui.earlierSelector.setCurrentNode(parameters.earlierVolume)
         ui.earlierSegmentationSelector.setCurrentNode(parameters.earlierSegmentation)
         self._parameters = parameters
-        self._showTable()
         self.showState()
 
-    def _listSegments(self, segmentationNode: Any) -> None:
-        entries = [("", _("All lesion segments"))]
-        if segmentationNode is not None:
-            segmentation = segmentationNode.GetSegmentation()
-            entries += [(i, segmentation.GetSegment(i).GetName()) for i in segmentation.GetSegmentIDs()]
-        fillCombo(self.ui.lesionCombo, entries)
+    def _listSegments(self, parameters: ModuleParameters) -> None:
+        """Offer the segments; a chosen one that is gone leaves nothing chosen, so that no other takes its place."""
+        ui, reference = self.ui, parameters.referenceSegmentation
+        for combo, node, chosen in (
+            (ui.lesionCombo, parameters.lesionSegmentation, parameters.lesionSegmentId),
+            (ui.referenceCombo, reference, parameters.referenceSegmentId),
+        ):
+            fillCombo(combo, _segmentEntries(node))
+            chooseData(combo, chosen)
+        ui.referenceCombo.setEnabled(reference is not None)
 
     def _setter(self, name: str) -> Callable[..., None]:
         return lambda value=None, *_ignored: self._set(**{name: value})
@@ -102,13 +101,14 @@ class MeasureTab:
     def _onLesions(self, *_ignored: Any) -> None:
         self._set(lesionSegmentId=chosenData(self.ui.lesionCombo) or "")
 
-    def _onReference(self, *_ignored: Any) -> None:
-        selector = self.ui.referenceSelector
-        node = selector.currentNode()
-        self._set(
-            referenceSegmentation=node,
-            referenceSegmentId="" if node is None else str(selector.currentSegmentID() or ""),
-        )
+    def _onReference(self, node: Any = None, *_ignored: Any) -> None:
+        parameters = self._parameters
+        # the selector tells the same node again where its place in the list has changed
+        if parameters is not None and (node is None or node is not parameters.referenceSegmentation):
+            self._set(referenceSegmentation=node, referenceSegmentId="")
+
+    def _onReferenceSegment(self, *_ignored: Any) -> None:
+        self._set(referenceSegmentId=chosenData(self.ui.referenceCombo) or "")
 
     # ---- what was measured --------------------------------------------------------------------------------------
 
@@ -130,6 +130,7 @@ class MeasureTab:
         ui.compareButton.setEnabled(measured and earlier and not tools.busy)
         showText(ui.changeLabel, tools.changeText())
         if parameters is not None:
+            self._listSegments(parameters)
             self._showTable()
 
     def _showTable(self) -> None:
@@ -174,3 +175,12 @@ class MeasureTab:
             self._export.start(self._parameters, Path(ui.folderEdit.currentPath), ui.caseEdit.text, kinds, source)
         except COVIDLesionSegError as error:
             self._note(noticeOf(error))
+
+
+def _segmentEntries(segmentationNode: Any) -> list[tuple[str, str]]:
+    """What a combo box of segments offers: all lesion segments together, as "", and each by itself."""
+    entries = [("", _("All lesion segments"))]
+    if segmentationNode is not None:
+        segmentation = segmentationNode.GetSegmentation()
+        entries += [(i, segmentation.GetSegment(i).GetName()) for i in segmentation.GetSegmentIDs()]
+    return entries

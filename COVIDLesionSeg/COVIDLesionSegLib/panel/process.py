@@ -62,11 +62,12 @@ class QtProcess:
 
     def pending(self) -> int:
         """Queued bytes that the process has not taken yet."""
-        return int(self._process.bytesToWrite())
+        return int(self._process.bytesToWrite()) if self._listener is not None else 0
 
     def close_input(self) -> None:
         """End of input, after what is queued."""
-        self._process.closeWriteChannel()
+        if self.is_running:
+            self._process.closeWriteChannel()
 
     def kill_tree(self) -> None:
         """Kill the process and all its descendants."""
@@ -109,6 +110,8 @@ class QtProcess:
         listener, self._listener = self._listener, None
         _kept.discard(self)
         if listener is not None:
+            # its signals' receivers belong to it and hold this object, which holds it: only Qt can end that circle
+            self._process.deleteLater()
             listener.ended(exit_code, problem)
 
 
@@ -122,17 +125,14 @@ class QtTimer:
 
     def __init__(self, milliseconds: int, callback: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = callback
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.connect("timeout()", self._call)
         _kept.add(self)
-        self._timer.start(milliseconds)
+        # Qt itself removes such a timer; one of ours and its signal's receiver would hold each other for ever
+        qt.QTimer.singleShot(milliseconds, self._call)
 
     def stop(self) -> None:
         """Never call."""
         self._callback = None
         _kept.discard(self)
-        self._timer.stop()
 
     def abandon(self) -> None:
         """Never call: Python ends."""

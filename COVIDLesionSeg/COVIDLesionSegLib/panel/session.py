@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import slicer
@@ -115,11 +116,11 @@ def readSettings() -> WorkerSettings:
         settings = WorkerSettings(python=python or None, prefix=prefix, idle_seconds=idle)
     except (ValueError, InputError):
         settings = WorkerSettings(python=python or None, prefix=prefix)
-    if not python or prefix:
+    if not python and not prefix:
         return settings
-    # another interpreter must not see Slicer's own Python folders
+    # another interpreter or program, such as ssh, must not see Slicer's own Python and library folders
     environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
-    return WorkerSettings(python=python, idle_seconds=settings.idle_seconds, environment=environment)
+    return replace(settings, environment=environment)
 
 
 def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:

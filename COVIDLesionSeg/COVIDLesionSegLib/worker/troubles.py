@@ -9,6 +9,8 @@ from .messages import Failure
 from .values import WorkerError
 
 _REPORT = "Try again; if it comes back, copy the diagnostic report for whoever looks after this program."
+# PythonSlicer starts the interpreter as a child of its own; of that one's signal it tells only this, with exit code 1
+_CRASHED, _LAST = "exit abnormally", 3
 
 CANCELLED = WorkerError("cancelled", "The run was cancelled.")
 
@@ -49,14 +51,15 @@ def silent(seconds: float, lines: str) -> WorkerError:
 
 def died(exit_code: int, lines: str, phase: str) -> WorkerError:
     """The child has ended in the middle of its work."""
-    how = ending(exit_code)
+    launcher = exit_code == 1 and any(_CRASHED in line for line in lines.splitlines()[-_LAST:])
+    how = "killed or crashed" if launcher else ending(exit_code)
     if phase == "loading":
         # crashes in PyTorch's own start, e.g. of a build for another driver
         message = f"The worker ended unexpectedly while it loaded PyTorch and the model, {how}."
         hint = "PyTorch may be damaged or not fit this computer: set it up again."
         return WorkerError("died", message, hint, lines, "set_up_pytorch")
     hint = _REPORT
-    if exit_code in (-9, 137):
+    if launcher or exit_code in (-9, 137):
         hint = f"The system may have run out of memory: close other programs, or choose a smaller task. {_REPORT}"
     message = f"The worker ended unexpectedly in the middle of its work, {how}."
     return WorkerError("died", message, hint, lines, "copy_report")

@@ -107,8 +107,8 @@ class WorkerSettings:
             one; behind a prefix ``python3``.
         prefix: command that is put in front, e.g. ("ssh", "gpu-box") or ("docker", "run", "-i", "image"). The library
             must be installed where it leads; arrays travel through the pipe.
-        environment: variables of the child; None takes the running process's. An interpreter other than Slicer's own
-            needs what ``slicer.util.startupEnvironment()`` gives.
+        environment: variables of the child; None takes the running process's. A prefix, and an interpreter other than
+            Slicer's own, need what ``slicer.util.startupEnvironment()`` gives.
         idle_seconds: the child ends by itself after this long without a request.
         silence_seconds: a working child that sends nothing (not even its heartbeat) for this long is given up.
         start_seconds: a child that does not report within this time is given up.
@@ -147,8 +147,8 @@ class WorkerSettings:
             )
 
     def on_this_machine(self) -> WorkerSettings:
-        """The same without a prefix; the interpreter goes with it, it is that of the other machine."""
-        return replace(self, prefix=(), python=None, transport="auto") if self.prefix else self
+        """The same without a prefix; interpreter and environment go with it, they are those that the prefix needs."""
+        return replace(self, prefix=(), python=None, environment=None, transport="auto") if self.prefix else self
 
     @property
     def uses_pipe(self) -> bool:
