@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from case_fixtures import SHAPE, hounsfield, lesion, make_store, write_ct, write_mask
+from synthetic_dicom import small_chest, write_series
 
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.exporting import export_nnunet
@@ -103,6 +105,66 @@ def test_an_import_is_run_again_to_take_in_what_is_new(store, tmp_path):
     assert [case.state for case in store.cases()] == ["corrected", "corrected", "new", "approved"]
 
 
+def test_the_masks_of_cts_that_the_store_has_without_any_are_taken_in(store, tmp_path):
+    source = monai_label(tmp_path / "data")
+    for name in ("Meyer", "Schmidt", "Vogel"):
+        store.add(source / f"{name}.nii.gz")
+    store.set_prediction("case-0002", lesion(2), "toy")
+    report = store.import_cases(source, rater="expert", approve=True)
+    assert dict(report.done) == {"Meyer": "case-0001", "Schmidt": "case-0002"}
+    assert dict(report.known) == {"Vogel": "case-0003"} and not report.failed
+    assert [case.state for case in store.cases()] == ["approved", "approved", "new"]
+    assert np.array_equal(store.read_revision("case-0001").mask(), lesion(1))
+    # an answer that is there already is not pushed aside
+    assert [case.prediction.model_id for case in store.cases() if case.prediction] == ["unknown", "toy"]
+    assert not store.import_cases(source, rater="expert").done
+    assert len(store.case("case-0001").revisions) == 1
+
+
+def test_an_import_that_was_ended_before_a_mask_was_saved_goes_on(store, tmp_path, monkeypatch):
+    source = pairs(tmp_path / "data")
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save_revision", ended)
+        with pytest.raises(KeyboardInterrupt):
+            store.import_cases(source)
+    assert store.case("case-0001").state == "new"
+    assert set(store.import_cases(source).done) == {"Meyer", "Schmidt", "Vogel"}
+    assert [case.state for case in store.cases()] == ["corrected", "corrected", "new"]
+
+
+def test_equal_voxels_on_another_grid_get_no_mask(store, tmp_path):
+    source = pairs(tmp_path / "data")
+    store.add(source / "Meyer_ct.nii.gz")
+    for role in ("ct", "lesion"):
+        image = sitk.ReadImage(str(source / f"Meyer_{role}.nii.gz"))
+        image.SetSpacing((0.8, 0.8, 5.0))
+        sitk.WriteImage(image, str(source / f"Meyer_{role}.nii.gz"))
+    (source / "Meyer_lungs.nii.gz").unlink()
+    report = store.import_cases(source)
+    assert "not on the grid of the CT of case-0001" in report.failed["Meyer"]
+    assert store.case("case-0001").revisions == ()
+
+
+def test_cts_of_one_patient_are_known_by_their_dicom_patient_id(store, tmp_path):
+    for number, (name, patient) in enumerate((("before", "MRN-1"), ("after", "MRN-1"), ("third", ""))):
+        write_series(tmp_path / "data" / name, small_chest() + number, PatientID=patient)
+    rows = ["before,before,", "after,after,", "third,third,"]
+    (tmp_path / "data" / "cases.csv").write_text("\n".join(["id,ct,patient", *rows]))
+    assert len(store.import_cases(tmp_path / "data" / "cases.csv").done) == 3
+    first, second, third = (case.patient for case in store.cases())
+    assert first == second == store.patient_key("MRN-1")
+    assert third == store.patient_key("third")
+    # what the manifest says comes first
+    again = Store.create(tmp_path / "again")
+    (tmp_path / "data" / "cases.csv").write_text("id,ct,patient\nbefore,before,P1\n")
+    again.import_cases(tmp_path / "data" / "cases.csv")
+    assert again.case("case-0001").patient == again.patient_key("P1")
+
+
 def test_what_does_not_fit_is_left_out_and_does_not_stop_the_others(store, tmp_path):
     source = pairs(tmp_path / "data")
     shape = (7, *SHAPE[1:])
@@ -152,9 +214,10 @@ def test_several_labels_need_a_choice(store, tmp_path):
         (lambda folder: folder / "nothing", ReadError, "is not there"),
         (lambda folder: folder, ReadError, "no CT was found"),
         (lambda folder: write_mask_alone(folder), ReadError, r"1 masks have no CT \(Meyer\)"),
+        (lambda folder: other_names(folder), ReadError, r"1 masks have no CT \(Meyer_mask\)"),
         (lambda folder: two_channels(folder), InputError, "several channels"),
     ],
-    ids=["nothing there", "empty folder", "mask without CT", "two channels"],
+    ids=["nothing there", "empty folder", "mask without CT", "masks of other names", "two channels"],
 )
 def test_what_is_no_data_set_is_refused(store, tmp_path, make, error, words):
     folder = tmp_path / "data"
@@ -165,6 +228,11 @@ def test_what_is_no_data_set_is_refused(store, tmp_path, make, error, words):
 
 def write_mask_alone(folder: Path) -> Path:
     write_mask(folder / "Meyer_lesion.nii.gz", lesion(1), write_ct(folder.parent / "ct.nii.gz", 1))
+    return folder
+
+
+def other_names(folder: Path) -> Path:
+    write_mask(folder / "masks" / "Meyer_mask.nii.gz", lesion(1), write_ct(folder / "images" / "Meyer.nii.gz", 1))
     return folder
 
 

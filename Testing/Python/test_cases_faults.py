@@ -75,6 +75,52 @@ def test_a_damaged_case_file_hides_nothing_and_is_repaired(tmp_path, damage):
     assert Store(store.folder).check().findings == ()
 
 
+def test_a_case_file_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    store = make_store(tmp_path)
+    store.save_revision("case-0001", lesion(1), "anna")
+    store.approve("case-0001", "chief")
+    file = store.layout.case_file("case-0001")
+    before, read = file.read_bytes(), Path.read_bytes
+
+    def held(path: Path) -> bytes:
+        if path == file:
+            raise PermissionError(13, "used by another process")
+        return read(path)
+
+    again = Store(store.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", held)
+        for refused in (again.cases, lambda: again.case("case-0001"), lambda: again.exclude("case-0001", "motion")):
+            with pytest.raises(ReadError, match=r"case.json can't be read now \(used by another process\)"):
+                refused()
+        found = again.check().findings
+        assert [(finding.kind, finding.where) for finding in found] == [("broken", "case-0001")]
+    assert file.read_bytes() == before
+    assert again.case("case-0001").approved == 1
+    assert again.check().findings == ()
+
+
+def test_a_damaged_case_file_is_kept_when_the_case_is_changed(tmp_path):
+    store = make_store(tmp_path)
+    file = store.layout.case_file("case-0001")
+    file.write_bytes(b"half")
+    store.set_note("case-0001", "anew")
+    assert file.with_name("case.json.damaged").read_bytes() == b"half"
+    assert Store(store.folder).case("case-0001").note == "anew"
+
+
+def test_a_change_begins_with_what_the_file_says_and_not_with_what_was_read_before(tmp_path):
+    store = make_store(tmp_path)
+    store.set_note("case-0001", "here")
+    assert store.case("case-0001").note == "here"
+    # what another computer writes within one tick of the file server's clock looks the same from outside
+    file = store.layout.case_file("case-0001")
+    times = file.stat()
+    file.write_text(file.read_text(encoding="utf-8").replace('"here"', '"away"'), encoding="utf-8")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.exclude("case-0001", "motion").note == "away"
+
+
 def test_a_mask_that_changed_on_disk_is_not_read_and_named_by_the_check(tmp_path):
     store = make_store(tmp_path)
     revision = store.save_revision("case-0001", lesion(1), "anna")

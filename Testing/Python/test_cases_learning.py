@@ -108,8 +108,11 @@ def test_a_round_trains_judges_decides_and_lists_doubtful_labels(trained):
     (record,) = rounds(store)
     assert (record["status"], record["model"], record["base"]) == ("done", result.model.id, "tiny")
     assert record["labels"]["case-0001"]["sha256"] == store.case("case-0001").label_revision.sha256
-    run = Path(record["folder"])
+    assert record["folder"] == "rounds/0001/run"
+    run = store.folder / record["folder"]
     assert not (run / "slices").exists() and (run / "log.jsonl").is_file()
+    # where CTs lie stands in private/ only
+    assert not (run / "cases.csv").exists()
     assert store.check().findings == ()
     assert json.loads(json.dumps(result.to_json()))["gate"]["passed"] is True
 
@@ -139,14 +142,17 @@ def test_the_next_round_mixes_new_corrections_with_a_replay_of_earlier_cases(a_t
     plan = plan_training(store)
     assert (plan.fresh, plan.replayed) == (("case-0002",), ("case-0001", "case-0003"))
 
-    result = store.fine_tune(config=settings(batch_size=4), replay_share=0.25, rule=ANY_MODEL)
+    run, lines = store.layout.rounds / "0002" / "run", []
+
+    def watch(phase: str, *_: object) -> None:
+        if phase == "training":
+            lines[:] = [line.split(",")[0] for line in (run / "replay.csv").read_text().splitlines()[1:]]
+
+    result = store.fine_tune(config=settings(batch_size=4), replay_share=0.25, rule=ANY_MODEL, progress=watch)
     config = json.loads((store.layout.rounds / "0002" / "round.json").read_text())["config"]
     assert (config["run"]["batch_size"], config["run"]["pseudo_batch_size"]) == (3, 1)
-    run = store.layout.rounds / "0002" / "run"
-    assert [line.split(",")[0] for line in (run / "replay.csv").read_text().splitlines()[1:]] == [
-        "case-0001",
-        "case-0003",
-    ]
+    assert lines == ["case-0001", "case-0003"]
+    assert not (run / "replay.csv").exists()
     assert result.model.base == store.models.list()[0].id
     assert read_card(result.path).name == "Tiny, fine-tuned in 2 rounds"
     # the validation patient stayed where it was
@@ -160,7 +166,7 @@ def test_slices_marked_fix_it_are_not_drawn(a_trained_store):
     store.review.decide(item.case, item.slice, "fix", "hans")
     result = store.fine_tune(config=settings(steps=6, batch_size=5), rule=ANY_MODEL)
     assert result.plan.excluded == ((item.case, item.slice),)
-    with (Path(rounds(store)[-1]["folder"]) / "doubtful_labels.csv").open() as rows:
+    with (store.folder / rounds(store)[-1]["folder"] / "doubtful_labels.csv").open() as rows:
         drawn = {tuple(row.split(",")[:2]) for row in rows.read().splitlines()[1:]}
     assert (item.case, str(item.slice)) not in drawn
     assert len([case for case, _ in drawn if case == item.case]) > 0
@@ -210,19 +216,11 @@ def test_nothing_is_judged_twice(a_trained_store, monkeypatch, corrected):
 
 def test_a_cancelled_round_keeps_the_best_so_far_and_can_be_resumed(a_store):
     steps = []
-
-    def watch(phase: str, done: int, _: int) -> None:
-        if phase == "training":
-            steps.append(done)
-
-    def enough() -> bool:
-        return bool(steps) and steps[-1] >= 3
-
     with pytest.raises(CancelledError, match=r"Stopped at step .*; the state is saved. The best so far is kept as"):
         a_store.fine_tune(
             config=settings(),
             validation=["case-0004"],
-            progress=watch,
+            progress=lambda phase, done, _: phase == "training" and steps.append(done),
             cancelled=lambda: bool(steps and steps[-1] >= 3),
         )
     assert rounds(a_store)[-1]["status"] == "cancelled"
@@ -230,6 +228,10 @@ def test_a_cancelled_round_keeps_the_best_so_far_and_can_be_resumed(a_store):
     assert kept.id.endswith("-round-001-stopped") and kept.gate is None
     assert a_store.models.default() == "tiny"
     assert a_store.check().findings == ()
+    # earlier versions named the folder from the root
+    file = a_store.layout.rounds / "0001" / "round.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "folder": str(a_store.folder.resolve() / record["folder"])}))
     result = a_store.fine_tune(resume=True, rule=ANY_MODEL)
     assert result.round == 1 and result.model.id == kept.id.removesuffix("-stopped")
     assert rounds(a_store)[-1]["status"] == "done"
@@ -277,9 +279,15 @@ def test_cases_without_lesion_train_and_judge(a_store):
     empty = np.zeros(a_store.case("case-0003").ct.geometry.shape, bool)
     for case_id in ("case-0003", "case-0004"):
         a_store.save_revision(case_id, empty, "hans", no_lesion=True)
-    result = a_store.fine_tune(config=settings(), validation=["case-0002", "case-0004"], rule=ANY_MODEL)
-    manifest = (Path(rounds(a_store)[-1]["folder"]) / "cases.csv").read_text()
-    assert manifest.count(",none,") == 2
+    manifest, seen = a_store.layout.rounds / "0001" / "run" / "cases.csv", set()
+    result = a_store.fine_tune(
+        config=settings(),
+        validation=["case-0002", "case-0004"],
+        rule=ANY_MODEL,
+        # it is removed when the round is done
+        progress=lambda phase, *_: phase == "training" and seen.add(manifest.read_text().count(",none,")),
+    )
+    assert seen == {2}
     assert result.gate.cases["case-0004"]["new"].lesion_free
     assert result.gate.cases["case-0004"]["new"].prediction_ml >= 0
     assert result.gate.mean_dice_new == result.gate.cases["case-0002"]["new"].dice

@@ -56,6 +56,7 @@ def add_case(
     keep_identity: bool = False,
     note: str = "",
     volume: Volume | None = None,
+    fallback: str = "",
 ) -> Case:
     """Add a CT as a new case.
 
@@ -66,7 +67,7 @@ def add_case(
         store: the store.
         ct: file or DICOM folder.
         patient: what tells patients apart (it is not kept, see ``Store.patient_key``); by default the DICOM patient ID,
-            else the case counts as a patient of its own.
+            else ``fallback``, else the case counts as a patient of its own.
         copy: keep a copy in the store; False keeps a reference.
         lungs: lung mask on the CT's grid, or its file.
         series: SeriesInstanceUID, for a DICOM folder with several.
@@ -74,6 +75,7 @@ def add_case(
         keep_identity: keep the DICOM patient ID, study date and UIDs, or the file's name, in ``private/``.
         note: free text.
         volume: the CT, where it was read already.
+        fallback: what tells patients apart where neither ``patient`` nor the CT says it.
 
     Raises:
         ReadError, GeometryError, IntensityError: no CT that can be used, see ``imaging.read_volume``.
@@ -92,8 +94,9 @@ def add_case(
         **{name: getattr(volume.geometry, name) for name in ("size", "spacing", "origin", "direction")},
     }
     identity = _identity(path, series) if volume.source["format"] == "DICOM" else {}
-    key = store.patient_key(patient or identity.get("PatientID") or f"case {facts['voxels_sha256']}")
-    if not patient and not identity.get("PatientID"):
+    known_as = patient or identity.get("PatientID") or fallback
+    key = store.patient_key(known_as or f"case {facts['voxels_sha256']}")
+    if not known_as:
         _log.info("No patient is known for this CT; it counts as a patient of its own.")
     with store.locks.changing("store"):
         known = next((c for c in store.cases() if c.ct.voxels_sha256 == facts["voxels_sha256"]), None)

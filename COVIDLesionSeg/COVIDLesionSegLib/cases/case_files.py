@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ReadError
+from ..errors import OutputError, ReadError
 from ..files import atomic_folder, sha256_file, write_json
 from ..imaging.volume import LabelVolume
 from .layout import CONSENSUS, Layout, numbered, read_json
@@ -35,20 +36,48 @@ class CaseFiles:
         self._known: dict[str, tuple[tuple[int, int, int], Case]] = {}
 
     def read(self, case_id: str) -> Case:
-        """A case as its file says; read again only when the file changed. A damaged one is rebuilt in memory."""
+        """A case as its file says; read again only when the file changed. A damaged one is rebuilt in memory.
+
+        Raises:
+            ReadError: the file can't be read now, or the files to rebuild it from are damaged, too.
+        """
         path = self._layout.case_file(case_id)
         try:
             status = path.stat()
-            state = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self._known.get(case_id)
-            if known is not None and known[0] == state:
-                return known[1]
-            case = Case.from_json(read_json(path))
-        except (OSError, ReadError, KeyError, TypeError, ValueError, AttributeError) as error:
-            _log.warning("%s is damaged (%s); `cases check` repairs it.", path, error)
+        except FileNotFoundError:
+            return self.rebuilt(case_id)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        state = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._known.get(case_id)
+        if known is not None and known[0] == state:
+            return known[1]
+        case = self.stored(case_id)
+        if case is None:
             return self.rebuilt(case_id)
         self._known[case_id] = (state, case)
         return case
+
+    def stored(self, case_id: str) -> Case | None:
+        """A case as its file says this moment; None where the file is missing or damaged.
+
+        A file that can't be read is not taken for damaged: rebuilt and written, it would lose what only it holds.
+
+        Raises:
+            ReadError: the file can't be read now.
+        """
+        path = self._layout.case_file(case_id)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            return Case.from_json(json.loads(content.decode("utf-8")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _log.warning("%s is damaged (%s); `cases check` repairs it.", path, error)
+            return None
 
     def rebuilt(self, case_id: str) -> Case:
         """A case from what never changes; note, review, approval and choice of label are lost.
@@ -80,12 +109,28 @@ class CaseFiles:
 
     @contextmanager
     def changed(self, case_id: str) -> Iterator[dict[str, Any]]:
-        """The values of a case to change, written when the block ends well; only to be used while they are locked."""
-        values = self.read(case_id).to_json()
+        """The values of a case to change, written when the block ends well; only to be used while they are locked.
+
+        A damaged ``case.json`` is kept beside the new one, as ``case.json.damaged``.
+        """
+        # not from the cache: file systems are coarse about times, and what is written replaces what others wrote
+        stored = self.stored(case_id)
+        values = (stored or self.rebuilt(case_id)).to_json()
         for name in ("predictions", "revisions", "review"):
             values[name] = list(values[name])
         yield values
-        write_json(self._layout.case_file(case_id), self.complete(Case.from_json(values)).to_json())
+        changed = self.complete(Case.from_json(values)).to_json()
+        if stored is None:
+            self._put_aside(case_id)
+        write_json(self._layout.case_file(case_id), changed)
+
+    def _put_aside(self, case_id: str) -> None:
+        path = self._layout.case_file(case_id)
+        try:
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        except OSError as error:
+            raise OutputError(f"The damaged {path} can't be renamed ({error.strerror or error}).") from error
 
     def read_mask(self, case: Case, path: Path, sha256: str) -> LabelVolume:
         """A mask of a case, on the grid of its CT.
@@ -134,3 +179,10 @@ class CaseFiles:
                 # somebody was faster, through a share whose locks do not work: take the next number
                 continue
             return record
+
+
+def _unreadable(path: Path, error: OSError) -> ReadError:
+    return ReadError(
+        f"{path} can't be read now ({error.strerror or error}); nothing was changed.",
+        "Try again when the store can be reached and no other program holds the file.",
+    )

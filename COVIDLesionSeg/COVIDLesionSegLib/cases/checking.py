@@ -15,7 +15,7 @@ from ..errors import COVIDLesionSegError, OutputError, ReadError
 from ..files import is_unfinished, sha256_file, write_json
 from ..locks import exclusive
 from ..models.card import tensors_sha256
-from .layout import case_number, numbered, read_json
+from .layout import case_number, numbered
 from .planning import folder_sha256
 from .records import Case
 from .store_models import MODEL_FILE, PARTNER_FILE, StoredModel
@@ -206,18 +206,14 @@ def _cases(store: Store, repair: bool) -> tuple[list[Case], list[Finding]]:
 
 
 def _case(store: Store, name: str, repair: bool) -> tuple[Case, list[Finding]]:
-    file = store.layout.case_file(name)
     word: Literal["repaired", "repairable"] = "repaired" if repair else "repairable"
-    try:
-        case = Case.from_json(read_json(file))
-    except (ReadError, KeyError, TypeError, ValueError, AttributeError):
+    case = store.files.stored(name)
+    if case is None:
         case = store.files.rebuilt(name)
         text = "case.json is damaged; it is made anew from the case's other files (note, approval and review are lost)"
         if repair:
-            with store.locks.changing(name):
-                if file.exists():
-                    file.replace(file.with_name("case.json.damaged"))
-                write_json(file, case.to_json())
+            with store.locks.changing(name), store.files.changed(name):
+                pass
         return case, [Finding(word, name, f"{text}.")]
     complete = store.files.complete(case)
     findings = []

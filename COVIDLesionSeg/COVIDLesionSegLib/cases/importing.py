@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,7 @@ class ImportItem:
         lesion_free: the data set says that there is no lesion.
         answer: what a model answered in the other program; None without one.
         lungs: lung mask.
-        patient: whose it is; the name counts where it is not said.
+        patient: whose it is; where it is not said, the DICOM patient ID counts, else the name.
     """
 
     name: str
@@ -54,8 +54,8 @@ class ImportReport:
     """What came of an import; names are the data set's.
 
     Attributes:
-        done: name -> id of the new case.
-        known: name -> id of the case that has this CT already.
+        done: name -> id of the case that it became, or whose first mask it is.
+        known: name -> id of the case that has this CT already, and a mask or none to get.
         failed: name -> why it was left out, as a sentence.
     """
 
@@ -80,7 +80,7 @@ def import_cases(
     """Take a data set in; each mask becomes the first revision of its case.
 
     A case that can't be taken in is reported and does not stop the others. Running the import again takes in what is
-    new.
+    new: also the mask of a CT that the store has without any.
 
     Args:
         store: the store.
@@ -157,8 +157,16 @@ def _import_one(
     no_lesion = item.lesion_free or (mask is not None and not mask.array.any())
     if no_lesion and not item.lesion_free and not empty_is_lesion_free:
         raise InputError("Its mask is empty.", "If that means 'no lesion', say so with --empty-is-lesion-free.")
-    case = add_case(store, item.ct, item.patient or item.name, copy=copy, lungs=item.lungs, volume=volume)
-    if "model's answer" in masks:
+    try:
+        case = add_case(store, item.ct, item.patient, copy=copy, lungs=item.lungs, volume=volume, fallback=item.name)
+    except KnownCtError as error:
+        case = store.case(error.case_id)
+        if case.revisions or (mask is None and not item.lesion_free):
+            raise
+        # an import that was ended before the mask was saved, or a CT that was added alone; equal voxels may lie on
+        # another grid
+        volume.geometry.require_same(case.ct.geometry, "CT", f"CT of {case.id}")
+    if "model's answer" in masks and case.prediction is None:
         store.set_prediction(case.id, masks["model's answer"].mask(), {"id": "unknown", "name": "MONAI Label"})
     if mask is not None or item.lesion_free:
         array = np.zeros(volume.array.shape, dtype=bool) if mask is None else mask.mask()
@@ -207,20 +215,25 @@ def _from_pairs(source: Path, _: int | str | None) -> list[ImportItem]:
         for role, names in _FOLDERS.items()
     }
     if folders["ct"] is not None:
+        cts = dict(_images(folders["ct"]))
         masks = {} if folders["lesion"] is None else dict(_images(folders["lesion"]))
-        return [ImportItem(name, path, masks.get(name)) for name, path in _images(folders["ct"])]
+        _require_cts(source, sorted(masks.keys() - cts.keys()))
+        return [ImportItem(name, path, masks.get(name)) for name, path in cts.items()]
     found: dict[str, dict[str, Path]] = {}
     for stem, path in _images(source):
         for role in ("ct", "lesion", "lungs"):
             if stem.endswith(f"_{role}"):
                 found.setdefault(stem[: -len(role) - 1], {})[role] = path
-    lonely = sorted(name for name, files in found.items() if "ct" not in files)
-    if lonely or not found:
+    _require_cts(source, sorted(name for name, files in found.items() if "ct" not in files), empty=not found)
+    return [ImportItem(name, f["ct"], f.get("lesion"), lungs=f.get("lungs")) for name, f in sorted(found.items())]
+
+
+def _require_cts(source: Path, lonely: Sequence[str], empty: bool = False) -> None:
+    if lonely or empty:
         what = f"{len(lonely)} masks have no CT ({', '.join(lonely[:5])})" if lonely else "no CT was found"
         raise ReadError(
             f"{source.name}: {what}; needed are <id>_ct and <id>_lesion files, or images/ and masks/ with equal names."
         )
-    return [ImportItem(name, f["ct"], f.get("lesion"), lungs=f.get("lungs")) for name, f in sorted(found.items())]
 
 
 def _from_nnunet(source: Path, label: int | str | None) -> list[ImportItem]:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .records import Case
 from .split import usable
 
 if TYPE_CHECKING:
-    from ..models import LoadedModel
+    from ..models import LoadedModel, ModelCard
     from .store import Store
 
 _log = logging.getLogger(__name__)
@@ -76,10 +76,11 @@ def judge_model(
     device: str = "auto",
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
+    cases: Sequence[Case] | None = None,
 ) -> dict[str, CaseFigures]:
     """Figures of a model on every frozen validation case.
 
-    What was judged before, with the same weights, CT, lungs and label, is not judged again.
+    What was judged before, with the same weights, settings of the card, CT, lungs and label, is not judged again.
 
     Args:
         store: the store.
@@ -87,6 +88,7 @@ def judge_model(
         device: see ``inference.Predictor``.
         progress: called as progress("judging MODEL", done, total).
         cancelled: asked between cases and within them.
+        cases: what :func:`validation_cases` gave, so that several models are judged on the same labels; None asks it.
 
     Raises:
         InputError, ModelError, ReadError, CancelledError: no split, no model, a CT that changed, asked to stop.
@@ -95,7 +97,7 @@ def judge_model(
     from ..measurement import evaluate
     from ..models import load_checkpoint
 
-    cases = validation_cases(store)
+    cases = validation_cases(store) if cases is None else cases
     loaded: LoadedModel = load_checkpoint(store.models.path(model))
     file = store.layout.judgments / f"{loaded.card.weights_sha256[:16]}.json"
     known = _known(file)
@@ -107,14 +109,15 @@ def judge_model(
             raise CancelledError("Stopped while judging.")
         if progress is not None:
             progress(phase, number, len(cases))
-        basis = _basis(case)
+        basis = _basis(case, loaded.card)
         entry = known.get(case.id)
         if entry is not None and entry["basis"] == basis:
             figures[case.id] = CaseFigures.from_json(entry["figures"])
             continue
         predictor = predictor or Predictor(loaded, device)
         volume = store.read_ct(case.id)
-        result = predictor.segment(volume, store.read_lungs(case.id), cancelled=cancelled)
+        lungs = None if case.lungs is None else store.read_lungs(case.id)
+        result = predictor.segment(volume, lungs, cancelled=cancelled)
         label = case.label_revision
         assert label is not None  # noqa: S101  # usable cases have one
         reference = store.read_revision(case.id, label.number).mask()
@@ -147,13 +150,15 @@ def compare(
     """
     if not models:
         raise InputError("Name the models to compare, e.g. the default and the one before it.")
-    found = {model: judge_model(store, model, device, progress, cancelled) for model in models}
+    # somebody may correct a case or move a patient meanwhile: all models answer what one look at the store found
+    judges = validation_cases(store)
+    found = {model: judge_model(store, model, device, progress, cancelled, judges) for model in models}
     cases = {case: {model: figures[case] for model, figures in found.items()} for case in next(iter(found.values()))}
     means = {}
     for model, figures in found.items():
         dices = [value.dice for value in figures.values() if not value.lesion_free]
         means[model] = math.fsum(dices) / len(dices) if dices else math.nan
-    return Comparison(tuple(models), cases, means, store.split.statement(validation_cases(store)))
+    return Comparison(tuple(models), cases, means, store.split.statement(judges))
 
 
 def pass_gate(
@@ -167,35 +172,51 @@ def pass_gate(
 ) -> GateDecision:
     """Judge a model against the default one, write the decision on its card, and make it the default if it passed.
 
+    A person's earlier override of the gate stays and counts. Where the default changed while the model was judged, it
+    is judged against the new one, too.
+
     Args:
         store: the store.
         model: id of a model of the store.
-        against: id of the model to compare with; None takes the present default.
+        against: id of the model to compare with; None takes the present default. Against any other one a model is
+            judged, but does not become the default.
         device: see ``inference.Predictor``.
         rule: the limits; None takes ``Resources/Gate.json``.
         progress: called as progress(phase, done, total).
         cancelled: asked between cases.
     """
-    stored = store.models.get(model)
-    old = against or store.models.default()
-    if old == model and stored.gate is not None:
-        # judged anew while it is the default: by the model that it replaced
-        old = stored.gate.old
-    both = compare(store, [old, model] if old != model else [model], device, progress, cancelled)
-    figures = {name: {case: found[name] for case, found in both.cases.items()} for name in both.models}
-    decision = decide(old, model, figures[old], figures[model], both.split, rule)
-    store.models.record_gate(model, decision)
-    if decision.passed and store.models.default() != model:
-        store.models.set_default(model, "gate", decision.text)
-    return decision
+    while True:
+        stored = store.models.get(model)
+        default = store.models.default()
+        old = against or default
+        if old == model and stored.gate is not None:
+            # judged anew while it is the default: by the model that it replaced
+            old = stored.gate.old
+        both = compare(store, [old, model] if old != model else [model], device, progress, cancelled)
+        figures = {name: {case: found[name] for case, found in both.cases.items()} for name in both.models}
+        decision = decide(old, model, figures[old], figures[model], both.split, rule)
+        gate = store.models.record_gate(model, decision).gate
+        assert gate is not None  # noqa: S101  # it was recorded this moment
+        if not gate.accepted or old != default:
+            return gate
+        if default == model or store.models.set_default(model, "gate", gate.text, default) or against is not None:
+            return gate
 
 
-def _basis(case: Case) -> dict[str, str]:
+def _basis(case: Case, card: ModelCard) -> dict[str, str]:
     label = case.label_revision
+    settings = {
+        "threshold": card.threshold,
+        "keep_inside_lungs_mm": card.keep_inside_lungs_mm,
+        "smooth_across_slices_mm": card.smooth_across_slices_mm,
+        "preprocessing": asdict(card.preprocessing),
+    }
     return {
         "ct": case.ct.sha256,
         "label": "" if label is None else label.sha256,
         "lungs": "" if case.lungs is None else case.lungs.sha256,
+        # as text, which is the same after JSON has made lists of tuples
+        "settings": json.dumps(settings, sort_keys=True),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -163,6 +164,17 @@ def write_inputs(store: Store, folder: Path, plan: TrainingPlan, cases: Mapping[
             "sha256": {name: values for name, values in hashes.items() if values},
         },
     )
+
+
+def remove_place_lists(folder: Path) -> None:
+    """Remove those files of :func:`write_inputs` that say where CTs lie, once nothing reads them any more.
+
+    A referenced CT may lie in a folder that is called after a patient, and only ``private/`` is to hold that.
+    """
+    for name in ("cases.csv", "replay.csv"):
+        # a file that another program holds is no reason to fail a round that is done
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _manifest(store: Store, cases: Sequence[Case]) -> str:

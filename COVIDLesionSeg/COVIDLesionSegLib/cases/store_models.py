@@ -123,8 +123,17 @@ class StoreModels:
         file = self._store.layout.models / "default.json"
         return list(read_json(file)["history"]) if file.is_file() else []
 
-    def set_default(self, model: str, by: str, why: str = "chosen") -> None:
+    def set_default(self, model: str, by: str, why: str = "chosen", instead_of: str | None = None) -> bool:
         """Make a model the default, e.g. go back to an earlier one; all others stay.
+
+        Args:
+            model: its id.
+            by: who.
+            why: what for.
+            instead_of: id of the model that has to be the default still; None: whatever is.
+
+        Returns:
+            Whether it is the default now; False only where another one than ``instead_of`` was.
 
         Raises:
             ModelError: no such model.
@@ -142,9 +151,13 @@ class StoreModels:
         self.path(model)
         with self._store.locks.changing("models"):
             act = {"model": model, "when": now(), "by": by, "why": why}
+            default = self.default()
+            if instead_of is not None and default != instead_of:
+                return False
             if not (history := self.history()):
-                history = [{"model": self.default(), "when": self._store.created, "by": "", "why": "at the beginning"}]
+                history = [{"model": default, "when": self._store.created, "by": "", "why": "at the beginning"}]
             write_json(self._store.layout.models / "default.json", {"history": [*history, act]})
+        return True
 
     # --- what training and the gate bring ------------------------------------------------------------------------
 
@@ -204,12 +217,17 @@ class StoreModels:
         return model
 
     def record_gate(self, model_id: str, decision: GateDecision) -> StoredModel:
-        """Write what the gate decided, beside the model and on its card."""
-        model = replace(self.get(model_id), gate=decision)
+        """Write what the gate decided, beside the model and on its card; what a person decided before stays."""
         with self._store.locks.changing("models"):
-            write_json(self.folder(model_id) / "model.json", _to_json(model))
-            self.write_gate_on_card(model)
-        return model
+            earlier = self.get(model_id).gate
+            if earlier is not None and earlier.override and not decision.override:
+                decision = replace(
+                    decision,
+                    override=earlier.override,
+                    override_by=earlier.override_by,
+                    override_reason=earlier.override_reason,
+                )
+            return self._write_gate(model_id, decision)
 
     def override(self, model_id: str, accept: bool, by: str, reason: str) -> StoredModel:
         """Decide against the gate; who did and why stand on the model's card.
@@ -219,10 +237,11 @@ class StoreModels:
             ModelError: no such model.
         """
         check_rater(by)
-        gate = self.get(model_id).gate
-        if gate is None:
-            raise InputError(f"The gate has not decided on {model_id} yet; judge it first.")
-        return self.record_gate(model_id, gate.overridden(accept, by, reason))
+        with self._store.locks.changing("models"):
+            gate = self.get(model_id).gate
+            if gate is None:
+                raise InputError(f"The gate has not decided on {model_id} yet; judge it first.")
+            return self._write_gate(model_id, gate.overridden(accept, by, reason))
 
     def card_lacks_gate(self, model: StoredModel) -> bool:
         """Whether the card does not say what the record beside it says: a program was killed between the two."""
@@ -233,6 +252,13 @@ class StoreModels:
         card = self._card_with_gate(model)
         if card is not None:
             rewrite_card(self.folder(model.id) / MODEL_FILE, card)
+
+    def _write_gate(self, model_id: str, decision: GateDecision) -> StoredModel:
+        """Only to be used while the models are locked."""
+        model = replace(self.get(model_id), gate=decision)
+        write_json(self.folder(model_id) / "model.json", _to_json(model))
+        self.write_gate_on_card(model)
+        return model
 
     def _card_with_gate(self, model: StoredModel) -> ModelCard | None:
         """The card as it should be; None where it is so already."""

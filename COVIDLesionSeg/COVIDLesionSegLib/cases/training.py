@@ -14,7 +14,7 @@ from ..errors import CancelledError, COVIDLesionSegError, InputError
 from ..files import write_json
 from .gate import GateDecision, GateRule
 from .layout import now, numbered
-from .planning import TrainingPlan, configured, label_of, plan_training, rounds, write_inputs
+from .planning import TrainingPlan, configured, label_of, plan_training, remove_place_lists, rounds, write_inputs
 from .records import ReviewItem
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def fine_tune_store(
             )
         store.split.extend(by)
         number, record, plan = _begin(store, base_model, steps, replay_share, device, config, by, folder)
-    run_folder = Path(record["folder"])
+    run_folder = _run_folder(store, record)
     file = store.layout.rounds / f"{number:04d}" / "round.json"
     settings = _config(record["config"])
     try:
@@ -156,6 +156,7 @@ def fine_tune_store(
     write_json(file, {**record, "status": "done", "model": model.id, "passed": gate.passed, "seconds": round(seconds)})
     # the slices are many times what they were made of, and are made again when they are needed
     shutil.rmtree(run_folder / "slices", ignore_errors=True)
+    remove_place_lists(run_folder)
     metrics = loaded.card.metrics
     return FineTuneResult(
         number,
@@ -213,7 +214,7 @@ def _begin(
         "started": now(),
         "by": by,
         "base": base,
-        "folder": str(run_folder.resolve()),
+        "folder": _shown_folder(store, run_folder),
         "config": settings.to_dict(),
         "labels": labels,
         "plan": {"fresh": plan.fresh, "replayed": plan.replayed, "excluded": plan.excluded, "notes": plan.notes},
@@ -237,10 +238,21 @@ def _claim(store: Store) -> int:
 def _unfinished(store: Store, folder: Path | str | None) -> tuple[int, dict[str, Any]]:
     waiting = [record for record in rounds(store) if record["status"] != "done"]
     if folder is not None:
-        waiting = [record for record in waiting if Path(record["folder"]) == Path(folder).resolve()]
+        waiting = [record for record in waiting if _run_folder(store, record) == Path(folder).resolve()]
     if not waiting:
         raise InputError("No round of this store waits to be finished; start one without --resume.")
     return int(waiting[-1]["number"]), waiting[-1]
+
+
+def _shown_folder(store: Store, folder: Path) -> str:
+    """The folder of a run as ``round.json`` names it: from the store's own one where it lies in it."""
+    place, root = folder.resolve(), store.folder.resolve()
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+
+
+def _run_folder(store: Store, record: Mapping[str, Any]) -> Path:
+    # a path from the root, as earlier versions wrote it, stays what it is
+    return (store.folder / record["folder"]).resolve()
 
 
 def _plan_from(values: Mapping[str, Any]) -> TrainingPlan:
