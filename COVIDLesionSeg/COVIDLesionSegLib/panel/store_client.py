@@ -170,7 +170,7 @@ class StoreClient:
             self.changed.emit()
 
     def close(self) -> None:
-        """End the children; a request that was made is worked on to its end."""
+        """End the children; requests that still wait are dropped."""
         for client in (self._client, self._longClient):
             if client is not None:
                 client.close()
