@@ -42,8 +42,8 @@ class COVIDLesionSegModuleTest(unittest.TestCase):
             self.assertTrue(ModelRegistry().verify(entry.id).id)
 
     def test_sample_data_stands_in_slicers_list(self):
-        from COVIDLesionSegLib.imaging.samples import sample_category, samples
         from COVIDLesionSegLib.mrml.sample_data import registerSampleData
+        from COVIDLesionSegLib.phantom.samples import sample_category, samples
 
         # the module Sample Data can be left out of Slicer; the host has none
         self.assertEqual(registerSampleData(), hasattr(slicer.modules, "sampledata"))

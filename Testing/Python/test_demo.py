@@ -18,8 +18,10 @@ import pytest
 
 from COVIDLesionSegLib import inference
 from COVIDLesionSegLib.cli import main
-from COVIDLesionSegLib.imaging import phantom, read_labels, read_volume, write_volume
-from COVIDLesionSegLib.measurement import dice, pictures
+from COVIDLesionSegLib.imaging import read_labels, read_volume, write_volume
+from COVIDLesionSegLib.measurement import dice
+from COVIDLesionSegLib.measurement.report import pictures
+from COVIDLesionSegLib.phantom import synthetic as phantom
 
 RESULTS = ["overlay.png", "record.json", "segmentation.nii.gz", "segmentation.seg.nrrd", "table.csv"]
 

@@ -17,6 +17,7 @@ LIBRARY = REPOSITORY / "COVIDLesionSeg" / "COVIDLesionSegLib"
 FLOORS = [
     {"ground"},
     {"imaging", "networks"},
+    {"phantom"},
     {"measurement", "models"},
     {"inference"},
     {"learning"},
@@ -42,6 +43,7 @@ TORCH_AT_FILE_SCOPE = {"networks", "inference", "learning", "reproduction", "mod
 LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib",
     "COVIDLesionSegLib.imaging",
+    "COVIDLesionSegLib.phantom.samples",
     "COVIDLesionSegLib.measurement",
     "COVIDLesionSegLib.models",
     "COVIDLesionSegLib.models.card",
@@ -60,7 +62,7 @@ LOADS_WITHOUT_TORCH = [
     "COVIDLesionSegLib.cli",
 ]
 # What Slicer's process loads imports nothing more than this at file scope (and what Slicer itself brings).
-LIGHT_ROOMS = {"imaging", "measurement", "cases", "worker", "mrml", "panel"}
+LIGHT_ROOMS = {"imaging", "phantom", "measurement", "cases", "worker", "mrml", "panel"}
 LIGHT_IMPORTS = {"numpy", "slicer", "vtk", "qt", "ctk"}
 
 

@@ -58,7 +58,7 @@ def lungs(ct, mrml):
 @pytest.fixture(scope="module")
 def phantom():
     """The synthetic chest, coarse enough for a quick run, whole enough for the lung finder."""
-    from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+    from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
     return synthetic_chest(size=(40, 144, 192), spacing=(7.5, 2.0, 2.0), oblique=False)
 

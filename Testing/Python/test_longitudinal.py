@@ -11,7 +11,7 @@ from COVIDLesionSegLib.measurement import zones
 from COVIDLesionSegLib.measurement.longitudinal import NEW, PERSISTING, RESOLVED, TimePoint, compare_timepoints
 from COVIDLesionSegLib.measurement.quantification import quantify
 
-phantom_module = pytest.importorskip("COVIDLesionSegLib.imaging.phantom")
+phantom_module = pytest.importorskip("COVIDLesionSegLib.phantom.synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from COVIDLesionSegLib.imaging import _morphology
-from COVIDLesionSegLib.imaging._morphology import dilate, distance, erode, grow
+from COVIDLesionSegLib.imaging.lungs import _morphology
+from COVIDLesionSegLib.imaging.lungs._morphology import dilate, distance, erode, grow
 
 SHAPES = [(20, 37, 29), (5, 6, 7), (1, 12, 9), (3, 1, 9), (9, 8, 1)]
 

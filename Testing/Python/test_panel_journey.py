@@ -15,7 +15,7 @@ from panel_fixtures import brush, let_run, said, wait_for, wait_for_words
 
 @pytest.fixture(scope="module")
 def phantom():
-    from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+    from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
     return synthetic_chest(size=(40, 144, 192), spacing=(7.5, 2.0, 2.0))
 

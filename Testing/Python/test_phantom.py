@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from COVIDLesionSegLib.errors import GeometryError, InputError
-from COVIDLesionSegLib.imaging.phantom import LESIONS, Phantom, synthetic_chest
+from COVIDLesionSegLib.phantom.synthetic import LESIONS, Phantom, synthetic_chest
 
 COARSE = {"size": (72, 84, 108), "spacing": (4.0, 3.5, 3.5)}
 

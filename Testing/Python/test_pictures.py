@@ -14,10 +14,10 @@ from PIL import Image
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, OutputError
 from COVIDLesionSegLib.imaging import Geometry, Volume
-from COVIDLesionSegLib.measurement import _figure as style
-from COVIDLesionSegLib.measurement._planes import View
-from COVIDLesionSegLib.measurement.charts import change_chart, histogram_picture, zone_chart
-from COVIDLesionSegLib.measurement.pictures import error_map_picture, lesion_pictures, overlay_sheet
+from COVIDLesionSegLib.measurement.report import _figure as style
+from COVIDLesionSegLib.measurement.report._planes import View
+from COVIDLesionSegLib.measurement.report.charts import change_chart, histogram_picture, zone_chart
+from COVIDLesionSegLib.measurement.report.pictures import error_map_picture, lesion_pictures, overlay_sheet
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1.0, -1.0), repeat=3)
@@ -269,7 +269,7 @@ def test_charts_of_nothing_are_refused():
 def test_pictures_leave_pyplot_alone_and_load_without_matplotlib():
     code = (
         "import sys\n"
-        "import COVIDLesionSegLib.measurement.pictures, COVIDLesionSegLib.measurement.charts as charts\n"
+        "import COVIDLesionSegLib.measurement.report.pictures, COVIDLesionSegLib.measurement.report.charts as charts\n"
         "assert 'matplotlib' not in sys.modules and 'scipy' not in sys.modules\n"
         "charts.zone_chart({'a': 1.0})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

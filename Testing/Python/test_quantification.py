@@ -205,7 +205,7 @@ def test_parts_add_up_to_the_whole(seed, spacing):
 
 
 def test_quantities_agree_with_the_synthetic_chest():
-    phantom = pytest.importorskip("COVIDLesionSegLib.imaging.phantom").synthetic_chest()
+    phantom = pytest.importorskip("COVIDLesionSegLib.phantom.synthetic").synthetic_chest()
     truth = phantom.truth
     measured = quantify(phantom.volume, phantom.lesion, phantom.lungs, phantom.lobes)
     assert value(measured, "lesion_volume") == pytest.approx(truth["lesion"])

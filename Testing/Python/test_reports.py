@@ -16,7 +16,7 @@ import pytest
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume, read_labels, write_labels, write_volume
 from COVIDLesionSegLib.measurement.longitudinal import TimePoint
-from COVIDLesionSegLib.measurement.report import LISTED_LESIONS, Report
+from COVIDLesionSegLib.measurement.report.document import LISTED_LESIONS, Report
 
 VOID = {"meta", "img", "br"}
 

@@ -16,9 +16,9 @@ from conftest import REPOSITORY
 
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.imaging import read_labels, read_volume
-from COVIDLesionSegLib.imaging import samples as samples_module
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest
-from COVIDLesionSegLib.imaging.samples import make_sample, sample, samples
+from COVIDLesionSegLib.phantom import samples as samples_module
+from COVIDLesionSegLib.phantom.samples import make_sample, sample, samples
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.resources import load_json
 
 # what the child process runs instead of making a large chest: copy one that is there

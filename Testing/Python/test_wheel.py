@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 
 MAKE_CT = """
 from COVIDLesionSegLib.imaging import write_volume
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 chest = synthetic_chest(size=(24, 96, 128), spacing=(12.0, 3.0, 3.0))
 write_volume(chest.volume, "ct.nii.gz")
 write_volume(chest.lungs, "lungs.nii.gz", chest.volume.geometry)

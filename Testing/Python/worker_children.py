@@ -12,8 +12,8 @@ import pytest
 from conftest import REPOSITORY
 
 from COVIDLesionSegLib.imaging import Volume
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest
 from COVIDLesionSegLib.measurement.longitudinal import TimePoint
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.processes import is_alive
 from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, blocking_client, wait
 

@@ -40,10 +40,10 @@ def main() -> int:
 
     from COVIDLesionSegLib import mrml
     from COVIDLesionSegLib.imaging import Geometry, Volume
-    from COVIDLesionSegLib.imaging.phantom import synthetic_chest
     from COVIDLesionSegLib.panel import session as sessions
     from COVIDLesionSegLib.panel.process import QtProcess, QtTimer
     from COVIDLesionSegLib.panel.steps import Steps
+    from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
     from COVIDLesionSegLib.worker import Request
     from host.scripted import load_module
 

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "COVIDLesionSeg"))
 
 from COVIDLesionSegLib.imaging import write_volume  # noqa: E402
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest  # noqa: E402
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest  # noqa: E402
 
 LIMIT_GB = 2.5
 FIELD_MM = (300.0, 380.0, 380.0)

@@ -19,10 +19,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "COVIDLesionSeg"))
 
 from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest
 from COVIDLesionSegLib.measurement.components import find_components
 from COVIDLesionSegLib.measurement.longitudinal import compare_timepoints
 from COVIDLesionSegLib.measurement.quantification import quantify
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
 SHAPE = (300, 512, 512)
 REPEATS = 5

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from quantification import SHAPE, stretched
 
 from COVIDLesionSegLib.imaging import Geometry, Volume
-from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, wait
 from COVIDLesionSegLib.worker.protocol import geometry_to_json
 

@@ -18,7 +18,7 @@ from PySide6.QtGui import QGuiApplication, QImage, QPainter
 from PySide6.QtSvg import QSvgRenderer
 
 from COVIDLesionSegLib.imaging import apply_window
-from COVIDLesionSegLib.imaging.phantom import Phantom, synthetic_chest
+from COVIDLesionSegLib.phantom.synthetic import Phantom, synthetic_chest
 from COVIDLesionSegLib.resources import resource
 
 ICON_SIZE = 128

@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     import slicer
 
     from COVIDLesionSegLib import mrml
-    from COVIDLesionSegLib.imaging.phantom import synthetic_chest
+    from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
     from host.scripted import load_module
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def read_study(files: StudyFiles) -> Study:
         GridMismatchError: a mask on another grid; the message names the difference.
         InputError: a lesion map with several labels and no choice among them.
     """
-    from ..imaging.lungs import find_lungs
+    from ..imaging.lungs.finder import find_lungs
 
     volume = read_volume(files.ct, files.series, files.rescale)
     notes = list(volume.warnings)

@@ -20,8 +20,8 @@ from ._progress import ProgressBar
 
 if TYPE_CHECKING:
     from ..imaging import Volume
-    from ..imaging.phantom import Phantom
     from ..inference import Result
+    from ..phantom.synthetic import Phantom
 
 HELP = "segment a synthetic chest, or a CT of your own, and leave a picture, a table and a record of it"
 
@@ -75,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make or read a CT, segment it, and leave the results in a folder."""
     from ..imaging import read_volume
-    from ..imaging.phantom import synthetic_chest
     from ..inference import Predictor
     from ..measurement import quantify
+    from ..phantom.synthetic import synthetic_chest
 
     if arguments.series and arguments.input is None:
         raise InputError("--series chooses a series of a DICOM folder; give the folder with --input.")
@@ -143,7 +143,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write all files, or none; returns the run record as it was written."""
     from ..imaging import LabelVolume, write_labels, write_volume
-    from ..measurement.pictures import overlay_sheet
+    from ..measurement.report.pictures import overlay_sheet
 
     start = time.perf_counter()
     is_new = not folder.exists()

@@ -163,7 +163,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     from ..files import write_text
     from ..imaging import require_other_file
     from ..measurement.longitudinal import TimePoint
-    from ..measurement.report import Report
+    from ..measurement.report.document import Report
     from ._study import StudyFiles, read_mask, read_study
 
     require_other_file(case["output"], [case[name] for name in _FILES if name in case])

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the files and print their paths."""
-    from ..imaging.samples import make_sample, sample, samples
+    from ..phantom.samples import make_sample, sample, samples
 
     if arguments.output.is_file():
         raise InputError(f"The output {arguments.output} is a file; name a folder.")

@@ -1,12 +1,19 @@
 """Volumes and their geometry, reading and writing, the intensity window, finding the lungs."""
 
 from ._image_file import image_stem, image_suffix
-from .dicom import dicom_files
-from .dicom_seg import PATIENT_NOTICE, DicomSegment, SegmentAlgorithm, SegSource, read_seg_source, write_dicom_seg
-from .dicom_seg_reading import common_grid, is_dicom_seg, read_dicom_seg
+from .dicom.seg_reading import common_grid, is_dicom_seg, read_dicom_seg
+from .dicom.seg_writing import (
+    PATIENT_NOTICE,
+    DicomSegment,
+    SegmentAlgorithm,
+    SegSource,
+    read_seg_source,
+    write_dicom_seg,
+)
+from .dicom.series import dicom_files
 from .geometry import AxialView, Geometry
-from .lung_masks import divide_lungs, lung_box, lungs_from_mask
-from .lungs import find_lungs
+from .lungs.finder import find_lungs
+from .lungs.masks import divide_lungs, lung_box, lungs_from_mask
 from .plausibility import check_hounsfield
 from .reading import read_labels, read_volume
 from .segments import Code, SegmentStyle, segment_style, segment_styles

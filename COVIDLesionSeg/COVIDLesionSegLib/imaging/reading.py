@@ -16,8 +16,8 @@ from ..errors import GeometryError, InputError, ReadError
 from ..files import sha256_file
 from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
-from .dicom import is_dicom, read_dicom
-from .dicom_seg_reading import read_dicom_seg
+from .dicom.seg_reading import read_dicom_seg
+from .dicom.series import is_dicom, read_dicom
 from .geometry import Geometry
 from .plausibility import check_hounsfield, is_integral, rescaled
 from .segments import chosen_value

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging import AxialView, Geometry, LabelVolume, divide_lungs
-from ..imaging.lung_masks import lungs_by_side, sides_by_name
+from ..imaging.lungs.masks import lungs_by_side, sides_by_name
 from ._inputs import integer_labels
 from .catalog import catalog
 

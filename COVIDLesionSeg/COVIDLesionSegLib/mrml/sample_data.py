@@ -10,9 +10,9 @@ from typing import Any
 import slicer
 
 from ..errors import COVIDLesionSegError, OutputError
-from ..imaging.samples import Sample, sample_category, samples
-from ..imaging.samples import sample as sample_named
 from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..phantom.samples import Sample, sample_category, samples
+from ..phantom.samples import sample as sample_named
 from ..worker import BlockingLoop, Process, WorkerSettings
 from ..worker.command import child_environment, own_python
 

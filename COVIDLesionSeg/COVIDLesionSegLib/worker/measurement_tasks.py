@@ -166,7 +166,7 @@ class Measurements:
     def report(self, work: Work) -> Answer:
         """Write a report and tables."""
         from ..files import write_json, write_text
-        from ..measurement.report import Report
+        from ..measurement.report.document import Report
         from ..measurement.tables import lesion_rows, region_rows, write_csv
 
         study = self._study(work)
@@ -213,7 +213,7 @@ class Measurements:
 
     def dicom_seg(self, work: Work) -> Answer:
         """Write a DICOM SEG."""
-        from ..imaging.dicom_seg import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
+        from ..imaging.dicom.seg_writing import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
 
         study = self._study(work)
         output = Path(work.need("folder", str)) / f"{work.need('case', str)}_lesions.dcm"

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
-from ..errors import GeometryError, InputError, ReadError
-from ..files import atomic_path
-from .dicom import dicom_stack
-from .geometry import Geometry
-from .segments import Code, SegmentStyle, segment_style, segment_styles
-from .writing import require_other_file
+from ... import __version__
+from ...errors import GeometryError, InputError, ReadError
+from ...files import atomic_path
+from ..geometry import Geometry
+from ..segments import Code, SegmentStyle, segment_style, segment_styles
+from ..writing import require_other_file
+from .series import dicom_stack
 
 # Whoever offers to write a DICOM SEG says this before it does.
 PATIENT_NOTICE = (

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, LungsNotFoundError
-from .geometry import AxialView, Geometry
-from .volume import LabelVolume, Volume
+from ...errors import InputError, LungsNotFoundError
+from ..geometry import AxialView, Geometry
+from ..volume import LabelVolume, Volume
 
 RIGHT, LEFT = 1, 2
 # lungmask's lobes (LTRCLobes): left upper and lower, right upper, middle and lower

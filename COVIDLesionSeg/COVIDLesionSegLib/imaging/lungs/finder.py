@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CancelledError, IntensityError, LungsNotFoundError
-from ._lung_filling import ReducedVolume
-from ._lung_regions import LungRegions, find_regions
+from ...errors import CancelledError, IntensityError, LungsNotFoundError
+from ..volume import Volume
+from ._filling import ReducedVolume
 from ._morphology import Spacing, distance, grow
-from .volume import Volume
+from ._regions import LungRegions, find_regions
 
 RIGHT, LEFT = 1, 2
 

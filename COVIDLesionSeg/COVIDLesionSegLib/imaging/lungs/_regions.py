@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ._lung_filling import AIR, GAS, TISSUE, Polar, ReducedVolume, attach_pieces, fill
+from ._filling import AIR, GAS, TISSUE, Polar, ReducedVolume, attach_pieces, fill
 from ._morphology import (
     IN_PLANE,
     Box,

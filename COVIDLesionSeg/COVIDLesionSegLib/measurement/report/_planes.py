@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..imaging import Volume, apply_window
+from ...imaging import Volume, apply_window
 from . import _figure as style
 
 Mask = NDArray[np.bool_]

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
-from ..errors import InputError
-from ..resources import resource
+from ... import __version__
+from ...errors import InputError
+from ...resources import resource
+from .. import zones
+from ..catalog import catalog, citations, key_of
+from ..evaluation import QUANTITIES, evaluate
+from ..longitudinal import STATUSES, TimePoint, compare_timepoints
+from ..quantification import Entries, quantify
+from ..tables import plain
 from . import _html as html
-from . import zones
-from ._report_pictures import ZONES_SHOWN, ReportPictures, region_title
-from .catalog import catalog, citations, key_of
-from .evaluation import QUANTITIES, evaluate
-from .longitudinal import STATUSES, TimePoint, compare_timepoints
-from .quantification import Entries, quantify
-from .tables import plain
+from ._document_pictures import ZONES_SHOWN, ReportPictures, region_title
 
 # Lesions beyond these are counted in the page, and listed in the table and the JSON.
 LISTED_LESIONS = 25

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .catalog import catalog, display_unit
+from ..catalog import catalog, display_unit
 
 
 def text(value: Any) -> str:

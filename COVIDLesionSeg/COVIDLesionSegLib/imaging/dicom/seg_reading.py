@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GeometryError, GridMismatchError, InputError, ReadError
-from .geometry import Geometry
-from .segments import chosen_value
-from .volume import LabelVolume
+from ...errors import GeometryError, GridMismatchError, InputError, ReadError
+from ..geometry import Geometry
+from ..segments import chosen_value
+from ..volume import LabelVolume
 
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GeometryError, IntensityError, ReadError
-from .geometry import Geometry
+from ...errors import GeometryError, IntensityError, ReadError
+from ..geometry import Geometry
 
 # CT Image Storage, Enhanced CT, Legacy Converted Enhanced CT
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..imaging import Volume
+from ...imaging import Volume
+from .. import zones
+from ..catalog import catalog, key_of
+from ..longitudinal import NEW, PERSISTING, RESOLVED
+from ..quantification import Entries
 from . import _html as html
-from . import charts, pictures, zones
-from .catalog import catalog, key_of
-from .longitudinal import NEW, PERSISTING, RESOLVED
-from .quantification import Entries
+from . import charts, pictures
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .document import Report
 
 PICTURED_LESIONS = 4
 # from the top of the right lung to the bottom of the left one

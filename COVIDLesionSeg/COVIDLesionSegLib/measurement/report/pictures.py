@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..files import atomic_path
-from ..imaging import Volume
+from ...errors import InputError
+from ...files import atomic_path
+from ...imaging import Volume
+from ..components import find_components
 from . import _figure as style
 from ._planes import AXES, Box, View, draw, extent, show_field
-from .components import find_components
 
 
 @dataclass(frozen=True)

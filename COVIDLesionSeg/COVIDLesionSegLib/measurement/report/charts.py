@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import InputError
+from ...errors import InputError
 from . import _figure as style
 
 _WIDTH = 900

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..imaging.geometry import Geometry
+from ..imaging.volume import Volume
 from . import _chest, _trees
-from .geometry import Geometry
-from .volume import Volume
 
 Array = NDArray[Any]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..imaging.volume import LabelVolume
+from ..imaging.writing import write_labels, write_volume
 from ..resources import load_json, resource
-from .phantom import synthetic_chest
-from .volume import LabelVolume
-from .writing import write_labels, write_volume
+from .synthetic import synthetic_chest
 
 Progress = Callable[[str, int, int], None]
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ReadError, SeriesChoiceError
-from ._image_file import FORMATS, name_is_utf8
+from ...errors import ReadError, SeriesChoiceError
+from .._image_file import FORMATS, name_is_utf8
+from ..geometry import Geometry
+from ..plausibility import compact
 from ._slices import CT_CLASSES, DicomSlice, stack_slices
-from .geometry import Geometry
-from .plausibility import compact
 
 # Media Storage SOP Class UID (0002,0002) in the file meta group, which is always explicit little endian
 _STORAGE_CLASS = re.compile(rb"\x02\0\x02\0UI..([0-9.]+)", re.DOTALL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from ..errors import InputError
+from ...errors import InputError
 
 BACKGROUND = "#0e1116"
 PANEL = "#000000"

@@ -1,0 +1,1 @@
+"""DICOM: CT series into volumes, DICOM SEG into label volumes and back."""

@@ -1,0 +1,1 @@
+"""The report: one page without patient data, with its pictures and charts."""
