@@ -12,8 +12,10 @@ from .dicom.seg_writing import (
 )
 from .dicom.series import dicom_files
 from .geometry import AxialView, Geometry
+from .lungs.engines import LocatedLungs, locate_lungs
 from .lungs.finder import find_lungs
 from .lungs.masks import divide_lungs, lung_box, lungs_from_mask
+from .lungs.quality import LungFinding, LungQuality, assess_lungs
 from .plausibility import check_hounsfield
 from .reading import read_labels, read_volume
 from .segments import Code, SegmentStyle, segment_style, segment_styles
@@ -28,11 +30,15 @@ __all__ = [
     "DicomSegment",
     "Geometry",
     "LabelVolume",
+    "LocatedLungs",
+    "LungFinding",
+    "LungQuality",
     "SegSource",
     "SegmentAlgorithm",
     "SegmentStyle",
     "Volume",
     "apply_window",
+    "assess_lungs",
     "check_hounsfield",
     "common_grid",
     "dicom_files",
@@ -41,6 +47,7 @@ __all__ = [
     "image_stem",
     "image_suffix",
     "is_dicom_seg",
+    "locate_lungs",
     "lung_box",
     "lungs_from_mask",
     "read_dicom_seg",

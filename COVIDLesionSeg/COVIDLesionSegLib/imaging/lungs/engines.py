@@ -1,0 +1,55 @@
+"""What finds lungs, by name, and the one call that gives lungs together with their verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ..volume import Volume
+from .finder import Progress, find_lungs
+from .quality import LungQuality, assess_lungs
+
+CLASSICAL = "classical"
+ENGINES: dict[str, Callable[..., NDArray[np.uint8]]] = {CLASSICAL: find_lungs}
+
+
+@dataclass(frozen=True, eq=False)
+class LocatedLungs:
+    """Lungs with their verdict.
+
+    Attributes:
+        labels: uint8 (z, y, x) on the CT's grid, 1 right lung and 2 left lung.
+        quality: whether they can be trusted, and why not.
+    """
+
+    labels: NDArray[np.uint8]
+    quality: LungQuality
+
+
+def locate_lungs(
+    volume: Volume,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    *,
+    engine: str = CLASSICAL,
+) -> LocatedLungs:
+    """Find the lungs and judge what was found.
+
+    Args:
+        volume: a CT, HU.
+        progress: called as ``progress("lungs", done, total)``.
+        cancelled: asked between the steps; True stops.
+        engine: name of what finds them, one of :data:`ENGINES`.
+
+    Raises:
+        InputError: an engine that is not known.
+        LungsNotFoundError, IntensityError, CancelledError: as the engine says.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"The lung engine {engine!r} is not known; known are {', '.join(ENGINES)}.")
+    labels = ENGINES[engine](volume, progress, cancelled)
+    return LocatedLungs(labels, assess_lungs(volume, labels, engine))

@@ -1,0 +1,116 @@
+"""Whether a lung mask can be trusted: the verdict that travels with every figure that needs the lungs.
+
+The limits, each with its reason, are data: ``Resources/LungQuality.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...resources import load_json
+from ..volume import Volume
+
+OK, DOUBTFUL = "ok", "doubtful"
+RIGHT, LEFT = 1, 2
+
+
+@dataclass(frozen=True)
+class LungFinding:
+    """One thing that speaks against a lung mask.
+
+    Attributes:
+        check: name of the check in ``Resources/LungQuality.json``.
+        value: what was measured, in ``unit``; None where the check has no number.
+        limit: the limit that it passed, in ``unit``; None where the check has none.
+        unit: UCUM unit of both, "1" for a ratio.
+        sentence: what was seen, for a radiologist, e.g. "The left lung is missing."
+    """
+
+    check: str
+    value: float | None
+    limit: float | None
+    unit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class LungQuality:
+    """The verdict on a lung mask and what it rests on.
+
+    Attributes:
+        verdict: "ok" or "doubtful".
+        engine: what made the mask: the finder's engine ("classical", ...), or "given" for somebody else's.
+        findings: what makes it doubtful; empty where the verdict is "ok".
+        measures: name -> value of everything that was measured, whether it passed a limit or not; None where the
+            volume does not show it.
+    """
+
+    verdict: str
+    engine: str
+    findings: tuple[LungFinding, ...] = ()
+    measures: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether figures that need the lungs carry the status "lungs_doubtful"."""
+        return self.verdict == DOUBTFUL
+
+    def line(self) -> str:
+        """One line for a person: "Lungs doubtful: ..." or "Lungs plausible."."""
+        if not self.is_doubtful:
+            return "Lungs plausible."
+        return f"Lungs doubtful: {' '.join(finding.sentence for finding in self.findings)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "verdict": self.verdict,
+            "engine": self.engine,
+            "findings": [asdict(finding) for finding in self.findings],
+            "measures": dict(self.measures),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> LungQuality:
+        """The verdict from what :meth:`to_json` made.
+
+        Raises:
+            InputError: something else.
+        """
+        try:
+            findings = tuple(LungFinding(**finding) for finding in value["findings"])
+            return cls(str(value["verdict"]), str(value["engine"]), findings, dict(value["measures"]))
+        except (KeyError, TypeError) as error:
+            raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
+
+
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given") -> LungQuality:
+    """Judge a lung mask by the CT that it belongs to.
+
+    Args:
+        volume: the CT, HU.
+        lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
+        engine: what made the mask.
+
+    Returns:
+        The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
+    """
+    limits = load_json("LungQuality.json")["checks"]
+    ml = {side: np.count_nonzero(lungs == side) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
+    measures: dict[str, float | None] = {"right_ml": ml[RIGHT], "left_ml": ml[LEFT]}
+    findings = []
+    smaller = min(ml, key=lambda side: ml[side])
+    ratio = ml[smaller] / ml[RIGHT + LEFT - smaller] if max(ml.values()) else 0.0
+    measures["side_ratio"] = ratio
+    limit = limits["side_ratio"]["limit"]
+    if ratio < limit:
+        name = {RIGHT: "right", LEFT: "left"}[smaller]
+        sentence = f"The {name} lung is {'missing' if not ml[smaller] else 'far smaller than the other'}."
+        findings.append(LungFinding("side_ratio", ratio, limit, "1", sentence))
+    return LungQuality(DOUBTFUL if findings else OK, engine, tuple(findings), measures)
