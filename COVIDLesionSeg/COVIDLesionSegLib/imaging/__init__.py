@@ -14,7 +14,7 @@ from .dicom.series import dicom_files
 from .geometry import AxialView, Geometry
 from .lungs.engines import LocatedLungs, locate_lungs
 from .lungs.finder import find_lungs
-from .lungs.masks import divide_lungs, lung_box, lungs_from_mask
+from .lungs.masks import body_box, divide_lungs, lung_box, lungs_from_mask
 from .lungs.quality import LungFinding, LungQuality, assess_lungs
 from .plausibility import check_hounsfield
 from .reading import read_labels, read_volume
@@ -39,6 +39,7 @@ __all__ = [
     "Volume",
     "apply_window",
     "assess_lungs",
+    "body_box",
     "check_hounsfield",
     "common_grid",
     "dicom_files",

@@ -17,7 +17,7 @@ from ..files import write_json, write_text
 from ..imaging import Volume, dicom_files, image_stem, image_suffix, read_volume, write_labels
 from ..imaging.volume import LabelVolume
 from ..inference import PostProcessing, RunRecord
-from ..measurement.catalog import catalog
+from ..measurement.catalog import consolidation_limit
 from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
 from ..worker.protocol import geometry_to_json
@@ -104,7 +104,7 @@ class LesionLogic:
                 findLungs=lungs is None,
                 lesionSegmentation=segmentationNode,
                 lesionView=view,
-                consolidationFrom=_limit(consolidationFrom),
+                consolidationFrom=consolidation_limit(consolidationFrom),
                 testTimeAugmentation=tta,
                 keepProbability=probability,
                 keepUncertainty=uncertainty,
@@ -316,10 +316,6 @@ def _inBackground(**choices: Any) -> SegmentationRun:
     run = session().run
     run.start(parameters)
     return run
-
-
-def _limit(consolidationFrom: float | None) -> float:
-    return float(catalog()["attenuation"]["consolidation_from"] if consolidationFrom is None else consolidationFrom)
 
 
 def _studies(folder: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,17 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ..volume import Volume
 from .finder import Progress, find_lungs
-from .quality import LungQuality, assess_lungs
+from .quality import DOUBTFUL, LungFinding, LungQuality, assess_lungs
 
-CLASSICAL = "classical"
-ENGINES: dict[str, Callable[..., NDArray[np.uint8]]] = {CLASSICAL: find_lungs}
+CLASSICAL, NONE = "classical", "none"
+
+
+def _nowhere(volume: Volume, *_: Any) -> NDArray[np.uint8]:
+    """No lungs: for a CT in which none can be found, so that all of the body is searched for lesions."""
+    return np.zeros(volume.array.shape, np.uint8)
+
+
+ENGINES: dict[str, Callable[..., NDArray[np.uint8]]] = {CLASSICAL: find_lungs, NONE: _nowhere}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,4 +60,7 @@ def locate_lungs(
     if engine not in ENGINES:
         raise InputError(f"The lung engine {engine!r} is not known; known are {', '.join(ENGINES)}.")
     labels = ENGINES[engine](volume, progress, cancelled)
+    if engine == NONE:
+        finding = LungFinding("not_looked_for", None, None, "1", "No lungs were looked for.")
+        return LocatedLungs(labels, LungQuality(DOUBTFUL, engine, (finding,)))
     return LocatedLungs(labels, assess_lungs(volume, labels, engine))
