@@ -259,14 +259,14 @@ def _refuse_to_replace_inputs(studies: Sequence[Study], maps: Sequence[str], man
 def _segment(
     study: Study, predictor: Predictor, postprocessing: Any, arguments: argparse.Namespace, progress: ProgressBar
 ) -> dict[str, Any]:
-    from ..imaging import lungs_from_mask, read_labels, read_volume, write_volume
+    from ..imaging import judged_lungs, read_labels, read_volume, write_volume
     from ..measurement import quantify
 
     start = time.perf_counter()
     progress("reading", 0, 1)
     volume = read_volume(study.ct, series=study.series, rescale=tuple(arguments.rescale) if arguments.rescale else None)
     seg_source = _seg_source(study, volume) if study.is_dicom_seg else None
-    lungs = None if study.lungs is None else lungs_from_mask(read_labels(study.lungs, geometry=volume.geometry), volume)
+    lungs = None if study.lungs is None else judged_lungs(read_labels(study.lungs, geometry=volume.geometry), volume)
     read = time.perf_counter()
     try:
         result = predictor.segment(

@@ -12,7 +12,7 @@ from .dicom.seg_writing import (
 )
 from .dicom.series import dicom_files
 from .geometry import AxialView, Geometry
-from .lungs.engines import LocatedLungs, locate_lungs
+from .lungs.engines import LocatedLungs, judged_lungs, locate_lungs
 from .lungs.finder import find_lungs
 from .lungs.masks import body_box, divide_lungs, lung_box, lungs_from_mask
 from .lungs.quality import LungFinding, LungQuality, assess_lungs
@@ -48,6 +48,7 @@ __all__ = [
     "image_stem",
     "image_suffix",
     "is_dicom_seg",
+    "judged_lungs",
     "locate_lungs",
     "lung_box",
     "lungs_from_mask",

@@ -232,7 +232,8 @@ class LesionLogic:
             postprocessing: see :meth:`segment`.
 
         Returns:
-            One dictionary a study: case, status ("done", "skipped" or "failed"), message, lesion [mL].
+            One dictionary a study: case, status ("done", "skipped" or "failed"), message (why it failed, or what is to
+            be kept in mind), lesion [mL].
 
         Raises:
             InputError: no such folder, or no CT in it.
@@ -256,6 +257,7 @@ class LesionLogic:
                     lesions = reply.arrays["mask"].view(np.uint8)
                     write_labels(LabelVolume(lesions, volume.geometry, {1: "lesion"}), mask)
                     write_json(record, reply.values["record"])
+                    row["message"] = " ".join(dict.fromkeys(reply.messages))
                     row["lesion [mL]"] = f"{np.count_nonzero(lesions) * volume.geometry.voxel_ml:.3f}"
             _log.info("%s: %s %s", case, row["status"], row["message"])
             rows.append(row)

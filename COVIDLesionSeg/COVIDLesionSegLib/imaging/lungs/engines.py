@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..volume import Volume
+from ..volume import LabelVolume, Volume
 from .finder import Progress, find_lungs
+from .masks import LEFT, lungs_from_mask, sides_by_name
 from .quality import DOUBTFUL, LungFinding, LungQuality, assess_lungs
 
 CLASSICAL, NONE = "classical", "none"
@@ -36,6 +37,17 @@ class LocatedLungs:
 
     labels: NDArray[np.uint8]
     quality: LungQuality
+
+
+def judged_lungs(labels: LabelVolume, volume: Volume) -> LocatedLungs:
+    """Lungs that somebody else made, as right and left and judged.
+
+    Raises:
+        GridMismatchError, LungsNotFoundError, InputError: as :func:`.lungs_from_mask` says.
+    """
+    lungs = lungs_from_mask(labels, volume)
+    sided = bool(sides_by_name(labels.names)) or bool((lungs == LEFT).any())
+    return LocatedLungs(lungs, assess_lungs(volume, lungs, sided=sided))
 
 
 def locate_lungs(
