@@ -17,6 +17,8 @@ from ...resources import load_json
 from ..volume import Volume
 
 OK, DOUBTFUL = "ok", "doubtful"
+# the engine of lungs that somebody else made
+GIVEN = "given"
 RIGHT, LEFT = 1, 2
 
 
@@ -90,7 +92,7 @@ class LungQuality:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given", *, sided: bool = True) -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
