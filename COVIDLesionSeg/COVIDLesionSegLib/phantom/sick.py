@@ -103,7 +103,9 @@ SICK_CHESTS: dict[str, SickChest] = {
         "free gas around the collapsed left lung",
         Condition(tissue=functools.partial(_compressed, 2), expanded=functools.partial(_expanded, 2)),
     ),
-    "emphysema": SickChest("both lungs at about -960 HU", Condition(tissue=lambda _, y: np.full_like(y, -960))),
+    "emphysema": SickChest(
+        "both lungs at about -960 HU", Condition(tissue=lambda _, y: np.full_like(y, -960), grain=8.0)
+    ),
     "right_half": SickChest("the field of view holds the right half of the chest", Condition(), side=1),
     "left_half": SickChest("the field of view holds the left half of the chest", Condition(), side=2),
 }

@@ -89,6 +89,7 @@ class Condition:
     Attributes:
         consolidated: how deep a position lies inside consolidated lung, mm; negative outside.
         tissue: HU of the aerated lung by x and y alone; None is healthy.
+        grain: standard deviation of the aerated lung's texture, HU.
         is_ggo: whether all of that tissue is ground-glass opacity.
         expanded: where a position of a collapsed lung would lie if the lung were not collapsed. What is lung only
             without this is free gas in the pleural cavity.
@@ -96,6 +97,7 @@ class Condition:
 
     consolidated: Callable[[Array, Array, Array], Array] | None = None
     tissue: Callable[[Array, Array], Array] | None = None
+    grain: float = 22.0
     is_ggo: bool = False
     expanded: Callable[[Array, Array, Array], tuple[Array, Array, Array]] | None = None
 
@@ -342,11 +344,9 @@ def _parenchyma(
     condition: Condition,
 ) -> tuple[Array, Array, Array]:
     """Hounsfield units of lung tissue with its lesions (no vessels, no bronchi), and both lesion masks."""
-    if condition.tissue is None:
-        # supine: the lung is denser at the back
-        hu = -852 + 0.32 * place.y + 22 * texture
-    else:
-        hu = condition.tissue(place.x, place.y) + 22 * texture
+    # supine: the lung is denser at the back
+    hu = -852 + 0.32 * place.y if condition.tissue is None else condition.tissue(place.x, place.y)
+    hu = hu + condition.grain * texture
     hu = hu + 170 * np.clip(1.2 - fissure, 0, 1)
     masks = {"ggo": np.zeros(hu.shape, bool), "consolidation": np.zeros(hu.shape, bool)}
     for lesion, wave in zip(lesions, waves, strict=True):
