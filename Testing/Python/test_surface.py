@@ -208,6 +208,24 @@ def test_distances_of_any_rank_are_found_by_blocks(monkeypatch, blocks):
             assert _nearest._ranked(asked, tree, ranks) == tuple(ordered[list(ranks)])
 
 
+def test_the_smaller_surface_may_have_the_larger_percentile():
+    reference, spacing = np.zeros((20, 40, 80), bool), (1.0, 1.0, 1.0)
+    reference[2:14, 4:30, 4:40] = True
+    prediction = reference.copy()
+    reference[3:13:2, 5:29:2, 5:39:2] = False
+    prediction[2:8, 4:12, 48:56] = True
+    to_reference, to_prediction = distances_by_brute_force(prediction, reference, spacing)
+    assert len(to_reference) < len(to_prediction)
+    assert np.percentile(to_reference, 95) > np.percentile(to_prediction, 95)
+    assert_agrees_with_brute_force(prediction, reference, spacing)
+
+
+def test_surfaces_that_lie_far_apart_are_measured_too():
+    one, other = np.zeros((20, 40, 200), bool), np.zeros((20, 40, 200), bool)
+    one[5:9, 5:20, 5:20] = other[6:15, 10:30, 150:190] = True
+    assert_agrees_with_brute_force(one, other, (2.0, 0.7, 0.7))
+
+
 @pytest.mark.parametrize("shift", [1, 3, 10])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_shifted_box_lies_its_shift_away(shift, axis):
@@ -242,12 +260,13 @@ def test_two_voxels_lie_their_distance_apart():
     assert normalized_surface_dice(one, other, spacing, far - 0.01) == 0.0
 
 
-def test_the_surface_is_what_erosion_takes_away(vectors):
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_surface_is_what_erosion_takes_away(vectors, order):
     random = np.random.default_rng(3)
     masks = [vectors[f"{case}/seg"] for case in FILLED]
-    masks += [random.random((4, 5, 6)) < 0.8, np.ones((3, 4, 5), bool), np.ones((1, 1, 1), bool)]
-    masks += [np.ones((1, 9, 9), bool), np.ones((9, 9, 1), bool)]
-    for mask in masks:
+    masks += [random.random(shape) < 0.8 for shape in ((4, 5, 6), (4, 6, 64), (5, 3, 130), (1, 9, 70), (6, 1, 8))]
+    masks += [np.ones(shape, bool) for shape in ((3, 4, 5), (1, 1, 1), (1, 9, 9), (9, 9, 1))]
+    for mask in (np.asarray(mask, order=order) for mask in masks):
         expected = np.nonzero(surface_by_erosion(mask))
         assert np.array_equal(SparseMask.of(mask).surface_points(), expected)
 
