@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..imaging import AxialView, Geometry, LabelVolume, divide_lungs
 from ..imaging.lungs.masks import lungs_by_side, sides_by_name
-from ._inputs import integer_labels
+from ..imaging.masks import Box, integer_labels
 from .catalog import catalog
 
 SIDES = ("right", "left")
@@ -26,8 +26,6 @@ SOMEWHERE = len(ZONE_REGIONS)
 _LEAST_LOBES = 3
 # TotalSegmentator 1 has no label beyond; on a chest CT version 2 always has some, of ribs and costal cartilages
 _LAST_OF_TOTALSEGMENTATOR1 = 104
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
