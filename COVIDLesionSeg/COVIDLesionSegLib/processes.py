@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import InputError
+
 _WINDOWS = sys.platform == "win32"
 _PROC = Path("/proc")
 # programs that kill trees on Windows; nobody waits for them
@@ -27,6 +29,44 @@ class _Entry(NamedTuple):
     group: int
     session: int
     state: str
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Somebody asked this process to end (SIGTERM); like Ctrl-C it passes whatever handles errors of the work."""
+
+
+@contextlib.contextmanager
+def ending_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises :class:`TerminatedError`, so that files that are being written vanish.
+
+    Only the main thread may set handlers; elsewhere nothing changes.
+    """
+
+    def end(number: int, _: object) -> None:
+        # whoever sends it twice must not disturb the tidying up
+        signal.signal(number, signal.SIG_IGN)
+        raise TerminatedError
+
+    before = None
+    with contextlib.suppress(ValueError):
+        before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def launcher_number(name: str, default: int) -> int:
+    """A number that ``torchrun`` sets in the environment, e.g. WORLD_SIZE.
+
+    Raises:
+        InputError: it is no whole number from 0.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > 9:
+        raise InputError(f"The environment variable {name} is {text!r}; a launcher such as torchrun sets a number.")
+    return int(text)
 
 
 def kill_tree(pid: int) -> None:
