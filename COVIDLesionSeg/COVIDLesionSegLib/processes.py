@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,35 @@ def usable_processors() -> int:
         if quota != "max":
             count = min(count, max(1, round(int(quota) / int(period))))
     return max(1, count)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that this process can still take, or None if nobody tells."""
+    figures = [f for f in (_system_memory(), _control_group_memory()) if f is not None]
+    return min(figures, default=None)
+
+
+def _system_memory() -> int | None:
+    info = _PROC / "meminfo"
+    if info.is_file():
+        line = re.search(r"^MemAvailable:\s*(\d+) kB", info.read_text(encoding="ascii"), re.MULTILINE)
+        return int(line[1]) * 1024 if line else None
+    if hasattr(os, "sysconf") and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _control_group_memory() -> int | None:
+    """What a container's limit leaves (control groups, version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        # pages of files that were read count as used, and are given up when somebody needs them
+        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+        return max(int(limit) - int(used) + (int(cached[1]) if cached else 0), 0)
+    except (OSError, ValueError):
+        # no such files, or the limit is "max": there is none
+        return None
 
 
 def _processes(only: int | None = None) -> Iterator[_Entry]:
