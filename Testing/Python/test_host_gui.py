@@ -182,6 +182,32 @@ def test_node_selector_follows_the_scene(slicer_gui, scene, util, segmentation):
     assert selector.currentNode() is None and seen[-1] is None
 
 
+def test_node_selector_moves_to_the_neighbor_before_a_node_is_gone(slicer_gui, scene, util):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes, selector.noneEnabled = ["vtkMRMLScalarVolumeNode"], True
+    selector.setMRMLScene(scene)
+    one, two, three = (util.addVolumeFromArray(np.zeros((1, 1, 1), np.int16), name=name) for name in "abc")
+    selector.setCurrentNode(two)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: seen.append((node, two.GetScene() is not None)))
+    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, lambda *_: seen.append("observers of the scene come first"))
+    scene.RemoveNode(two)
+    assert seen == ["observers of the scene come first", (three, True)]
+    scene.RemoveNode(three)
+    assert seen[-1][0] is one, "the last row's neighbor is the one before"
+    scene.RemoveNode(one)
+    assert seen[-1][0] is None
+
+
+def test_node_selector_tells_a_renamed_node_again(slicer_gui, scene, volume):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    selector.setMRMLScene(scene)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", seen.append)
+    assert selector.currentNode() is volume, "without None the first node is chosen"
+    volume.SetName("renamed")
+    assert seen == [volume]
+
+
 def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     table, seen = slicer_gui.qMRMLSegmentsTableView(), []
     table.connect("selectionChanged(QItemSelection,QItemSelection)", lambda *_: seen.append(table.selectedSegmentIDs()))

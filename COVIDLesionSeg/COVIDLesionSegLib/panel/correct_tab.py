@@ -125,6 +125,11 @@ class CorrectTab:
         self.ui.restoreButton.setEnabled(mrml.hasAnswer(segmentationNode))
         self.showLesions()
 
+    def release(self, node: Any) -> None:
+        """A node is about to be removed: no other takes its place."""
+        if self.ui.roiSelector.currentNode() is node:
+            self.ui.roiSelector.setCurrentNode(None)
+
     def _chooseSegment(self, segmentationNode: Any, wanted: str) -> None:
         segmentation = segmentationNode.GetSegmentation()
         if segmentation.GetSegment(self.editor.currentSegmentID() or "") is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.util import VTKObservationMixin
 
 from .. import mrml
@@ -63,6 +64,7 @@ class ModulePanel(VTKObservationMixin):
         self.session.run.finished.connect(self._onFinished)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneReplaced)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneReplaced)
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeGoes)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self._useParameters()
         self._fitTabs(0)
@@ -122,6 +124,14 @@ class ModulePanel(VTKObservationMixin):
 
     def _onSceneReplaced(self, *_ignored: Any) -> None:
         self._useParameters()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator]
+    def _onNodeGoes(self, _caller: Any, _event: str, node: Any) -> None:
+        """Let go of a node before the selectors do: they would choose its neighbor in its place."""
+        if slicer.mrmlScene.IsClosing():
+            return
+        mrml.moduleParameters().release(node)
+        self.correct.release(node)
 
     def _onNodeRemoved(self, *_ignored: Any) -> None:
         if not slicer.mrmlScene.IsClosing():
