@@ -220,23 +220,45 @@ def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     assert table._table.rowCount == 1
 
 
-def test_segment_editor_keeps_its_state_in_the_node_and_undoes(slicer_gui, segmentation, volume, scene):
-    editor = slicer_gui.qMRMLSegmentEditorWidget()
-    with pytest.raises(RuntimeError):
-        editor.setSegmentationNode(segmentation)
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-    editor.setMRMLScene(scene)
-    editor.setMRMLSegmentEditorNode(node)
+@pytest.fixture
+def editor(slicer_gui, scene):
+    """A segment editor with its node, then its scene."""
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLSegmentEditorNode(scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+    widget.setMRMLScene(scene)
+    yield widget
+    widget.setMRMLScene(None)
+
+
+def test_segment_editor_keeps_its_state_in_the_node_and_undoes(editor, segmentation, volume, scene):
     editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
+    assert editor.segmentationNode() is segmentation
+    assert editor.sourceVolumeNode() is volume, "the segmentation's reference"
+    assert editor.currentSegmentID() == "one", "the first segment"
     editor.setCurrentSegmentID("two")
     editor.setActiveEffectByName("Paint")
-    assert node.GetSelectedSegmentID() == editor.currentSegmentID() == "two"
+    assert editor.mrmlSegmentEditorNode().GetSelectedSegmentID() == editor.currentSegmentID() == "two"
     assert editor.activeEffect().name == "Paint"
     editor.saveStateForUndo()
     segmentation.GetSegmentation().RemoveSegment("one")
     editor.undo()
     assert list(segmentation.GetSegmentation().GetSegmentIDs()) == ["one", "two"]
+
+
+def test_at_a_batchs_end_the_segment_editor_node_takes_what_the_selectors_have(editor, segmentation, volume, scene):
+    scene.StartState(scene.BatchProcessState)
+    editor.setSegmentationNode(segmentation)
+    assert editor.segmentationNode() is None, "nothing is shown during a batch"
+    scene.EndState(scene.BatchProcessState)
+    assert editor.segmentationNode() is editor.mrmlSegmentEditorNode().GetSegmentationNode() is None
+
+
+def test_segment_editor_without_its_node_complains_and_does_nothing(slicer_gui, scene, segmentation, capfd):
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLScene(scene)
+    widget.setSegmentationNode(segmentation)
+    assert capfd.readouterr().err.count("segment editor") == 2 and widget.segmentationNode() is None
+    widget.setMRMLScene(None)
 
 
 def test_table_view_shows_the_node(slicer_gui, scene):
