@@ -293,6 +293,19 @@ def test_ctk_widgets_keep_their_values(ctk):
     assert seen[-1] is True and not button.checked
 
 
+def test_a_path_field_tells_valid_paths_only(ctk):
+    field, seen = ctk.ctkPathLineEdit(), []
+    field.connect("currentPathChanged(QString)", seen.append)
+    field.connect("validInputChanged(bool)", seen.append)
+    field.currentPath = "/data"
+    field.currentPath = ""
+    assert seen == ["/data", True, False]
+    field.nameFilters = ("Models (*.pt *.pth)", "All files (*)")
+    for path in ("model.PT", "model.tar", "model.pth"):
+        field.currentPath = path
+    assert seen[3:] == ["model.pth", True]
+
+
 @pytest.fixture
 def module_file(tmp_path):
     (tmp_path / "Resources" / "UI").mkdir(parents=True)
