@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CancelledError, InputError
+from ..documents import read_object
+from ..errors import CancelledError, InputError, ReadError
 from ..files import write_json
 from ..resources import load_json
 from .gate import CaseFigures, GateDecision, GateRule, decide
@@ -225,10 +226,10 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
 
 def _known(file: Path) -> dict[str, Any]:
     try:
-        cases: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        cases: dict[str, Any] = read_object(file)["cases"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError) as error:
+    except (ReadError, KeyError) as error:
         _log.warning("Earlier judgments in %s can't be read (%s); the cases are judged again.", file.name, error)
         return {}
     return cases

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..cores import usable_cores
 from ..errors import InputError
 
 Label = int | str
@@ -19,7 +19,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        default=min(MOST_WORKERS, usable_cores()),
         metavar="N",
         help="cases at the same time, of a manifest (default: the processor's cores, at most %(default)s here)",
     )

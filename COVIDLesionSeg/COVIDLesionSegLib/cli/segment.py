@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ..files import atomic_path, write_json
 from ..imaging import PATIENT_NOTICE
 from ..imaging.lungs.quality import DOUBTFUL
 from ..manifest import absolute_path, case_id, read_manifest
+from ..processes import launcher_number
 from ._arguments import add_lung_engine, refuse_to_replace
 from ._batch import BatchOutcome, file_fingerprint, run_batch
 from ._progress import ProgressBar
@@ -137,11 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     several = len(studies) > 1 or bool(arguments.manifest) or arguments.resume
     state = studies[0].mask.parent / STATE_FILE
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = launcher_number("WORLD_SIZE", 1) > 1
     if launched:
         # under torchrun every process takes its share, and remembers it in a file of its own
         several, studies = True, rank_share(studies)
-        state = state.with_suffix(f".{os.environ.get('RANK', '0')}.jsonl")
+        state = state.with_suffix(f".{launcher_number('RANK', 0)}.jsonl")
     predictor = Predictor(arguments.model, device=arguments.device, precision=arguments.precision)
 
     def one(study: Study) -> dict[str, Any]:

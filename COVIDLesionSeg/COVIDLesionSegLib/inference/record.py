@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import math
 import platform
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..documents import parse_json
 from ..errors import InputError
 from ..imaging.geometry import Geometry
 from ..imaging.volume import Volume
@@ -85,10 +85,7 @@ class RunRecord:
             InputError: not a run record.
         """
         if isinstance(value, str | bytes):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise InputError(f"The run record is not valid JSON ({error}).") from error
+            value = parse_json(value, "The run record")
         names = [f.name for f in fields(cls)]
         if not isinstance(value, Mapping) or any(name not in value for name in names if name not in _ADDED):
             raise InputError("This is not a run record of this program: keys are missing.")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError
 from ..files import sha256_file, write_json
 from ..imaging import apply_window, body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
@@ -135,11 +136,11 @@ def open_store(
 def _read_index(target: Path) -> dict[str, Any] | None:
     """The index of a whole store, or None when there is none or its files are not what the index says."""
     try:
-        index: dict[str, Any] = json.loads((target / "index.json").read_text(encoding="utf-8"))
+        index = read_object(target / "index.json")
         whole = all(sha256_file(target / name) == value for name, value in index["sha256"].items())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         _log.warning("The slice store %s can't be read (%s) and is built again.", target, error)
         return None
     if not whole:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ..errors import LungsNotFoundError
 from ..imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume
+from ..imaging.masks import binary_mask, surface_points
 from . import zones
-from ._inputs import binary_mask
 from .catalog import catalog, consolidation_limit, entry, joint_status, key_of
-from .components import Components, bounding_box, find_components
+from .lesions import Components, find_components
 from .quantification import Entries, quantify
 from .registration import Registration, identity, moved, register_lungs, same_image
 
@@ -273,15 +273,8 @@ def _labels_at(points: NDArray[np.float64], labels: NDArray[np.int32], geometry:
 
 def _surface(labels: NDArray[np.int32], geometry: Geometry) -> Surface:
     """The voxels on the surface of the lesions."""
-    mask = labels != 0
-    box = bounding_box(mask)
-    filled = np.pad(mask[box], 1)
-    inner = filled[1:-1, 1:-1, 1:-1].copy()
-    for axis in range(3):
-        for step in (slice(None, -2), slice(2, None)):
-            inner &= filled[tuple(step if a == axis else slice(1, -1) for a in range(3))]
-    surface = np.argwhere(mask[box] & ~inner) + np.array([side.start for side in box])
-    return moved(geometry.ijk_to_lps, surface[:, ::-1]), labels[tuple(surface.T)]
+    surface = surface_points(labels != 0)
+    return moved(geometry.ijk_to_lps, surface[::-1].T), labels[tuple(surface)]
 
 
 def _groups(old: int, new: int, links: set[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:

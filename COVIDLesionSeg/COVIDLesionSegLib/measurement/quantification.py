@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..imaging import LabelVolume, LocatedLungs, Volume
+from ..imaging.masks import binary_mask, bounding_box
 from . import severity, zones
-from ._inputs import binary_mask
 from .catalog import LUNGS_DOUBTFUL, catalog, consolidation_limit, entry, joint_status, key_of
-from .components import Components, bounding_box, find_components
+from .lesions import Components, find_components
 
 Entries = dict[str, dict[str, Any]]
 

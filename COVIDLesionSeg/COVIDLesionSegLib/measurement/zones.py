@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..imaging import AxialView, LabelVolume, LocatedLungs, LungQuality, Volume, assess_lungs, divide_lungs
 from ..imaging.lungs.masks import lungs_by_side, sides_by_name
 from ..imaging.lungs.quality import GIVEN
-from ._inputs import integer_labels
+from ..imaging.masks import Box, integer_labels
 from .catalog import catalog
 
 SIDES = ("right", "left")
@@ -27,8 +27,6 @@ SOMEWHERE = len(ZONE_REGIONS)
 _LEAST_LOBES = 3
 # TotalSegmentator 1 has no label beyond; on a chest CT version 2 always has some, of ribs and costal cartilages
 _LAST_OF_TOTALSEGMENTATOR1 = 104
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)

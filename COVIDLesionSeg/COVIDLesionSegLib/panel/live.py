@@ -13,6 +13,7 @@ from slicer.util import VTKObservationMixin
 from .. import mrml
 from ..errors import InputError
 from ..imaging import LungQuality
+from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, Timer, WorkerError
 from ..worker.protocol import geometry_to_json
@@ -28,7 +29,6 @@ STUDY = "study"
 # Edits come in bursts, a brush stroke is one; the table is 0.5 s behind at most.
 _PAUSE_MS = 50
 _EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
-Box = tuple[slice, slice, slice]
 
 
 class LiveMeasurement(VTKObservationMixin):
@@ -369,11 +369,8 @@ def changedBox(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Box | None:
     if not planes:
         return None
     z = slice(planes[0], planes[-1] + 1)
-    plane = np.zeros(now.shape[1:], bool)
-    for index in planes:
-        plane |= before[index] != now[index]
-    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+    _, y, x = bounding_box(before[z] != now[z])
+    return z, y, x
 
 
 def segmentOrLesions(segmentationNode: Any, identity: str, volumeNode: Any) -> NDArray[np.bool_]:

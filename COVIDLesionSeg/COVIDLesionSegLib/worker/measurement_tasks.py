@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..measurement import compare_timepoints, error_map, evaluate
-from ..measurement.components import component_at
+from ..measurement.lesions import component_at
 from .case_overview import OpenStore
 from .case_tasks import CaseTasks
 from .faults import NotOpenError

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cores import run_all
 from ..errors import GridMismatchError, InputError
 from ..imaging import LocatedLungs, Volume, locate_lungs
 from ..imaging.lungs.engines import CLASSICAL
+from ..imaging.masks import Box, Mask
 from ..measurement import LiveEvaluation, quantify, zones
-from ..measurement._parallel import run_all
 from ..measurement.catalog import consolidation_limit
 from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .tasks import Work
-
-Mask = NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 
 MASKS = ("lesion", "reference")
 
