@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from ..errors import ModelError
 from ..files import atomic_path
-from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
