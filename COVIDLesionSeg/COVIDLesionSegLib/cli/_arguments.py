@@ -27,6 +27,18 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def add_lung_engine(parser: argparse.ArgumentParser) -> None:
+    """Declare the choice of what finds lungs that are not given."""
+    from ..imaging.lungs.engines import CLASSICAL, ENGINES
+
+    parser.add_argument(
+        "--lung-engine",
+        choices=tuple(ENGINES),
+        default=CLASSICAL,
+        help="what finds lungs that are not given (default: %(default)s; none: do without them)",
+    )
+
+
 def as_label(text: str) -> Label:
     """A label given on the command line: a number, or a segment's name."""
     return int(text) if text.isdecimal() else text

@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 from ..cores import THREAD_VARIABLES, usable_cores
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError
 from ..files import write_text
+from ..processes import TerminatedError, ending_by_sigterm
 from ._progress import ProgressBar
 
 T = TypeVar("T")
@@ -309,12 +310,16 @@ def _serve(work: Callable[[T], dict[str, Any]], pipe: Connection, level: int) ->
     # Ctrl+C reaches the whole process group: only the parent answers it, and ends us
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_attempt(work, item))
+    try:
+        with ending_by_sigterm():
+            while True:
+                try:
+                    item = pipe.recv()
+                except EOFError:
+                    return
+                pipe.send(_attempt(work, item))
+    except TerminatedError:
+        sys.exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..imaging import SegmentStyle, Volume, segment_style
 from ..imaging.masks import Box, bounding_box
-from ..measurement.catalog import catalog
+from ..measurement.catalog import consolidation_limit
 from ..measurement.lesions import find_components
 
 LesionView = Literal["lesion", "attenuation", "separate"]
@@ -102,7 +102,7 @@ def _shifted(box: Box, within: Box) -> Box:
 
 
 def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None) -> list[SegmentContent]:
-    limit = catalog()["attenuation"]["consolidation_from"] if limit is None else limit
+    limit = consolidation_limit(limit)
     box = bounding_box(mask, least=1)
     inside, hu = mask[box], volume.array[box]
     parts: list[tuple[str, str, Callable[[NDArray[Any], float], NDArray[Any]]]] = [

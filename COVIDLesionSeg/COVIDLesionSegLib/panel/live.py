@@ -12,6 +12,7 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..errors import InputError
+from ..imaging import LungQuality
 from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, Timer, WorkerError
@@ -63,6 +64,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._mask: NDArray[np.bool_] | None = None
         self._dirty = False
         self._problem = ""
+        self._caution = ""
 
     # ---- who looks ----------------------------------------------------------------------------------------------
 
@@ -101,10 +103,10 @@ class LiveMeasurement(VTKObservationMixin):
         return self._steps.busy or self._request is not None or self._pause is not None
 
     def stateText(self) -> str:
-        """What goes on, or why nothing is measured."""
+        """What goes on, or why nothing is measured, or why the lungs that were measured are doubtful."""
         if self._problem:
             return self._problem
-        return _("Measuring...") if self.busy else ""
+        return _("Measuring...") if self.busy else self._caution
 
     # ---- the study ----------------------------------------------------------------------------------------------
 
@@ -289,7 +291,9 @@ class LiveMeasurement(VTKObservationMixin):
             return
         self.quantities = reply.values["quantities"] or {}
         self.evaluation = reply.values.get("evaluation") or {}
-        self._problem = ""
+        verdict = reply.values.get("lung_quality")
+        quality = None if verdict is None else LungQuality.from_json(verdict)
+        self._problem, self._caution = "", quality.line() if quality is not None and quality.is_doubtful else ""
         self._tables.start(
             [self._showRegions, self._showLesionList, self._showComparison, self.measured.emit], self._onTableError
         )
@@ -354,7 +358,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._tables.stop()
         self._endPause()
         self._request = None
-        self._study, self._mask, self._dirty, self._problem = (), None, False, ""
+        self._study, self._mask, self._dirty, self._problem, self._caution = (), None, False, "", ""
         self.quantities, self.evaluation = {}, {}
         self.forgotten.emit()
 

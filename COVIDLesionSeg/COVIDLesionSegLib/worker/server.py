@@ -22,6 +22,7 @@ from typing import Any
 from .. import __version__
 from ..cores import usable_cores
 from ..errors import InputError
+from ..files import remove_unfinished
 from ..processes import kill_descendants, lead_own_group
 from . import protocol as p
 from .exchange import read_array, remove_folder, write_array
@@ -187,6 +188,7 @@ class Server:
         self._ending.acquire()
         for folder in self._folders:
             remove_folder(folder)
+        remove_unfinished()
         kill_descendants()
         sys.stderr.flush()
         os._exit(status)

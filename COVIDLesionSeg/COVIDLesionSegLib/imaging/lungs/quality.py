@@ -90,13 +90,14 @@ class LungQuality:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given") -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given", *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
         volume: the CT, HU.
         lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
         engine: what made the mask.
+        sided: False where 1 stands for both lungs, so that none of them can be missed.
 
     Returns:
         The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
@@ -107,9 +108,9 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given"
     findings = []
     smaller = min(ml, key=lambda side: ml[side])
     ratio = ml[smaller] / ml[RIGHT + LEFT - smaller] if max(ml.values()) else 0.0
-    measures["side_ratio"] = ratio
+    measures["side_ratio"] = ratio if sided else None
     limit = limits["side_ratio"]["limit"]
-    if ratio < limit:
+    if sided and ratio < limit:
         name = {RIGHT: "right", LEFT: "left"}[smaller]
         sentence = f"The {name} lung is {'missing' if not ml[smaller] else 'far smaller than the other'}."
         findings.append(LungFinding("side_ratio", ratio, limit, "1", sentence))
