@@ -48,7 +48,7 @@ def test_all_tabs_fit_into_320_pixels(panel, ct):
         for button in ("optionsButton", "cardButton", "exportButton", "earlierButton", "chartsButton", "torchButton"):
             if hasattr(tab.ui, button):
                 getattr(tab.ui, button).collapsed = False
-        assert tab.form.minimumSizeHint().width() <= 320 - 24, type(tab).__name__
+        assert tab.form.minimumSizeHint.width() <= 320 - 24, type(tab).__name__
     window = panel.tabs.parentWidget()
     window.resize(320, 900)
     let_run(0.02)
@@ -61,7 +61,7 @@ def test_the_messages_stay_near_whatever_the_other_tabs_need(panel):
     for index in range(panel.tabs.count):
         panel.tabs.setCurrentIndex(index)
         let_run(0.02)
-        heights.append(window.minimumSizeHint().height())
+        heights.append(window.minimumSizeHint.height())
     assert heights[0] < 700 and max(heights) > heights[0]
 
 
