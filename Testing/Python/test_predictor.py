@@ -245,19 +245,17 @@ def test_a_model_file_is_loaded_by_its_path(a_small_network, tmp_path):
 # --- real data ---------------------------------------------------------------
 
 
-def test_a_real_ct_gives_the_experts_lesions_in_both_precisions(shared):
+def test_a_real_ct_gives_the_experts_lesions_in_both_precisions(shared, ct_seg):
     from COVIDLesionSegLib.imaging import read_labels, read_volume
     from COVIDLesionSegLib.measurement import dice
     from COVIDLesionSegLib.models import load_checkpoint
 
-    folder = shared("data/covid19-ct-seg")
+    case = ct_seg("001")
     model = load_checkpoint(shared("weights/coplenet_baseline.pt"))
-    whole = read_volume(folder / "coronacases_001_ct.nii.gz")
+    whole = read_volume(case.ct)
     view = whole.geometry.axial_view()
-    lungs, lesion = (
-        view.apply(read_labels(folder / f"coronacases_001_{kind}.nii.gz").mask()) for kind in ("lungs", "lesion")
-    )
-    middle = view.geometry.shape[0] // 2
+    lungs, lesion = (view.apply(read_labels(file).mask()) for file in (case.lungs, case.lesion))
+    middle = (case.expert_slices.start + case.expert_slices.stop) // 2
     box = (slice(middle - 5, middle + 5), slice(None), slice(None))
     volume = Volume(np.ascontiguousarray(view.apply(whole.array)[box]), view.geometry.cropped(box))
     single, half = (
