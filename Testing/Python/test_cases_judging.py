@@ -141,3 +141,8 @@ def test_other_settings_of_the_card_are_judged_anew(store, monkeypatch):
     for number in (0, 0, 1, 2, 3, 4, 4):
         judge_model(store, number)
     assert ran == cards
+    # other limits of doubtful lungs are another crop, and another limit to the lungs
+    monkeypatch.setattr(judging, "load_json", lambda _name: {"checks": {}})
+    for _ in range(2):
+        judge_model(store, 4)
+    assert ran == [*cards, cards[4]]
