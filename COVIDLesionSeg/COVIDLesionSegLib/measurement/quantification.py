@@ -87,7 +87,7 @@ def quantify(
             report.density(region, found.hu, "ok")
         elif region in zones.LUNG_REGIONS:
             report.density(region, None if part.voxels is None else found.hu[part.voxels], part.status)
-    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones")
+    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones", parts["whole"].status)
     if lobes_read is None:
         report.add("severity_by_lobes", None, "lobes_missing")
     else:
@@ -214,7 +214,8 @@ class _Measurements:
         self.add("mean_hu", None if hu is None else float(hu.mean()), status, region)
         self.add("sd_hu", None if hu is None else float(hu.std()), status, region)
 
-    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str) -> None:
+    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str, whole: str = "ok") -> None:
+        """Scores of the regions and their sum, which also carries what is to be said of the whole."""
         values: list[int | None] = []
         statuses = []
         for region in regions:
@@ -225,7 +226,7 @@ class _Measurements:
             self.add(name, values[-1], statuses[-1], region)
         # what makes the sum unknown is said before what is merely odd
         missing = [status for value, status in zip(values, statuses, strict=True) if value is None]
-        self.add(total, _severity(values), joint_status(missing + statuses))
+        self.add(total, _severity(values), joint_status([*missing, *statuses, whole]))
 
 
 def _severity(scores: Iterable[int | None]) -> int | None:
