@@ -227,7 +227,6 @@ class SurfacePair:
     def __init__(self, prediction: Points, reference: Points, spacing: tuple[float, float, float]) -> None:
         self._points = (prediction, reference)
         self._spacing = np.asarray(spacing)
-        self._trees: list[SurfaceTree | None] = [None, None]
         self._distances = near_distances(prediction, reference, spacing)
         self._pending = [np.flatnonzero(np.isinf(found)) for found in self._distances]
 
@@ -251,14 +250,9 @@ class SurfacePair:
     def _resolve(self, side: int) -> None:
         pending = self._pending[side]
         if len(pending):
-            self._distances[side][pending] = self._tree(1 - side).distances(self._points[side][:, pending])
+            tree = SurfaceTree(self._points[1 - side], self._spacing)
+            self._distances[side][pending] = tree.distances(self._points[side][:, pending])
             self._pending[side] = pending[:0]
-
-    def _tree(self, side: int) -> SurfaceTree:
-        tree = self._trees[side]
-        if tree is None:
-            tree = self._trees[side] = SurfaceTree(self._points[side], self._spacing)
-        return tree
 
 
 class SurfaceTree:
