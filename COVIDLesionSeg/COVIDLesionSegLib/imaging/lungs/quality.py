@@ -28,7 +28,7 @@ class LungFinding:
     """One thing that speaks against a lung mask.
 
     Attributes:
-        check: name of the check in ``Resources/LungQuality.json``.
+        check: name of the check in ``Resources/LungQuality.json``; "not_looked_for" where nobody looked for lungs.
         value: what was measured, in ``unit``; None where the check has no number.
         limit: the limit that it passed, in ``unit``; None where the check has none.
         unit: UCUM unit of both, "1" for a ratio.
