@@ -40,7 +40,7 @@ import COVIDLesionSegLib.measurement.raters  # noqa: F401
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.agreement import make_consensus
 from COVIDLesionSegLib.cases.gate import CaseFigures, decide
-from COVIDLesionSegLib.cases.migration import migrate
+from COVIDLesionSegLib.codec import to_json
 
 INPUTS, SCRATCH = (Path(name) for name in sys.argv[1:3]) if len(sys.argv) > 2 else (Path(), Path())
 FLUSH = "fsync"
@@ -146,20 +146,6 @@ def recovered(store: Store) -> None:
         session.save(session.start_mask)
 
 
-def older(store: Store) -> None:
-    """The store as version 1 had it, then brought up to date; ends in between are what is tried."""
-    migrate(store.folder)
-
-
-def as_version_1(folder: Path) -> None:
-    values = json.loads((folder / "store.json").read_text())
-    split = json.loads((folder / "split.json").read_text())
-    salt = json.loads((folder / "private" / "patient-key.json").read_text())["salt"]
-    (folder / "store.json").write_text(json.dumps({**values, "version": 1, "split": split["patients"], "salt": salt}))
-    (folder / "split.json").unlink()
-    (folder / "private" / "patient-key.json").unlink()
-
-
 def without_split(folder: Path) -> None:
     (folder / "split.json").unlink()
 
@@ -183,16 +169,15 @@ def damaged(folder: Path) -> None:
     os.utime(folder / "locks" / "case-0001.lock", (0, 0))
     model = next((folder / "models").glob("*/model.json"))
     store = Store(folder)
-    gate = gate_decision(store).to_json()
+    gate = to_json(gate_decision(store))
     model.write_text(json.dumps({**json.loads(model.read_text()), "gate": gate}))
 
 
 # operations whose store can't be opened before
-WITHOUT_STORE = ("make a store", "migrate")
+WITHOUT_STORE = ("make a store",)
 # what an operation begins with instead of the usual store
 STARTS: dict[str, Callable[[Path], None]] = {
     "make a store": lambda folder: (shutil.rmtree(folder), folder.mkdir())[1],
-    "migrate": as_version_1,
     "freeze the split": without_split,
     "extend the split": one_patient_new,
     "check and repair": damaged,
@@ -232,7 +217,6 @@ OPERATIONS: dict[str, Operation] = {
         store.models.set_default(model_id(store), "chief"),
     ),
     "check and repair": lambda store: store.check(),
-    "migrate": older,
 }
 
 
@@ -349,8 +333,7 @@ def main() -> int:
             in_child(lambda: STARTS[name](start))  # noqa: B023
         if name == "make a store":
             before = {}
-        elif name != "migrate":
-            # a store of an older version can't be opened: it must become what it was made from
+        else:
             _, before = in_child(lambda: facts(start))  # noqa: B023
         trial = SCRATCH / "trial"
         shutil.copytree(start, trial)

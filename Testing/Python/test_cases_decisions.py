@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from COVIDLesionSegLib.cases import Store, center_ras
 from COVIDLesionSegLib.cases.gate import CaseFigures, GateDecision, GateRule, decide
-from COVIDLesionSegLib.cases.planning import plan_training
 from COVIDLesionSegLib.cases.queue import ORDERS
+from COVIDLesionSegLib.codec import from_json, to_json
 from COVIDLesionSegLib.errors import InputError, ModelError
 from COVIDLesionSegLib.models import read_card
 from COVIDLesionSegLib.models.card import rewrite_card, tensors_sha256
@@ -56,7 +56,7 @@ def test_a_second_case_of_a_validation_patient_never_trains(tmp_path):
     labeled(store, 1, 2)
     store.split.freeze(["case-0001"])
     labeled(store, 3)
-    assert plan_training(store).cases == {"case-0001": "validation", "case-0002": "train", "case-0003": "validation"}
+    assert store.training.plan().cases == {"case-0001": "validation", "case-0002": "train", "case-0003": "validation"}
 
 
 def test_moving_a_patient_is_recorded_and_said_on_the_card(store):
@@ -109,14 +109,14 @@ def test_excluded_cases_neither_train_nor_judge(store):
     labeled(store, 1, 2, 3)
     store.split.freeze(["case-0001"])
     store.exclude("case-0003", "motion")
-    assert set(plan_training(store).cases) == {"case-0001", "case-0002"}
+    assert set(store.training.plan().cases) == {"case-0001", "case-0002"}
     store.exclude("case-0001", "motion")
     with pytest.raises(InputError, match="No validation case has a label"):
-        plan_training(store)
+        store.training.plan()
     store.include("case-0001")
     store.exclude("case-0002", "motion")
     with pytest.raises(InputError, match="No training case has a label"):
-        plan_training(store)
+        store.training.plan()
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_decisions_about_labels_are_remembered_and_used(store):
     decided = store.review.items(decided=True)
     assert [(item.decision, item.by) for item in decided] == [("right", "anna"), ("fix", "anna")]
     # the next training leaves the slice out, and the case comes to the front of the queue
-    plan = plan_training(store)
+    plan = store.training.plan()
     assert plan.excluded == (("case-0002", 3),)
     assert "1 slice marked 'fix it' is left out." in plan.notes
     found = store.next("bert")
@@ -202,7 +202,7 @@ def test_decisions_about_labels_are_remembered_and_used(store):
     # a newer revision settles it
     store.save_revision("case-0002", lesion(5), "anna")
     assert store.review.items() == []
-    assert plan_training(store).excluded == ()
+    assert store.training.plan().excluded == ()
     assert store.next("bert").case.id == "case-0004"
     assert len(Store(store.folder).case("case-0002").review) == 2
 
@@ -253,7 +253,7 @@ def test_the_gate_lets_no_worse_model_through(old, new, passes, words):
     decision = decide("old", "new", cases(old), cases(new), SPLIT)
     assert decision.passed is passes
     assert words in decision.text
-    assert GateDecision.from_json(decision.to_json()) == decision
+    assert from_json(GateDecision, json.loads(json.dumps(to_json(decision)))) == decision
 
 
 def test_false_lesion_in_a_case_without_lesion_counts():
@@ -268,14 +268,17 @@ def test_false_lesion_in_a_case_without_lesion_counts():
     decision = decide("old", "new", only, only, SPLIT)
     assert math.isnan(decision.mean_dice_old) and decision.passed
     assert "No validation case has lesion" in decision.warnings[-1]
-    again = GateDecision.from_json(decision.to_json())
+    again = from_json(GateDecision, json.loads(json.dumps(to_json(decision))))
     assert math.isnan(again.mean_dice_new) and again.cases == decision.cases
 
 
 def test_figures_that_are_not_finite_survive_json():
     missed = CaseFigures(0.0, 1.0, math.inf, 0.0, 12.0)
     decision = decide("old", "new", {"a": missed}, {"a": missed}, SPLIT)
-    assert GateDecision.from_json(decision.to_json()).cases["a"]["new"].hausdorff_distance_95 == math.inf
+    assert (
+        from_json(GateDecision, json.loads(json.dumps(to_json(decision)))).cases["a"]["new"].hausdorff_distance_95
+        == math.inf
+    )
 
 
 def test_one_patient_who_judges_is_a_warning():

@@ -144,9 +144,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     again = annotator.fine_tune(STEPS, "", settings_file, ask=False)
     assert again.state == "done", again.error
     assert again.result["round"] == 2 and store.split.sides() == split
-    from COVIDLesionSegLib.cases.planning import rounds
-
-    record = rounds(store)[1]
+    record = store.training.rounds()[1]
     assert record["plan"]["fresh"] == ["case-0002"] and set(record["plan"]["replayed"]) == {"case-0001", "case-0003"}
     assert record["by"] == "anna"
     # another start of Slicer finds what was trained

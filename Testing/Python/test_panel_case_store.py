@@ -74,33 +74,6 @@ def test_a_folder_of_cts_is_added_and_pairs_are_imported(page, panel, store, tmp
     assert "case-0006" in page.ui.reportLabel.text
 
 
-def test_a_store_of_an_older_version_is_brought_up_to_date(panel, slicer_gui, tmp_path):
-    from case_fixtures import make_store
-    from case_store_faults import as_version_1
-
-    from COVIDLesionSegLib.cases import Store
-
-    store = make_store(tmp_path)
-    store.save_revision("case-0001", lesion_of("case-0001"), "bert")
-    store.save_revision("case-0002", lesion_of("case-0002"), "bert")
-    store.split.freeze(["case-0002"])
-    sides = store.split.sides()
-    as_version_1(store.folder)
-    page = panel.learn.cases
-    page.ui.filesButton.collapsed = False
-    assert not page.ui.migrateButton.isVisibleTo(page.form)
-    page.ui.storePath.setProperty("currentPath", str(store.folder))
-    wait_for(lambda: page.ui.migrateButton.isVisibleTo(page.form), "the offer")
-    assert "version 1" in page.ui.migrateLabel.text and "older version" in page.ui.storeState.text
-    assert not page.ui.migrateButton.enabled and not page.ui.checkButton.enabled and not page.store.overview
-    page.ui.migrateCheck.setChecked(True)
-    page.ui.migrateButton.click()
-    wait_for_words(panel, "The store is up to date.")
-    wait_for(lambda: page.store.cases, "the overview")
-    assert Store(store.folder).split.sides() == sides
-    assert not page.ui.migrateButton.isVisibleTo(page.form) and page.ui.checkButton.enabled
-
-
 def lesion_of(case: str) -> np.ndarray:
     from case_fixtures import lesion
 

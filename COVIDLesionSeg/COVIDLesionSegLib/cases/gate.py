@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
@@ -34,15 +34,6 @@ class CaseFigures:
     def lesion_free(self) -> bool:
         """The case has no lesion: what the model marked is false, and Dice says nothing."""
         return self.reference_ml == 0
-
-    def to_json(self) -> dict[str, float | str]:
-        """For JSON: numbers that are not finite become text ("inf", "nan")."""
-        return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> CaseFigures:
-        """Read what :meth:`to_json` made."""
-        return cls(**{name: float(value) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -118,26 +109,6 @@ class GateDecision:
             raise InputError("Say why the gate is overridden; it is written on the model's card.")
         word = "accepted" if accept else "rejected"
         return replace(self, override=word, override_by=by, override_reason=reason.strip().rstrip("."))
-
-    def to_json(self) -> dict[str, Any]:
-        """For JSON and the model's card."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("mean_dice_old", "mean_dice_new"):
-            values[name] = values[name] if math.isfinite(values[name]) else None
-        cases = {case: {side: f.to_json() for side, f in both.items()} for case, both in self.cases.items()}
-        lists = {"reasons": list(self.reasons), "warnings": list(self.warnings)}
-        return {**values, **lists, "rule": asdict(self.rule), "cases": cases, "split": dict(self.split)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> GateDecision:
-        """Read what :meth:`to_json` made."""
-        cases = {
-            case: {side: CaseFigures.from_json(figures) for side, figures in both.items()}
-            for case, both in values["cases"].items()
-        }
-        means = {n: math.nan if values[n] is None else values[n] for n in ("mean_dice_old", "mean_dice_new")}
-        lists = {name: tuple(values[name]) for name in ("reasons", "warnings")}
-        return cls(**{**values, **means, **lists, "rule": GateRule(**values["rule"]), "cases": cases})
 
 
 def decide(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codec import TRANSIENT
+from ..errors import InputError
 from ..imaging.geometry import Geometry
+from ..imaging.volume import LabelVolume
 from .layout import CONSENSUS, case_number
 
 State = Literal["new", "predicted", "in work", "corrected", "approved", "excluded"]
 STATES: tuple[State, ...] = ("new", "predicted", "in work", "corrected", "approved", "excluded")
-Record = TypeVar("Record")
+_HINT = "Resample the mask to the CT's grid, or take the CT that it was drawn on."
 
 
 @dataclass(frozen=True)
@@ -214,8 +219,8 @@ class Case:
     predictions: tuple[Prediction, ...] = ()
     revisions: tuple[Revision, ...] = ()
     review: tuple[ReviewItem, ...] = ()
-    lock: LockInfo | None = None
-    unsaved: tuple[str, ...] = ()
+    lock: LockInfo | None = field(default=None, metadata=TRANSIENT)
+    unsaved: tuple[str, ...] = field(default=(), metadata=TRANSIENT)
 
     @property
     def number(self) -> int:
@@ -289,42 +294,44 @@ class Case:
         label = self.label_revision
         return tuple(item for item in self.review if label is not None and item.label_sha256 == label.sha256)
 
-    def to_json(self) -> dict[str, Any]:
-        """What is written: all but what locks and autosaves say."""
-        values = asdict(self)
-        del values["lock"], values["unsaved"]
-        return values
+    def labels(self, mask: LabelVolume | NDArray[Any], what: str) -> LabelVolume:
+        """A mask on the grid of the CT; a mask without names is lesion.
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Case:
-        """Read what :meth:`to_json` made; KeyError and TypeError where it is not that."""
-        ct = {**values["ct"]}
-        for name in ("size", "spacing", "origin", "direction"):
-            ct[name] = tuple(ct[name])
-        lungs = values.get("lungs")
-        return replace(
-            from_mapping(cls, {**values, "ct": from_mapping(CtFacts, ct)}),
-            lungs=from_mapping(LungsFacts, lungs) if lungs else None,
-            predictions=tuple(from_mapping(Prediction, item) for item in values.get("predictions", ())),
-            revisions=tuple(revision_from_json(item) for item in values.get("revisions", ())),
-            review=tuple(from_mapping(ReviewItem, item) for item in values.get("review", ())),
-        )
+        Args:
+            mask: (z, y, x), bool or whole numbers from 0 to 65535; every label is lesion.
+            what: how to call the mask in messages.
+
+        Raises:
+            GridMismatchError: another grid; the message names the difference.
+            InputError: fractions, negative numbers, NaN.
+        """
+        grid = self.ct.geometry
+        if isinstance(mask, LabelVolume):
+            mask.geometry.require_same(grid, what, f"CT of {self.id}", _HINT)
+            labels = mask
+        else:
+            array = np.asarray(mask)
+            grid.require_shape(array, what)
+            labels = LabelVolume(array, grid)
+        array = labels.array
+        if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+            array = array.astype(np.int64)
+        if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and (array.min() < 0 or array.max() > 65535)):
+            raise InputError(
+                f"The {what} of {self.id} holds {array.dtype} values that are no labels; "
+                "whole numbers from 0 are needed.",
+                "Compare a probability with a threshold first, e.g. probability > 0.5.",
+            )
+        if array.dtype.kind == "b":
+            array = array.view(np.uint8)
+        elif array.dtype.itemsize > 2:
+            array = array.astype(np.uint16)
+        return replace(labels, array=array, names=labels.names or {1: "lesion"})
 
 
-def revision_from_json(values: Mapping[str, Any]) -> Revision:
-    """A revision from its file's values."""
-    return from_mapping(Revision, {**values, "sources": tuple(values.get("sources", ()))})
-
-
-def from_mapping(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """A dataclass from a mapping; keys that it does not have are left out."""
-    known = _names(kind)  # type: ignore[arg-type]  # classes are hashable
-    return kind(**{name: value for name, value in values.items() if name in known})
-
-
-@functools.cache
-def _names(kind: Any) -> frozenset[str]:
-    return frozenset(item.name for item in fields(kind))
+def lesion_ml(labels: LabelVolume) -> float:
+    """Volume of everything that is not background, mL."""
+    return float(np.count_nonzero(labels.array)) * labels.geometry.voxel_ml
 
 
 def _duration(seconds: float) -> str:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging.volume import LabelVolume, Volume
-from .autosaves import Autosave
-from .masks import as_labels
+from .case_files import CaseFiles
 from .records import Case, Revision
-
-if TYPE_CHECKING:
-    from .store import Store
+from .work import Autosave
 
 
 class Session:
@@ -36,18 +33,18 @@ class Session:
         start_from: the same as a phrase.
     """
 
-    def __init__(self, store: Store, case_id: str, rater: str, take_over: bool) -> None:
-        case = store.case(case_id)
+    def __init__(self, files: CaseFiles, case_id: str, rater: str, take_over: bool) -> None:
+        case = files.case(case_id)
         if case.exclusion:
             raise InputError(f"{case_id} is excluded ({case.exclusion}); include it again to work on it.")
-        self._store = store
+        self._files = files
         self.case: Case = case
         self.rater = rater
-        self._token = store.locks.acquire(case_id, rater, take_over)
+        self._token = files.locks.acquire(case_id, rater, take_over)
         self._open = True
         self._reader = ThreadPoolExecutor(1)
         try:
-            self.case = store.case(case_id)
+            self.case = files.case(case_id)
             # needed when the mask is saved; until then there is time
             self._answer: Future[NDArray[np.bool_] | None] = self._reader.submit(self._read_answer)
             self.recovered: Autosave | None = self._unsaved()
@@ -84,7 +81,7 @@ class Session:
 
     def read_ct(self) -> Volume:
         """The CT, checked against its recorded hash."""
-        return self._store.read_ct(self.case.id)
+        return self._files.read_ct(self.case.id)
 
     def renew(self) -> None:
         """Give a sign of life.
@@ -92,7 +89,7 @@ class Session:
         Raises:
             CaseOpenError: somebody else has taken the case over.
         """
-        self._store.locks.renew(self.case.id, self._token)
+        self._files.locks.renew(self.case.id, self._token)
 
     def autosave(self, mask: LabelVolume | NDArray[Any]) -> Autosave:
         """Keep the mask without making a revision of it; it is recovered when the case is opened again.
@@ -102,14 +99,14 @@ class Session:
             OutputError: the disk is full or read-only; the earlier autosave stays.
             CaseOpenError: somebody else has taken the case over; the mask is kept all the same.
         """
-        labels = as_labels(mask, self.case, "mask")
-        saved = self._store.autosaves.write(self.case.id, self.rater, labels, self.seconds)
+        labels = self.case.labels(mask, "mask")
+        saved = self._files.autosaves.write(self.case.id, self.rater, labels, self.seconds)
         self.renew()
         return saved
 
     def save(self, mask: LabelVolume | NDArray[Any], *, no_lesion: bool = False, comment: str = "") -> Revision:
         """Save the mask as the next revision; see ``Store.save_revision`` for what it raises."""
-        revision = self._store.save_revision(
+        revision = self._files.save_revision(
             self.case.id,
             mask,
             self.rater,
@@ -118,7 +115,7 @@ class Session:
             comment=comment,
             answer=self.answer,
         )
-        self._store.autosaves.remove(self.case.id, self.rater)
+        self._files.autosaves.remove(self.case.id, self.rater)
         self._seconds = 0.0
         if self._running_since is not None:
             self._running_since = time.monotonic()
@@ -127,7 +124,7 @@ class Session:
 
     def discard(self) -> None:
         """Throw unsaved work away."""
-        self._store.autosaves.remove(self.case.id, self.rater)
+        self._files.autosaves.remove(self.case.id, self.rater)
         self.recovered = None
 
     def close(self) -> None:
@@ -135,7 +132,7 @@ class Session:
         if self._open:
             self._open = False
             self._reader.shutdown(wait=False)
-            self._store.locks.release(self.case.id, self._token)
+            self._files.locks.release(self.case.id, self._token)
 
     def __enter__(self) -> Session:
         return self
@@ -146,27 +143,27 @@ class Session:
         self.close()
 
     def _read_answer(self) -> NDArray[np.bool_] | None:
-        return None if self.case.prediction is None else self._store.read_prediction(self.case.id).mask()
+        return None if self.case.prediction is None else self._files.read_prediction(self.case.id).mask()
 
     def _unsaved(self) -> Autosave | None:
-        found = self._store.autosaves.read(self.case.id, self.rater)
+        found = self._files.autosaves.read(self.case.id, self.rater)
         last = self.case.latest(self.rater)
         if found is not None and last is not None and found.sha256 == last.sha256:
             # the program ended after the revision was saved and before the autosave was taken away
-            self._store.autosaves.remove(self.case.id, self.rater)
+            self._files.autosaves.remove(self.case.id, self.rater)
             return None
         return found
 
     def _start(self) -> tuple[LabelVolume, str]:
-        case, store = self.case, self._store
+        case, files = self.case, self._files
         if self.recovered is not None:
-            mask = store.autosaves.mask(self.recovered)
+            mask = files.autosaves.mask(self.recovered)
             if mask is not None:
                 return mask, f"unsaved work of {self.recovered.saved}"
             self.recovered = None
         revision = case.latest(self.rater) or case.latest()
         if revision is not None:
-            return store.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
+            return files.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
         answer = self.answer
         if answer is not None and case.prediction is not None:
             mask = LabelVolume(answer.view(np.uint8), case.ct.geometry, {1: "lesion"})

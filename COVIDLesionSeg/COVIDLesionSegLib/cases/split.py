@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..errors import InputError
 from ..files import write_json
+from .case_files import CaseFiles
 from .layout import check_rater, counted, now, read_json
 from .records import Case
-
-if TYPE_CHECKING:
-    from .store import Store
 
 Side = Literal["train", "validation"]
 
@@ -22,16 +20,16 @@ class StoreSplit:
     """The split of a store by patient.
 
     Args:
-        store: whose.
+        files: the store's cases.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, files: CaseFiles) -> None:
+        self._files = files
 
     @property
     def is_frozen(self) -> bool:
         """Whether the split was made."""
-        return self._store.layout.split_file.is_file()
+        return self._files.layout.split_file.is_file()
 
     def sides(self) -> dict[str, Side]:
         """Patient -> "train" or "validation"; empty before the split is frozen."""
@@ -62,13 +60,13 @@ class StoreSplit:
         """
         from ..learning.data import choose_sets
 
-        with self._store.locks.changing("split"):
+        with self._files.locks.changing("split"):
             if self.is_frozen:
                 raise InputError(
                     "The split of this store is frozen already; move single patients if you must.",
                     "`covid-lesion-seg cases split` shows it.",
                 )
-            cases = usable(self._store.cases())
+            cases = usable(self._files.cases())
             patients: dict[str, bool] = {}
             for case in cases:
                 label = case.label_revision
@@ -77,7 +75,7 @@ class StoreSplit:
             chosen = [self._patient(name, cases) for name in validation]
             sides: dict[str, Side] = dict(choose_sets(patients, chosen, share, seed))
             act = {"act": "freeze", "when": now(), "by": by, "seed": seed, "share": share, "chosen": sorted(chosen)}
-            write_json(self._store.layout.split_file, {"version": 1, "patients": sides, "history": [act]})
+            write_json(self._files.layout.split_file, {"version": 1, "patients": sides, "history": [act]})
         return sides
 
     def extend(self, by: str = "fine-tuning") -> list[str]:
@@ -86,13 +84,13 @@ class StoreSplit:
         Returns:
             The new patients.
         """
-        with self._store.locks.changing("split"):
+        with self._files.locks.changing("split"):
             values = self._values()
-            new = sorted({case.patient for case in usable(self._store.cases())} - set(values["patients"]))
+            new = sorted({case.patient for case in usable(self._files.cases())} - set(values["patients"]))
             if new:
                 values["patients"] |= dict.fromkeys(new, "train")
                 values["history"].append({"act": "add", "when": now(), "by": by, "patients": new})
-                write_json(self._store.layout.split_file, values)
+                write_json(self._files.layout.split_file, values)
         return new
 
     def move(self, patient: str, side: Side, by: str, reason: str) -> None:
@@ -112,9 +110,9 @@ class StoreSplit:
             raise InputError(f"The side {side!r} is unknown; use train or validation.")
         if not reason.strip():
             raise InputError("Say why the patient is moved; it is recorded, since earlier figures no longer compare.")
-        with self._store.locks.changing("split"):
+        with self._files.locks.changing("split"):
             values = self._values()
-            key = self._patient(patient, self._store.cases())
+            key = self._patient(patient, self._files.cases())
             before = values["patients"].get(key)
             if before == side:
                 raise InputError(f"The patient {key} is on the {side} side already.")
@@ -123,7 +121,7 @@ class StoreSplit:
                 raise InputError(f"Moving {key} would leave nobody for {before}; move another patient there first.")
             act = {"act": "move", "when": now(), "by": by, "patient": key, "from": before, "to": side, "why": reason}
             values["history"].append(act)
-            write_json(self._store.layout.split_file, values)
+            write_json(self._files.layout.split_file, values)
 
     def statement(self, cases: Sequence[Case]) -> dict[str, Any]:
         """What a model card says about the split that its figures stand on.
@@ -138,7 +136,7 @@ class StoreSplit:
         judges = sorted({case.patient for case in cases})
         moved = f"patients were moved {counted(len(moves), 'time')} since" if moves else "no patient was moved since"
         return {
-            "store": self._store.id,
+            "store": self._files.id,
             "frozen": values["history"][0]["when"],
             "sha256": digest,
             "train_patients": sum(side == "train" for side in sides.values()),
@@ -157,7 +155,7 @@ class StoreSplit:
                 "The split of this store is not frozen yet.",
                 "The first fine-tuning does it, or `cases split --freeze`.",
             )
-        values: dict[str, Any] = read_json(self._store.layout.split_file)
+        values: dict[str, Any] = read_json(self._files.layout.split_file)
         return values
 
     def _patient(self, name: str, cases: Sequence[Case]) -> str:

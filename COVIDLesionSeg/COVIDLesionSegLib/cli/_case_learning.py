@@ -10,10 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..cases.agreement import agreement_table, make_consensus, summary
-from ..cases.judging import compare, pass_gate
-from ..cases.planning import rounds
-from ..cases.predicting import predict_cases
 from ..cases.store import Store
+from ..codec import to_json
 from ..errors import InputError
 from . import EXIT_SOME_FAILED
 from ._progress import ProgressBar
@@ -28,8 +26,7 @@ def _declare_predict(action: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     with ProgressBar("predict", arguments.quiet) as bar:
-        report = predict_cases(
-            Store(arguments.store),
+        report = Store(arguments.store).predict(
             arguments.model,
             arguments.case,
             device=arguments.device,
@@ -153,7 +150,7 @@ def _models(arguments: argparse.Namespace) -> int:
     store = Store(arguments.store)
     if arguments.judge:
         with ProgressBar("judge", arguments.quiet) as bar:
-            pass_gate(store, arguments.judge, device=arguments.device, progress=bar)
+            store.validation.decide(arguments.judge, device=arguments.device, progress=bar)
     if arguments.override:
         model, decision = arguments.override
         if decision not in ("accept", "reject"):
@@ -164,7 +161,7 @@ def _models(arguments: argparse.Namespace) -> int:
     default = store.models.default()
     if arguments.json:
         models = [
-            {**asdict(m), "gate": m.gate.to_json() if m.gate else None, "is_default": m.id == default}
+            {**asdict(m), "gate": to_json(m.gate) if m.gate else None, "is_default": m.id == default}
             for m in store.models.list()
         ]
         print(json.dumps({"default": default, "models": models, "history": store.models.history()}, indent=2))
@@ -184,7 +181,7 @@ def _declare_compare(action: argparse.ArgumentParser) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     with ProgressBar("compare", arguments.quiet) as bar:
-        found = compare(Store(arguments.store), arguments.model, arguments.device, bar)
+        found = Store(arguments.store).validation.compare(arguments.model, arguments.device, bar)
     if arguments.json:
         print(json.dumps(found.to_json(), indent=2))
         return 0
@@ -207,7 +204,7 @@ def _nothing(_: argparse.ArgumentParser) -> None:
 
 
 def _rounds(arguments: argparse.Namespace) -> int:
-    found = rounds(Store(arguments.store))
+    found = Store(arguments.store).training.rounds()
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0

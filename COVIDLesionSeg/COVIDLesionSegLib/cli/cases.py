@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..cases.importing import LAYOUTS, import_cases
+from ..cases.exchange import LAYOUTS
 from ..cases.queue import ORDERS
 from ..cases.records import STATES, Case, Revision
 from ..cases.store import Store
+from ..codec import to_json
 from ..errors import COVIDLesionSegError
 from . import EXIT_SOME_FAILED
 from ._arguments import as_label
@@ -95,8 +96,7 @@ def _declare_import(action: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> int:
     with ProgressBar("import", arguments.quiet) as bar:
-        report = import_cases(
-            Store(arguments.store),
+        report = Store(arguments.store).import_cases(
             arguments.source,
             arguments.layout,
             rater=arguments.rater,
@@ -116,10 +116,8 @@ def _declare_export(action: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ..cases.exporting import export_nnunet
-
     with ProgressBar("export", arguments.quiet) as bar:
-        target = export_nnunet(Store(arguments.store), arguments.folder, arguments.number, arguments.name, progress=bar)
+        target = Store(arguments.store).export_nnunet(arguments.folder, arguments.number, arguments.name, progress=bar)
     return _tell(arguments, {"folder": str(target)}, f"Wrote {target}.")
 
 
@@ -134,7 +132,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_described(case, sides) for case in cases], indent=2))
         return 0
-    print(_ROW.format("CASE", "STATE", "ML", "ENTROPY", "RATERS", "SPLIT", "NOTE").rstrip())
+    print(_ROW.format("CASE", "STATE", "mL", "ENTROPY", "RATERS", "SPLIT", "NOTE").rstrip())
     for case in cases:
         volume = "-" if case.lesion_ml is None else f"{case.lesion_ml:.1f}"
         doubt = case.prediction.uncertainty.get("tta_entropy") if case.prediction else None
@@ -306,13 +304,6 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if report.is_sound else EXIT_SOME_FAILED
 
 
-def _migrate(arguments: argparse.Namespace) -> int:
-    from ..cases.migration import migrate
-
-    done = migrate(arguments.store)
-    return _tell(arguments, {"done": done}, "\n".join(done) or "The store is up to date.")
-
-
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +338,7 @@ def _overlap(revision: Revision) -> str:
 def _described(case: Case, sides: Mapping[str, str]) -> dict[str, Any]:
     lock = None if case.lock is None else {**asdict(case.lock), "token": ""}
     side = sides.get(case.patient, "train") if sides else None
-    return {**case.to_json(), "state": case.state, "split": side, "lock": lock, "unsaved": list(case.unsaved)}
+    return {**to_json(case), "state": case.state, "split": side, "lock": lock, "unsaved": list(case.unsaved)}
 
 
 def _nothing(_: argparse.ArgumentParser) -> None:
@@ -375,5 +366,4 @@ _ACTIONS: dict[str, Action] = {
     "label": ("choose which revision of a case trains", _declare_label, _label),
     "unlock": ("close a case that somebody left open", _declare_case, _unlock),
     "check": ("verify everything by hash and repair what can be repaired", _declare_check, _check),
-    "migrate": ("bring a store of an older version up to date", _nothing, _migrate),
 }

@@ -56,12 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _on_store(arguments: argparse.Namespace, config: TrainingConfig | None) -> int:
-    from ..cases.planning import estimate_seconds
     from ..cases.training import REPLAY_SHARE
 
     store = Store(arguments.cases)
     if arguments.estimate or not (arguments.quiet or arguments.resume):
-        expected = estimate_seconds(store, arguments.model, arguments.steps, config, arguments.device)
+        expected = store.training.estimate(arguments.model, arguments.steps, config, arguments.device)
         if arguments.estimate:
             print(json.dumps(expected.to_json(), indent=2) if arguments.json else expected.text)
             return 0

@@ -153,10 +153,8 @@ class CaseHold:
             self._stop(name)
 
     def _keepHere(self) -> None:
-        from ..cases.masks import as_labels
-
         store = Store(self._folder)
-        labels = as_labels(self._scene.mask(), store.case(self._case), "mask")
+        labels = store.case(self._case).labels(self._scene.mask(), "mask")
         store.autosaves.write(self._case, self._store.rater, labels, self.seconds)
 
     def _renew(self) -> None:

@@ -240,8 +240,6 @@ class WorkList:
             text = store.progress.message or store.progress.phase.capitalize()
         elif not store.folder:
             text = _("Choose the folder of a case store, or an empty one to make a new store in.")
-        elif store.oldVersion:
-            text = _("This store is of an older version. Bring it up to date below, under the last heading.")
         elif not store.overview:
             text = _("Looking into the store...")
         elif not counts:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..codec import to_json
 from .faults import require_torch
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ def estimate(job: JobContext) -> dict[str, Any]:
         What ``learning.estimate.TimeEstimate`` holds, and its ``text``.
     """
     store, given = _store(job), job.parameters
-    from ..cases.planning import estimate_seconds
     from ..learning import TrainingConfig
 
     config = TrainingConfig.from_toml(given["config"]) if given.get("config") else None
-    found = estimate_seconds(store, given.get("base_model"), given.get("steps"), config, given.get("device"))
+    found = store.training.estimate(given.get("base_model"), given.get("steps"), config, given.get("device"))
     return {**found.to_json(), "text": found.text}
 
 
@@ -54,7 +54,7 @@ def compare(job: JobContext) -> dict[str, Any]:
     """Judge models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
 
     Returns:
-        What ``cases.judging.Comparison.to_json`` gives.
+        What ``cases.running.Comparison.to_json`` gives.
     """
     store, given = _store(job), job.parameters
     device = given.get("device") or "auto"
@@ -69,11 +69,9 @@ def judge(job: JobContext) -> dict[str, Any]:
         ``model`` and the ``gate``'s decision, as a fine-tuning does.
     """
     store, given = _store(job), job.parameters
-    from ..cases.judging import pass_gate
-
     device = given.get("device") or "auto"
-    gate = pass_gate(store, given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
-    return {"model": given["model"], "gate": gate.to_json()}
+    gate = store.validation.decide(given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
+    return {"model": given["model"], "gate": {**to_json(gate), "passed": gate.passed}}
 
 
 def _store(job: JobContext) -> Store:

@@ -10,6 +10,7 @@ from ..cases.records import Case
 from ..cases.review import center_ras
 from ..cases.store import Store
 from ..cases.store_models import StoredModel
+from ..codec import to_json
 from .tasks import Work
 
 
@@ -96,5 +97,5 @@ def _of_model(model: StoredModel, default: str) -> dict[str, Any]:
     return {
         **asdict(replace(model, gate=None)),
         "is_default": model.id == default,
-        "gate": None if gate is None else {**gate.to_json(), "text": gate.text, "accepted": gate.accepted},
+        "gate": None if gate is None else {**to_json(gate), "text": gate.text, "accepted": gate.accepted},
     }

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cases.adding import KnownCtError, add_case
-from ..cases.masks import as_labels
+from ..cases.case_files import KnownCtError
 from ..cases.queue import Suggestion, next_case
 from ..cases.records import Revision
 from ..errors import COVIDLesionSegError, InputError
@@ -127,7 +126,7 @@ class CaseTasks:
         rater, token = work.need("rater", str), work.need("token", str)
         seconds, mask = float(work.take("seconds", (int, float), 0.0)), _mask(work)
         work.finish()
-        saved = store.autosaves.write(case_id, rater, as_labels(mask, store.case(case_id), "mask"), seconds)
+        saved = store.autosaves.write(case_id, rater, store.case(case_id).labels(mask, "mask"), seconds)
         store.locks.renew(case_id, token)
         return Answer({"saved": saved.saved})
 
@@ -183,7 +182,7 @@ class CaseTasks:
         work.finish()
         volume = replace(volume, source={"format": "array", **volume.source})
         try:
-            case = add_case(store, Path("CT"), patient, lungs=lungs, volume=volume)
+            case = store.add(Path("CT"), patient, lungs=lungs, volume=volume)
         except KnownCtError as error:
             return Answer({"done": {}, "known": {"CT": error.case_id}, "failed": {}})
         if answer is not None and record is not None:

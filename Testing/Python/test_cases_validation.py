@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from case_fixtures import lesion, make_store, write_model
 
-from COVIDLesionSegLib.cases import Store, judging
+from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.gate import CaseFigures
-from COVIDLesionSegLib.cases.judging import compare, judge_model, pass_gate
+from COVIDLesionSegLib.cases.running import Validation
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.models import ModelCard, Preprocessing
 
@@ -36,22 +36,22 @@ def judged_as(monkeypatch, **dices: float) -> list[tuple[str, list]]:
     """Let each model have this Dice (0.8 where none is said); what was judged, and on which cases, is noted."""
     seen = []
 
-    def judge(store, model, device="auto", progress=None, cancelled=None, cases=None):
-        seen.append((model, list(judging.validation_cases(store) if cases is None else cases)))
+    def judge(self, model, device="auto", progress=None, cancelled=None, cases=None):
+        seen.append((model, list(self.cases() if cases is None else cases)))
         dice = next((value for name, value in dices.items() if model.endswith(name)), 0.8)
         return {case.id: CaseFigures(dice, 0.1, 4.0, 10.0, 10.0) for case in seen[-1][1]}
 
-    monkeypatch.setattr(judging, "judge_model", judge)
+    monkeypatch.setattr(Validation, "figures", judge)
     return seen
 
 
 def test_a_model_that_a_person_rejected_stays_rejected_when_it_is_judged_again(store, tmp_path, monkeypatch):
     judged_as(monkeypatch)
     beginning, model = store.models.default(), add_model(store, tmp_path, 1)
-    assert pass_gate(store, model).passed and store.models.default() == model
+    assert store.validation.decide(model).passed and store.models.default() == model
     store.models.override(model, False, "chief", "wrong on vessels")
     store.models.set_default(beginning, "chief", "going back")
-    gate = pass_gate(store, model)
+    gate = store.validation.decide(model)
     assert (gate.passed, gate.accepted) == (True, False)
     assert store.models.default() == beginning
     kept = store.models.get(model).gate
@@ -62,9 +62,9 @@ def test_a_model_that_a_person_rejected_stays_rejected_when_it_is_judged_again(s
 def test_a_model_that_a_person_accepted_stays_accepted_and_a_later_word_counts(store, tmp_path, monkeypatch):
     judged_as(monkeypatch, **{"001": 0.5})
     model = add_model(store, tmp_path, 1)
-    assert not pass_gate(store, model).accepted
+    assert not store.validation.decide(model).accepted
     store.models.override(model, True, "chief", "better on consolidation")
-    gate = pass_gate(store, model)
+    gate = store.validation.decide(model)
     assert (gate.passed, gate.override, store.models.default()) == (False, "accepted", model)
     assert store.models.override(model, False, "anna", "not so").gate.override_by == "anna"
     with pytest.raises(InputError, match="anna rejected it"):
@@ -73,7 +73,7 @@ def test_a_model_that_a_person_accepted_stays_accepted_and_a_later_word_counts(s
 
 def test_both_models_answer_the_same_cases_and_labels(store, tmp_path, monkeypatch):
     seen = judged_as(monkeypatch)
-    first = judging.judge_model
+    first = Validation.figures
 
     def somebody_works_meanwhile(*arguments):
         found = first(*arguments)
@@ -82,8 +82,8 @@ def test_both_models_answer_the_same_cases_and_labels(store, tmp_path, monkeypat
             store.split.move("case-0002", "validation", "chief", "more judges")
         return found
 
-    monkeypatch.setattr(judging, "judge_model", somebody_works_meanwhile)
-    both = compare(store, ["toy", add_model(store, tmp_path, 1)])
+    monkeypatch.setattr(Validation, "figures", somebody_works_meanwhile)
+    both = store.validation.compare(["toy", add_model(store, tmp_path, 1)])
     assert seen[0][1] == seen[1][1]
     assert [case.label_revision.number for case in seen[1][1]] == [1]
     assert both.split["validation_cases"] == ["case-0003"]
@@ -92,23 +92,23 @@ def test_both_models_answer_the_same_cases_and_labels(store, tmp_path, monkeypat
 def test_a_model_is_judged_against_the_default_that_it_would_replace(store, tmp_path, monkeypatch):
     judged_as(monkeypatch, **{"001": 0.9, "002": 0.85})
     beginning, better, worse = store.models.default(), add_model(store, tmp_path, 1), add_model(store, tmp_path, 2)
-    assert pass_gate(store, better).accepted
+    assert store.validation.decide(better).accepted
     store.models.set_default(beginning, "chief")
-    inside, asked = judging.compare, []
+    inside, asked = Validation.compare, []
 
-    def somebody_chooses_meanwhile(store, models, *others):
+    def somebody_chooses_meanwhile(self, models, *others):
         asked.append(models)
-        found = inside(store, models, *others)
+        found = inside(self, models, *others)
         if len(asked) == 1:
             store.models.set_default(better, "chief")
         return found
 
-    monkeypatch.setattr(judging, "compare", somebody_chooses_meanwhile)
-    gate = pass_gate(store, worse)
+    monkeypatch.setattr(Validation, "compare", somebody_chooses_meanwhile)
+    gate = store.validation.decide(worse)
     assert asked == [[beginning, worse], [better, worse]]
     assert (gate.old, gate.passed, store.models.default()) == (better, False, better)
     # against any other model than the default it is judged only
-    assert pass_gate(store, worse, against=beginning).passed
+    assert store.validation.decide(worse, against=beginning).passed
     assert store.models.default() == better
 
 
@@ -139,5 +139,5 @@ def test_other_settings_of_the_card_are_judged_anew(store, monkeypatch):
         "COVIDLesionSegLib.models.load_checkpoint", lambda number: SimpleNamespace(card=cards[number]), raising=False
     )
     for number in (0, 0, 1, 2, 3, 4, 4):
-        judge_model(store, number)
+        store.validation.figures(number)
     assert ran == cards
