@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from case_fixtures import lesion
+from case_fixtures import decision, lesion
 
 # imported before any fork, so that each child need not do it again
 import COVIDLesionSegLib.cases.checking
@@ -39,7 +39,6 @@ import COVIDLesionSegLib.learning.data
 import COVIDLesionSegLib.measurement.raters  # noqa: F401
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.agreement import make_consensus
-from COVIDLesionSegLib.cases.gate import CaseFigures, decide
 from COVIDLesionSegLib.codec import to_json
 
 INPUTS, SCRATCH = (Path(name) for name in sys.argv[1:3]) if len(sys.argv) > 2 else (Path(), Path())
@@ -125,8 +124,7 @@ def prepared(folder: Path) -> None:
 
 
 def gate_decision(store: Store) -> Any:
-    figures = {"case-0003": CaseFigures(0.8, 0.1, 3.0, 10.0, 11.0)}
-    return decide("toy", model_id(store), figures, figures, store.split.statement([store.case("case-0003")]))
+    return decision(model_id(store), "toy", [0.8], [0.8], split=store.split.statement([store.case("case-0003")]))
 
 
 def model_id(store: Store) -> str:
@@ -186,7 +184,7 @@ OPERATIONS: dict[str, Operation] = {
     "make a store": lambda store: (store.folder / "store.json").exists() or Store.create(store.folder),
     "add a copy": lambda store: store.add(INPUTS / "4.nii.gz", patient="Patient 4"),
     "add a reference": lambda store: store.add(INPUTS / "4.nii.gz", copy=False, keep_identity=True),
-    "store an answer": lambda store: store.set_prediction("case-0002", lesion(7), "toy", lungs=lesion(8)),
+    "store a prediction": lambda store: store.set_prediction("case-0002", lesion(7), "toy", lungs=lesion(8)),
     "open, autosave, save, close": worked,
     "recover and save": recovered,
     "save a revision": lambda store: store.save_revision("case-0002", lesion(9), "bert"),
@@ -198,6 +196,7 @@ OPERATIONS: dict[str, Operation] = {
     "choose a label": lambda store: store.set_label("case-0001", 1),
     "freeze the split": lambda store: store.split.is_frozen or store.split.freeze(["case-0003"]),
     "extend the split": lambda store: store.split.extend(),
+    "say whose a case is": lambda store: store.split.set_patient("case-0002", "case-0003", "chief"),
     "move a patient": lambda store: (
         store.split.side(store.case("case-0002")) == "validation"
         or store.split.move("case-0002", "validation", "chief", "wanted")
@@ -213,7 +212,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "record the gate": lambda store: store.models.record_gate(model_id(store), gate_decision(store)),
     "choose the default": lambda store: (
-        store.models.record_gate(model_id(store), replace(gate_decision(store), passed=True)),
+        store.models.record_gate(model_id(store), replace(gate_decision(store), verdict="passed")),
         store.models.set_default(model_id(store), "chief"),
     ),
     "check and repair": lambda store: store.check(),

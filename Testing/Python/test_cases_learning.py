@@ -22,7 +22,7 @@ from COVIDLesionSegLib.learning import TrainingConfig
 from COVIDLesionSegLib.models import ModelCard, ModelRegistry, Preprocessing, read_card, save_model
 from COVIDLesionSegLib.networks import create_network
 
-ANY_MODEL = GateRule(mean_dice_loss=1.0, case_dice_loss=1.0, lesion_free_gain_ml=1e9)
+ANY_MODEL = GateRule(dice_margin=1.0, minimum_patients=1, lesion_free_gain_ml=1e9)
 PATIENTS = ("anna", "bert", "cleo", "dora")
 
 
@@ -101,7 +101,12 @@ def test_a_round_trains_judges_decides_and_lists_doubtful_labels(trained):
     assert (result.gate.old, result.gate.new) == ("tiny", result.model.id)
     assert result.gate.passed
     assert store.models.default() == result.model.id
-    assert {phase for phase, _, _ in seen} >= {"training", "validating", "judging tiny", f"judging {result.model.id}"}
+    assert {phase for phase, _, _ in seen} >= {
+        "training",
+        "validating",
+        "validating tiny",
+        f"validating {result.model.id}",
+    }
     assert set(result.review) == set(store.review.items())
     assert all(item.case in result.plan.fresh and item.reason for item in result.review)
     (record,) = store.training.rounds()
@@ -124,7 +129,7 @@ def test_the_card_says_on_which_split_its_figures_stand_and_what_the_gate_said(t
     assert card.metrics["split"]["text"].startswith("Figures stand on 1 case of 1 patient kept from training since")
     assert card.metrics["split"]["validation_cases"] == ["case-0004"]
     assert card.metrics["split"]["train_patients"] == 3
-    assert card.metrics["gate"]["passed"] is True
+    assert card.metrics["gate"]["verdict"] == "passed"
     assert card.metrics["gate"]["cases"]["case-0004"]["new"] == to_json(result.gate.cases["case-0004"]["new"])
     assert card.training_data[-1]["name"].startswith("3 corrected cases of the case store")
     assert card.weights_sha256 == result.model.weights_sha256
@@ -184,7 +189,7 @@ def test_a_label_called_right_is_not_asked_about_again(a_trained_store):
 def test_a_model_that_is_worse_does_not_become_the_default(a_trained_store, registry):
     store = a_trained_store
     model = store.models.default()
-    nothing_may_change = GateRule(mean_dice_loss=0.0, case_dice_loss=0.0, lesion_free_gain_ml=0.0)
+    nothing_may_change = GateRule(dice_margin=0.0, minimum_patients=1, lesion_free_gain_ml=0.0)
     store.models.set_default("tiny", "chief", "going back")
     figures = {name: store.validation.figures(name)["case-0004"].dice for name in ("tiny", model)}
     decision = store.validation.decide(model, rule=nothing_may_change)
@@ -357,9 +362,10 @@ def test_the_command_fine_tunes_a_store_and_says_what_it_will_take(a_store, tmp_
     assert main([*common, "--validation", "case-0004", "--device", "cpu"]) == 0
     shown = capsys.readouterr()
     assert "s a step measured here" in shown.err
-    assert "One patient judges" in shown.out
-    assert "the gate against tiny" in shown.out
-    assert f"default: {a_store.models.default()}" in shown.out
+    assert "There is one validation patient" in shown.out
+    assert "Validation can't decide between" in shown.out and "fewer than 5 patients count" in shown.out
+    assert a_store.models.default() == "tiny"
+    assert f"active: {a_store.models.default()}" in shown.out
     assert main(["cases", "rounds", str(a_store.folder)]) == 0
     assert capsys.readouterr().out.startswith("round 1: done, from tiny, 3 fresh and 0 replayed cases")
     assert main(["cases", "compare", str(a_store.folder), "tiny"]) == 0

@@ -38,7 +38,7 @@ def test_a_case_goes_from_new_to_approved(store):
     assert state() == "predicted"
     with store.open("case-0001", "anna") as session:
         assert state() == "in work"
-        assert session.start_from == "the answer of coplenet"
+        assert session.start_from == "the prediction of coplenet"
         session.save(lesion(1))
     assert state() == "corrected"
     store.approve("case-0001", "chief")
@@ -176,7 +176,7 @@ def test_a_case_that_is_not_there_is_named(store, case_id):
         (lambda store: store.exclude("case-0001", " "), "Say why"),
         (lambda store: store.set_label("case-0001", 3), "has no revision '3'"),
         (lambda store: store.read_revision("case-0001"), "has no revision"),
-        (lambda store: store.read_prediction("case-0001"), "has no answer"),
+        (lambda store: store.read_prediction("case-0001"), "has no prediction"),
         (lambda store: store.set_prediction("case-0001", lesion(1), "m", uncertainty={"x": np.inf}), "not finite"),
         (lambda store: store.consensus("case-0001"), "nobody; agreement and consensus need two"),
         (lambda store: Store.create(store.folder), "is not empty"),

@@ -159,6 +159,14 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     Store(folder).add(more / "emil_ct.nii.gz", "emil", lungs=more / "emil_lungs.nii.gz")
     annotator.page.store.refresh()
     annotator.rest()
+    # the validation case comes first, to be read without the prediction that drafted its label
+    ui.nextButton.click()
+    annotator.rest()
+    assert panel.learn.cases.work.caseId == "case-0004" and panel.learn.cases.work.startFrom == "an empty mask"
+    assert "without any model's prediction" in ui.caseLabel.text
+    ui.noLesionButton.click()
+    annotator.rest()
+    assert store.case("case-0004").latest().drafts == () and store.case("case-0004").revisions[0].drafts == (1,)
     ui.nextButton.click()
     annotator.rest()
     assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == gate["new"]

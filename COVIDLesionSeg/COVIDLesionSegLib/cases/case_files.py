@@ -33,12 +33,13 @@ from .layout import (
     read_json,
     store_values,
 )
-from .records import Case, CtFacts, LungsFacts, Prediction, Revision, State, lesion_ml
+from .records import Case, CtFacts, LungsFacts, PatientFrom, Prediction, Revision, State, lesion_ml
 from .work import Autosaves, WorkLocks
 
 _log = logging.getLogger(__name__)
 Mask = LabelVolume | NDArray[Any]
 Numbered = TypeVar("Numbered", Prediction, Revision)
+_NEVER_CHANGES = ("id", "patient", "patient_from", "dicom_patient", "added", "ct", "lungs")
 # DICOM tags that are kept beside a case when somebody asks for it
 _IDENTITY = {
     "PatientID": "0010|0020",
@@ -165,7 +166,7 @@ class CaseFiles:
         return Path(location["path"]), location.get("series")
 
     def read_prediction(self, case_id: str, number: int | None = None) -> LabelVolume:
-        """A model's answer on the grid of the CT; the last one by default.
+        """A model's prediction on the grid of the CT; the last one by default.
 
         Raises:
             InputError: there is none.
@@ -174,7 +175,9 @@ class CaseFiles:
         case = self.case(case_id)
         found = case.prediction if number is None else next((p for p in case.predictions if p.number == number), None)
         if found is None:
-            raise InputError(f"{case_id} has no answer of a model{'' if number is None else f' with number {number}'}.")
+            raise InputError(
+                f"{case_id} has no prediction of a model{'' if number is None else f' with number {number}'}."
+            )
         return self.read_mask(case, self.prediction_path(case, found), found.sha256)
 
     def read_revision(self, case_id: str, number: int | None = None) -> LabelVolume:
@@ -202,11 +205,11 @@ class CaseFiles:
         return self.layout.revisions(case.id) / f"{revision.number:04d}" / revision.file
 
     def prediction_path(self, case: Case, prediction: Prediction) -> Path:
-        """The ``.seg.nrrd`` of a model's answer."""
+        """The ``.seg.nrrd`` of a model's prediction."""
         return self.layout.predictions(case.id) / f"{prediction.number:04d}" / prediction.file
 
     def run_record(self, case_id: str, number: int) -> Mapping[str, Any] | None:
-        """The run record that came with a model's answer, see ``inference.RunRecord``; None without one."""
+        """The run record that came with a model's prediction, see ``inference.RunRecord``; None without one."""
         record: Mapping[str, Any] | None = read_json(
             self.layout.predictions(case_id) / f"{number:04d}" / "prediction.json"
         ).get("record")
@@ -252,8 +255,8 @@ class CaseFiles:
 
         Args:
             ct: file or DICOM folder.
-            patient: what tells patients apart (it is not kept, see :meth:`patient_key`); by default the DICOM patient
-                ID, else ``fallback``, else the case counts as a patient of its own.
+            patient: what tells patients apart (it is not kept, see :meth:`patient_key`); by default the DICOM
+                PatientID, else ``fallback``, else the case counts as a patient of its own.
             copy: keep a copy in the store; False keeps a reference.
             lungs: lung mask on the CT's grid, or its file.
             series: SeriesInstanceUID, for a DICOM folder with several.
@@ -261,7 +264,8 @@ class CaseFiles:
             keep_identity: keep the DICOM patient ID, study date and UIDs, or the file's name, in ``private/``.
             note: free text.
             volume: the CT, where it was read already.
-            fallback: what tells patients apart where neither ``patient`` nor the CT says it.
+            fallback: what tells patients apart where neither ``patient`` nor the CT says it, e.g. the name of a file; a
+                follow-up of the same patient may have another one.
 
         Raises:
             ReadError, GeometryError, IntensityError: no CT that can be used, see ``imaging.read_volume``.
@@ -275,19 +279,30 @@ class CaseFiles:
         if rescale is not None and not copy:
             raise InputError("A CT whose values are rescaled can't be referenced; let the store keep a copy.")
         volume = volume or read_volume(path, series, rescale)
+        voxels = sha256_array(volume.array)
         facts = {
-            "voxels_sha256": sha256_array(volume.array),
+            "voxels_sha256": voxels,
             **{name: getattr(volume.geometry, name) for name in ("size", "spacing", "origin", "direction")},
         }
         identity = _identity(path, series) if volume.source["format"] == "DICOM" else {}
-        known_as = patient or identity.get("PatientID") or fallback
-        key = self.patient_key(known_as or f"case {facts['voxels_sha256']}")
-        if not known_as:
-            _log.info("No patient is known for this CT; it counts as a patient of its own.")
+        dicom = self.patient_key(identity["PatientID"]) if identity.get("PatientID") else ""
+        known_from: PatientFrom = "given" if patient else "dicom" if dicom else "name" if fallback else "nothing"
+        key = dicom if known_from == "dicom" else self.patient_key(patient or fallback or f"case {voxels}")
         with self.locks.changing("store"):
-            known = next((c for c in self.cases() if c.ct.voxels_sha256 == facts["voxels_sha256"]), None)
+            others = self.cases()
+            known = next((c for c in others if c.ct.voxels_sha256 == voxels), None)
             if known is not None:
                 raise KnownCtError(known.id)
+            same = sorted({c.patient for c in others if dicom and dicom in (c.patient, c.dicom_patient)} - {key})
+            if known_from == "dicom" and len(same) == 1:
+                # an earlier CT of this PatientID came with another name of the patient
+                key = same[0]
+            elif same:
+                _log.warning(
+                    "The DICOM PatientID of this CT is that of %s, which counts as another patient; "
+                    "if it is not, a follow-up stands on both sides of the split.",
+                    ", ".join(c.id for c in others if c.patient in same),
+                )
             while True:
                 case_id = case_name(max((case_number(p.name) for p in self.layout.cases.iterdir()), default=0) + 1)
                 # what is private comes first: a case without it could not be found again
@@ -307,11 +322,13 @@ class CaseFiles:
                             if lungs is None
                             else write_lungs(_lungs(lungs, volume), volume.geometry, folder, "given")
                         )
-                        case = Case(case_id, key, now(), stored, mask, note)
+                        case = Case(
+                            case_id, key, now(), stored, mask, note, patient_from=known_from, dicom_patient=dicom
+                        )
                         values = to_json(case)
                         write_json(
                             folder / "origin.json",
-                            {name: values[name] for name in ("id", "patient", "added", "ct", "lungs")},
+                            {name: values[name] for name in _NEVER_CHANGES},
                         )
                         write_json(folder / "case.json", values)
                 except FileExistsError:
@@ -328,7 +345,7 @@ class CaseFiles:
         record: Mapping[str, Any] | None = None,
         lungs: Mask | None = None,
     ) -> Prediction:
-        """Store a model's answer; earlier answers stay.
+        """Store a model's prediction; earlier ones stay.
 
         Args:
             case_id: which case.
@@ -374,8 +391,9 @@ class CaseFiles:
         seconds: float = 0.0,
         no_lesion: bool = False,
         comment: str = "",
-        answer: NDArray[np.bool_] | None = None,
+        prediction: NDArray[np.bool_] | None = None,
         is_import: bool = False,
+        blind: bool = False,
     ) -> Revision:
         """Save a mask as the next revision of a case.
 
@@ -386,11 +404,13 @@ class CaseFiles:
             seconds: time spent.
             no_lesion: says that the case has no lesion; needed for an empty mask, since a forgotten mask is empty, too.
             comment: free text.
-            answer: the model's last answer as a mask, where the caller has it at hand; else it is read.
-            is_import: the mask was made elsewhere.
+            prediction: the model's last prediction as a mask, where the caller has it at hand; else it is read.
+            is_import: the mask was made elsewhere, without a model's prediction of this store.
+            blind: the rater has seen no prediction, and no mask that one has drafted; otherwise the case's last
+                prediction counts as seen.
 
         Returns:
-            The revision, with its number and its Dice to the model's answer.
+            The revision, with its number, what drafted it, and its Dice to the model's prediction.
 
         Raises:
             InputError, GridMismatchError: a mask that does not fit the CT, or is empty without ``no_lesion``.
@@ -412,11 +432,12 @@ class CaseFiles:
             volume,
             no_lesion,
             round(max(0.0, float(seconds)), 1),
+            drafts=() if is_import or blind else _drafts(case, rater),
             comment=comment,
             kind="import" if is_import else "correction",
             saved=now(),
         )
-        return self._save(case, labels, draft, answer)
+        return self._save(case, labels, draft, prediction)
 
     def save_consensus(self, case_id: str, mask: Mask, sources: Sequence[Revision], method: str) -> Revision:
         """Save the consensus of several raters' revisions.
@@ -431,13 +452,22 @@ class CaseFiles:
         labels = case.labels(mask, "consensus")
         volume = lesion_ml(labels)
         numbers = tuple(revision.number for revision in sources)
+        drafts = tuple(sorted({number for revision in sources for number in revision.drafts}))
         draft = Revision(
-            0, CONSENSUS, volume, volume == 0, kind="consensus", sources=numbers, comment=method, saved=now()
+            0,
+            CONSENSUS,
+            volume,
+            volume == 0,
+            drafts=drafts,
+            kind="consensus",
+            sources=numbers,
+            comment=method,
+            saved=now(),
         )
         return self._save(case, labels, draft, None)
 
-    def _save(self, case: Case, labels: LabelVolume, draft: Revision, answer: NDArray[np.bool_] | None) -> Revision:
-        draft = self._compared(case, labels, draft, answer)
+    def _save(self, case: Case, labels: LabelVolume, draft: Revision, prediction: NDArray[np.bool_] | None) -> Revision:
+        draft = self._compared(case, labels, draft, prediction)
         with self.locks.changing(case.id):
             revision = self.write_numbered(
                 self.layout.revisions(case.id),
@@ -450,14 +480,16 @@ class CaseFiles:
                     values |= {"approved": None, "approved_by": ""}
         return revision
 
-    def _compared(self, case: Case, labels: LabelVolume, draft: Revision, answer: NDArray[np.bool_] | None) -> Revision:
+    def _compared(
+        self, case: Case, labels: LabelVolume, draft: Revision, prediction: NDArray[np.bool_] | None
+    ) -> Revision:
         from ..measurement import dice
 
         if case.prediction is None:
             return draft
-        if answer is None:
-            answer = self.read_prediction(case.id).mask()
-        overlap = round(dice(answer, labels.mask()), 6)
+        if prediction is None:
+            prediction = self.read_prediction(case.id).mask()
+        overlap = round(dice(prediction, labels.mask()), 6)
         return replace(
             draft, prediction=case.prediction.number, model=case.prediction.model_id, dice_to_prediction=overlap
         )
@@ -493,6 +525,15 @@ class CaseFiles:
     def set_note(self, case_id: str, note: str) -> Case:
         """Write the free text of a case."""
         return self._change(case_id, note=note)
+
+    def name_patient(self, case_id: str, key: str) -> Case:
+        """Let a case be of the patient with this key; ``StoreSplit.set_patient`` keeps the split right, too."""
+        with self.locks.changing(case_id):
+            origin = {**read_json(self.layout.origin_file(case_id)), "patient": key, "patient_from": "given"}
+            write_json(self.layout.origin_file(case_id), origin)
+            with self.changed(case_id) as known:
+                known |= {"patient": key, "patient_from": "given"}
+        return self.case(case_id)
 
     def set_label(self, case_id: str, label: str | int) -> Case:
         """Choose which revision trains.
@@ -665,6 +706,13 @@ class CaseFiles:
                 # somebody was faster, through a share whose locks do not work: take the next number
                 continue
             return record
+
+
+def _drafts(case: Case, rater: str) -> tuple[int, ...]:
+    """The predictions that a rater who has not read blind began from or could see."""
+    start = case.latest(rater) or case.latest()
+    numbers = set(start.drafts) if start is not None else set()
+    return tuple(sorted(numbers | ({case.prediction.number} if case.prediction is not None else set())))
 
 
 def write_lungs(lungs: Mask, geometry: Geometry, folder: Path, source: str) -> LungsFacts:

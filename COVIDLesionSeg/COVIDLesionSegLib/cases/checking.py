@@ -304,7 +304,7 @@ def _split(files: CaseFiles, split: StoreSplit, cases: list[Case]) -> list[Findi
         sides = split.sides()
     except (ReadError, KeyError, TypeError, ValueError) as error:
         return [*found, Finding("broken", "split", f"The frozen split can't be read: {error}")]
-    known = {case.patient for case in cases}
+    known = {case.patient for case in cases} | {act["from"] for act in split.history() if act["act"] == "patient"}
     for patient in sorted(set(sides) - known):
         found.append(Finding("broken", "split", f"The patient {patient} of the split has no case any more."))
     for number in numbered(files.layout.rounds):

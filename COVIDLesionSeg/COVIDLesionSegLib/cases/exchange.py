@@ -16,7 +16,7 @@ from ..imaging import image_stem, image_suffix
 from ..manifest import read_manifest
 from .case_files import CaseFiles, KnownCtError
 from .layout import check_rater
-from .split import StoreSplit, usable
+from .split import StoreSplit, unnamed, usable
 
 Layout = Literal["auto", "pairs", "manifest", "nnunet", "monai-label"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "pairs", "manifest", "nnunet", "monai-label")
@@ -36,7 +36,7 @@ class ImportItem:
         lesion_free: the data set says that there is no lesion.
         answer: what a model answered in the other program; None without one.
         lungs: lung mask.
-        patient: whose it is; where it is not said, the DICOM patient ID counts, else the name.
+        patient: whose it is; where it is not said, the DICOM PatientID counts, else the name.
     """
 
     name: str
@@ -56,11 +56,13 @@ class ImportReport:
         done: name -> id of the case that it became, or whose first mask it is.
         known: name -> id of the case that has this CT already, and a mask or none to get.
         failed: name -> why it was left out, as a sentence.
+        warnings: what a person should know, one sentence each.
     """
 
     done: Mapping[str, str]
     known: Mapping[str, str]
     failed: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def import_cases(
@@ -131,7 +133,8 @@ def import_cases(
             failed[item.name] = str(error)
     if progress is not None:
         progress("importing", len(items), len(items))
-    return ImportReport(done, known, failed)
+    warning = unnamed([case for case in files.cases() if case.id in set(done.values())])
+    return ImportReport(done, known, failed, (warning,) if warning else ())
 
 
 def _import_one(

@@ -15,6 +15,7 @@ from ..imaging.geometry import Geometry
 from ..imaging.volume import LabelVolume
 from .layout import CONSENSUS, case_number
 
+PatientFrom = Literal["given", "dicom", "name", "nothing"]
 State = Literal["new", "predicted", "in work", "corrected", "approved", "excluded"]
 STATES: tuple[State, ...] = ("new", "predicted", "in work", "corrected", "approved", "excluded")
 _HINT = "Resample the mask to the CT's grid, or take the CT that it was drawn on."
@@ -98,9 +99,12 @@ class Revision:
         lesion_ml: volume of the lesion, mL.
         lesion_free: the rater says that the case has no lesion.
         seconds: time spent on it.
-        prediction: number of the answer that it started from; None without one.
-        model: id of the model that gave that answer, or "".
-        dice_to_prediction: overlap with that answer, 0 ... 1; None without one.
+        prediction: number of the case's last prediction when it was saved; None without one.
+        model: id of the model of that prediction, or "".
+        dice_to_prediction: overlap with that prediction, 0 ... 1; None without one.
+        drafts: numbers of the case's predictions that drafted it: what the rater began from or could see, and what that
+            in turn was drafted by; empty for a mask that was drawn without a model (read blind, drawn before any
+            prediction, imported).
         kind: "correction", "import" or "consensus".
         sources: the revisions that a consensus was made of.
         comment: of the rater.
@@ -117,6 +121,7 @@ class Revision:
     prediction: int | None = None
     model: str = ""
     dice_to_prediction: float | None = None
+    drafts: tuple[int, ...] = ()
     kind: Literal["correction", "import", "consensus"] = "correction"
     sources: tuple[int, ...] = ()
     comment: str = ""
@@ -168,6 +173,7 @@ class LockInfo:
         abandoned: the owner is known or presumed to be gone, so that the case may be taken over.
         why: what the owner's state is concluded from.
         token: tells this lock from any other.
+        blind: it is read without any model's prediction.
     """
 
     case: str
@@ -179,6 +185,7 @@ class LockInfo:
     abandoned: bool
     why: str
     token: str
+    blind: bool = False
 
     def __str__(self) -> str:
         return f"{self.owner} on {self.host} since {self.since}, last seen {_duration(self.age_s)} ago"
@@ -191,6 +198,10 @@ class Case:
     Attributes:
         id: "case-0001", ...; carries no patient data.
         patient: opaque key; the cases of one patient share it.
+        patient_from: what the patient is known by: "given" (by a person or a manifest), "dicom" (the PatientID), "name"
+            (of its file or in its data set) or "nothing" (the case counts as a patient of its own). A follow-up can be
+            told from another patient in the first two only.
+        dicom_patient: the key of the DICOM PatientID, or "".
         added: when, UTC.
         ct: the CT.
         lungs: the lung mask, if there is one.
@@ -221,6 +232,8 @@ class Case:
     review: tuple[ReviewItem, ...] = ()
     lock: LockInfo | None = field(default=None, metadata=TRANSIENT)
     unsaved: tuple[str, ...] = field(default=(), metadata=TRANSIENT)
+    patient_from: PatientFrom = "nothing"
+    dicom_patient: str = ""
 
     @property
     def number(self) -> int:
@@ -267,6 +280,15 @@ class Case:
         if self.label != "latest":
             return self.revision(int(self.label))
         return self.revision(self.approved) if self.approved is not None else self.latest()
+
+    def drafted_by(self, revision: Revision) -> tuple[Prediction, ...]:
+        """The predictions that drafted a revision; empty where it was drawn without a model."""
+        return tuple(prediction for prediction in self.predictions if prediction.number in revision.drafts)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the patient is known by more than a file's name, so that a follow-up is told from another patient."""
+        return self.patient_from in ("given", "dicom")
 
     @property
     def consensus_is_current(self) -> bool:

@@ -50,6 +50,7 @@ class PredictionReport:
 
 def predict_cases(
     files: CaseFiles,
+    split: StoreSplit,
     models: StoreModels,
     model: str | None = None,
     cases: Sequence[str] = (),
@@ -59,13 +60,14 @@ def predict_cases(
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> PredictionReport:
-    """Let a model answer cases and store answers, run records and uncertainty.
+    """Run a model on cases and store its predictions, run records and uncertainty.
 
     The uncertainty is the entropy under test-time augmentation, see :func:`mean_entropy`, and, where the store has
-    student and teacher of the model, 1 - Dice of their answers.
+    student and teacher of the model, 1 - Dice of their predictions.
 
     Args:
         files: the store's cases.
+        split: its split; cases that are read blind get no prediction.
         models: its models.
         model: id; None takes the store's default.
         cases: ids; empty takes all cases in ``states`` that this model has not answered yet.
@@ -89,9 +91,10 @@ def predict_cases(
     chosen = [files.case(name) for name in cases] if cases else files.cases(*states)
     weights = predictor.model.card.weights_sha256
     answered = {c.id for c in chosen if c.prediction and c.prediction.model.get("weights_sha256") == weights}
-    waiting = [case for case in chosen if case.id not in answered or cases]
+    blind = {case.id for case in chosen if split.reads_blind(case)}
+    waiting = [case for case in chosen if case.id not in blind and (case.id not in answered or cases)]
     done: dict[str, Prediction] = {}
-    failed: dict[str, str] = {}
+    failed = {name: "It is a validation case that is read without a prediction." for name in cases if name in blind}
     for number, case in enumerate(waiting):
         if progress is not None:
             progress("predicting", number, len(waiting))
@@ -141,12 +144,14 @@ class Comparison:
         models: ids, in the order asked for.
         cases: case id -> model id -> figures.
         mean_dice: model id -> mean over the cases with lesion; NaN where there is none.
+        left_out: case id -> why its label can't compare these models; it is in no mean.
         split: what the cases are, see ``StoreSplit.statement``.
     """
 
     models: tuple[str, ...]
     cases: Mapping[str, Mapping[str, CaseFigures]]
     mean_dice: Mapping[str, float]
+    left_out: Mapping[str, str]
     split: Mapping[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -159,12 +164,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """For JSON."""
-        means = {model: value if math.isfinite(value) else None for model, value in self.mean_dice.items()}
-        return {"models": list(self.models), "mean_dice": means, "cases": self.rows(), "split": dict(self.split)}
+        return {**to_json(self), "cases": self.rows()}
 
 
 class Validation:
-    """Models on the validation cases of a store, run by the predictor that users run.
+    """Models on the validation cases of a store, run by the predictor that users run, and the gate.
 
     Args:
         files: the store's cases.
@@ -183,7 +187,7 @@ class Validation:
         """
         sides = self._split.sides()
         if not self._split.is_frozen:
-            raise InputError("No model can be judged before the split is frozen; the first fine-tuning does it.")
+            raise InputError("No model can be validated before the split is frozen; the first fine-tuning does it.")
         cases = [case for case in usable(self._files.cases()) if sides.get(case.patient) == "validation"]
         if not cases:
             raise InputError("No validation case of the store has a label that counts; approve or include one.")
@@ -199,14 +203,14 @@ class Validation:
     ) -> dict[str, CaseFigures]:
         """Figures of a model on every frozen validation case.
 
-        What was judged before, with the same weights, settings of the card, CT, lungs and label, is not judged again.
+        What was measured before, with the same weights, settings of the card, CT, lungs and label, is not run again.
 
         Args:
             model: id in the store or of the installation's registry, or a file.
             device: see ``inference.Predictor``.
-            progress: called as progress("judging MODEL", done, total).
+            progress: called as progress("validating MODEL", done, total).
             cancelled: asked between cases and within them.
-            cases: what :meth:`cases` gave, so that several models are judged on the same labels; None asks it.
+            cases: what :meth:`cases` gave, so that several models are validated on the same labels; None asks it.
 
         Raises:
             InputError, ModelError, ReadError, CancelledError: no split, no model, a CT that changed, asked to stop.
@@ -221,10 +225,10 @@ class Validation:
         known = _known(file)
         predictor: Predictor | None = None
         figures: dict[str, CaseFigures] = {}
-        phase = f"judging {loaded.card.id}"
+        phase = f"validating {loaded.card.id}"
         for number, case in enumerate(cases):
             if cancelled is not None and cancelled():
-                raise CancelledError("Stopped while judging.")
+                raise CancelledError("Stopped while validating.")
             if progress is not None:
                 progress(phase, number, len(cases))
             basis = _basis(case, loaded.card)
@@ -260,24 +264,46 @@ class Validation:
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> Comparison:
-        """Judge models on the frozen validation cases and put the figures side by side.
+        """Validate models on the frozen validation cases and put the figures side by side.
 
         Raises:
             InputError: no model, or what :meth:`figures` refuses.
         """
         if not models:
-            raise InputError("Name the models to compare, e.g. the default and the one before it.")
-        # somebody may correct a case or move a patient meanwhile: all models answer what one look at the store found
-        judges = self.cases()
-        found = {model: self.figures(model, device, progress, cancelled, judges) for model in models}
-        cases = {
-            case: {model: figures[case] for model, figures in found.items()} for case in next(iter(found.values()))
-        }
+            raise InputError("Name the models to compare, e.g. the active one and the one before it.")
+        # somebody may correct a case or move a patient meanwhile: all models run on what one look at the store found
+        validating = self.cases()
+        found = {model: self.figures(model, device, progress, cancelled, validating) for model in models}
+        cases = {case.id: {model: figures[case.id] for model, figures in found.items()} for case in validating}
+        left_out = self.left_out(validating, models)
         means = {}
         for model, figures in found.items():
-            dices = [value.dice for value in figures.values() if not value.lesion_free]
-            means[model] = math.fsum(dices) / len(dices) if dices else math.nan
-        return Comparison(tuple(models), cases, means, self._split.statement(judges))
+            counting = [f.dice for case, f in figures.items() if not f.lesion_free and case not in left_out]
+            means[model] = math.fsum(counting) / len(counting) if counting else math.nan
+        return Comparison(tuple(models), cases, means, left_out, self._split.statement(validating))
+
+    def left_out(self, cases: Sequence[Case], models: Sequence[str]) -> dict[str, str]:
+        """Those cases whose label can't compare models, with the reason: one of the models has drafted it.
+
+        A mask that was saved as a model left it gives that model a Dice of 1, and a corrected one stays near it.
+
+        Args:
+            cases: with labels.
+            models: ids or files.
+        """
+        weights = {self._models.card(model).weights_sha256: model for model in models}
+        found = {}
+        for case in cases:
+            label = case.label_revision
+            for prediction in () if label is None else case.drafted_by(label):
+                same = prediction.model_id if prediction.model_id in models else None
+                name = same or weights.get(prediction.model.get("weights_sha256", ""))
+                if name is None and prediction.model_id != "unknown":
+                    continue
+                free = [revision.number for revision in case.revisions if not revision.drafts]
+                way = f"choose revision {free[-1]}, drawn without a model" if free else "let it be read blind"
+                found[case.id] = f"its label was drafted by {name or 'a model that is not known'}; {way}."
+        return found
 
     def decide(
         self,
@@ -288,35 +314,40 @@ class Validation:
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> GateDecision:
-        """Judge a model against the default one, record the decision, and make it the default if it passed.
+        """Validate a model against the active one and the best so far; make it the active one if it passes.
 
-        A person's earlier override of the gate stays and counts. Where the default changed while the model was judged,
-        it is judged against the new one, too.
+        The decision is written on the model's card. A person's earlier override stays and counts. Where the active
+        model changed meanwhile, the model is validated against the new one, too.
 
         Args:
             model: id of a model of the store.
-            against: id of the model to compare with; None takes the present default. Against any other one a model is
-                judged, but does not become the default.
+            against: id of the model to compare with; None takes the active one. Against any other one a model is
+                validated, but does not become the active one.
             device: see ``inference.Predictor``.
-            rule: the limits; None takes ``Resources/Gate.json``.
+            rule: of the gate; None takes ``Resources/Gate.json``.
             progress: called as progress(phase, done, total).
             cancelled: asked between cases.
         """
         while True:
             stored = self._models.get(model)
-            default = self._models.default()
-            old = against or default
+            active = self._models.default()
+            old = against or active
             if old == model and stored.gate is not None:
-                # judged anew while it is the default: by the model that it replaced
+                # validated anew while it is active: against the model that it replaced
                 old = stored.gate.old
-            both = self.compare([old, model] if old != model else [model], device, progress, cancelled)
+            best = self._models.best()
+            if against is not None or not self._models.is_here(best):
+                best = old
+            wanted = list(dict.fromkeys([old, best, model]))
+            both = self.compare(wanted, device, progress, cancelled)
             figures = {name: {case: found[name] for case, found in both.cases.items()} for name in both.models}
-            decision = decide(old, model, figures[old], figures[model], both.split, rule)
+            patients = {case.id: case.patient for case in self._files.cases()}
+            decision = decide(model, old, best, figures, patients, both.left_out, both.split, rule)
             gate = self._models.record_gate(model, decision).gate
             assert gate is not None  # noqa: S101  # it was recorded this moment
-            if not gate.accepted or old != default:
+            if not gate.accepted or old != active:
                 return gate
-            if default == model or self._models.set_default(model, "gate", gate.text, default) or against is not None:
+            if active == model or self._models.set_default(model, "gate", gate.text, active) or against is not None:
                 return gate
 
 
@@ -343,6 +374,6 @@ def _known(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError) as error:
-        _log.warning("Earlier judgments in %s can't be read (%s); the cases are judged again.", file.name, error)
+        _log.warning("Earlier figures in %s can't be read (%s); the cases are run again.", file.name, error)
         return {}
     return cases

@@ -28,25 +28,30 @@ class Session:
         rater: who.
         recovered: unsaved work of this rater from a program that ended before it was saved, or None;
             :attr:`start_mask` is that work then.
+        blind: it is read without any model's prediction, and without a mask that one has drafted.
         start_mask: what to edit, on the grid of the CT: recovered work, else the rater's own last revision, else the
-            case's last one, else the model's answer, else an empty mask.
+            case's last one, else the model's prediction, else an empty mask; blind, the rater's own last revision if no
+            model has drafted it, else an empty mask.
         start_from: the same as a phrase.
     """
 
-    def __init__(self, files: CaseFiles, case_id: str, rater: str, take_over: bool) -> None:
+    def __init__(self, files: CaseFiles, case_id: str, rater: str, take_over: bool, blind: bool = False) -> None:
         case = files.case(case_id)
         if case.exclusion:
             raise InputError(f"{case_id} is excluded ({case.exclusion}); include it again to work on it.")
         self._files = files
         self.case: Case = case
         self.rater = rater
-        self._token = files.locks.acquire(case_id, rater, take_over)
+        begun = files.autosaves.read(case_id, rater)
+        # unsaved work goes on as it was begun: what a model has drafted is not read blind any more
+        self.blind = blind if begun is None else begun.blind
+        self._token = files.locks.acquire(case_id, rater, take_over, self.blind)
         self._open = True
         self._reader = ThreadPoolExecutor(1)
         try:
             self.case = files.case(case_id)
             # needed when the mask is saved; until then there is time
-            self._answer: Future[NDArray[np.bool_] | None] = self._reader.submit(self._read_answer)
+            self._prediction: Future[NDArray[np.bool_] | None] = self._reader.submit(self._read_prediction)
             self.recovered: Autosave | None = self._unsaved()
             self.start_mask, self.start_from = self._start()
         except BaseException:
@@ -61,9 +66,9 @@ class Session:
         return self._token
 
     @property
-    def answer(self) -> NDArray[np.bool_] | None:
-        """The model's last answer, bool (z, y, x); None without one."""
-        return self._answer.result()
+    def prediction(self) -> NDArray[np.bool_] | None:
+        """The model's last prediction, bool (z, y, x); None without one, and for who reads blind."""
+        return self._prediction.result()
 
     @property
     def seconds(self) -> float:
@@ -100,7 +105,7 @@ class Session:
             CaseOpenError: somebody else has taken the case over; the mask is kept all the same.
         """
         labels = self.case.labels(mask, "mask")
-        saved = self._files.autosaves.write(self.case.id, self.rater, labels, self.seconds)
+        saved = self._files.autosaves.write(self.case.id, self.rater, labels, self.seconds, self.blind)
         self.renew()
         return saved
 
@@ -113,7 +118,8 @@ class Session:
             seconds=self.seconds,
             no_lesion=no_lesion,
             comment=comment,
-            answer=self.answer,
+            prediction=self.prediction,
+            blind=self.blind,
         )
         self._files.autosaves.remove(self.case.id, self.rater)
         self._seconds = 0.0
@@ -142,8 +148,8 @@ class Session:
     ) -> None:
         self.close()
 
-    def _read_answer(self) -> NDArray[np.bool_] | None:
-        return None if self.case.prediction is None else self._files.read_prediction(self.case.id).mask()
+    def _read_prediction(self) -> NDArray[np.bool_] | None:
+        return None if self.blind or self.case.prediction is None else self._files.read_prediction(self.case.id).mask()
 
     def _unsaved(self) -> Autosave | None:
         found = self._files.autosaves.read(self.case.id, self.rater)
@@ -161,11 +167,29 @@ class Session:
             if mask is not None:
                 return mask, f"unsaved work of {self.recovered.saved}"
             self.recovered = None
-        revision = case.latest(self.rater) or case.latest()
-        if revision is not None:
-            return files.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
-        answer = self.answer
-        if answer is not None and case.prediction is not None:
-            mask = LabelVolume(answer.view(np.uint8), case.ct.geometry, {1: "lesion"})
-            return mask, f"the answer of {case.prediction.model_id}"
-        return LabelVolume(np.zeros(case.ct.geometry.shape, np.uint8), case.ct.geometry, {1: "lesion"}), "an empty mask"
+        return starting_mask(files, case, self.rater, self.blind, self.prediction)
+
+
+def starting_mask(
+    files: CaseFiles, case: Case, rater: str, blind: bool, prediction: NDArray[np.bool_] | None
+) -> tuple[LabelVolume, str]:
+    """What a rater begins with where nothing is unsaved, see :class:`Session`; and the same as a phrase.
+
+    Args:
+        files: the store's cases.
+        case: which.
+        rater: who.
+        blind: see there.
+        prediction: the model's last one, bool (z, y, x), or None.
+    """
+    revision = case.latest(rater)
+    if blind:
+        revision = revision if revision is not None and not revision.drafts else None
+    else:
+        revision = revision or case.latest()
+    if revision is not None:
+        return files.read_revision(case.id, revision.number), f"revision {revision.number} of {revision.rater}"
+    if prediction is not None and case.prediction is not None and not blind:
+        mask = LabelVolume(prediction.view(np.uint8), case.ct.geometry, {1: "lesion"})
+        return mask, f"the prediction of {case.prediction.model_id}"
+    return LabelVolume(np.zeros(case.ct.geometry.shape, np.uint8), case.ct.geometry, {1: "lesion"}), "an empty mask"

@@ -98,10 +98,11 @@ class Store(CaseFiles):
         """The case to work on next, see :func:`.queue.next_case`."""
         from .queue import next_case
 
-        return next_case(self.cases(), rater, by, states, seed)
+        cases = self.cases()
+        return next_case(cases, rater, by, states, seed, self.split.to_read_blind(cases))
 
     def open(self, case_id: str, rater: str, take_over: bool = False) -> Session:
-        """Open a case to work on it; others see that it is open.
+        """Open a case to work on it; others see that it is open. What is read blind shows no model's prediction.
 
         Args:
             case_id: which.
@@ -115,7 +116,8 @@ class Store(CaseFiles):
         """
         from .session import Session
 
-        return Session(self, case_id, check_rater(rater), take_over)
+        blind = self.split.reads_blind(self.case(case_id))
+        return Session(self, case_id, check_rater(rater), take_over, blind)
 
     # --- the larger steps of the loop --------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Store(CaseFiles):
 
     def predict(self, model: str | None = None, *arguments: Any, **settings: Any) -> PredictionReport:
         """Run a model on waiting cases, see :func:`.running.predict_cases`; needs PyTorch."""
-        return predict_cases(self, self.models, model, *arguments, **settings)
+        return predict_cases(self, self.split, self.models, model, *arguments, **settings)
 
     def fine_tune(self, base_model: str | None = None, **settings: Any) -> FineTuneResult:
         """Train on the corrected cases and validate the result, see :meth:`.training.FineTuning.run`; needs PyTorch."""

@@ -118,8 +118,25 @@ class StoreModels:
 
         return ModelRegistry().default()
 
+    def best(self) -> str:
+        """The best model so far: of those that were active, each that did as well or better on the same labels.
+
+        A new model has to stand up to it, too: ten rounds that each lose a little, but less than is seen, would else
+        add up.
+        """
+        history = self.history()
+        return str(history[-1].get("best", history[0]["model"])) if history else self.default()
+
+    def is_here(self, model: str) -> bool:
+        """Whether a model's file can be found."""
+        try:
+            self.path(model)
+        except ModelError:
+            return False
+        return True
+
     def history(self) -> builtins.list[dict[str, Any]]:
-        """Every default there was, oldest first: model, when, by, why."""
+        """Every active model there was, oldest first: model, when, by, why, and the best so far."""
         file = self._folder / "default.json"
         return list(read_json(file)["history"]) if file.is_file() else []
 
@@ -142,15 +159,15 @@ class StoreModels:
         check_rater(by)
         stored = next((known for known in self.list() if known.id == model), None)
         if stored is not None and stored.gate is None:
-            raise InputError(f"{model} was not judged on the frozen validation cases yet; let the gate decide first.")
+            raise InputError(f"{model} was not validated on the frozen validation cases yet; validate it first.")
         if stored is not None and stored.gate is not None and not stored.gate.accepted:
             raise InputError(
-                f"{model} can't become the default: {stored.gate.text}",
-                "Override the decision first, with a reason, if you must.",
+                f"{model} can't become the active model: {stored.gate.text}",
+                "A person can decide otherwise, with a reason.",
             )
         self.path(model)
         with self._locks.changing("models"):
-            act = {"model": model, "when": now(), "by": by, "why": why}
+            act = {"model": model, "when": now(), "by": by, "why": why, "best": self._best_with(stored)}
             default = self.default()
             if instead_of is not None and default != instead_of:
                 return False
@@ -158,6 +175,13 @@ class StoreModels:
                 history = [{"model": default, "when": self._created, "by": "", "why": "at the beginning"}]
             write_json(self._folder / "default.json", {"history": [*history, act]})
         return True
+
+    def _best_with(self, stored: StoredModel | None) -> str:
+        """The best so far once this model is active."""
+        best = self.best()
+        gate = None if stored is None else stored.gate
+        better = gate is not None and any(found.against == best and found.mean >= 0 for found in gate.differences)
+        return gate.new if gate is not None and better else best
 
     # --- what training and the gate bring ------------------------------------------------------------------------
 
@@ -230,7 +254,7 @@ class StoreModels:
             return self._write_gate(model_id, decision)
 
     def override(self, model_id: str, accept: bool, by: str, reason: str) -> StoredModel:
-        """Decide against the gate; who did and why stand on the model's card.
+        """Decide for the rule, or against it; who did and why stand on the model's card.
 
         Raises:
             InputError: no reason, or the gate has not decided yet.
@@ -240,7 +264,7 @@ class StoreModels:
         with self._locks.changing("models"):
             gate = self.get(model_id).gate
             if gate is None:
-                raise InputError(f"The gate has not decided on {model_id} yet; judge it first.")
+                raise InputError(f"{model_id} was not validated yet; validate it first.")
             return self._write_gate(model_id, gate.overridden(accept, by, reason))
 
     def card_lacks_gate(self, model: StoredModel) -> bool:

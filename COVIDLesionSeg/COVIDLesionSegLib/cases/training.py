@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..codec import to_json
 from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
 from ..files import sha256_file, write_json, write_text
 from .agreement import make_consensus
@@ -23,7 +22,7 @@ from .layout import CONSENSUS, counted, now, numbered, read_json
 from .records import Case, ReviewItem, Revision
 from .review import ReviewList
 from .running import Validation
-from .split import StoreSplit, usable
+from .split import StoreSplit, unnamed, usable
 from .store_models import StoredModel, StoreModels
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class TrainingPlan:
     """What a round trains on.
 
     Attributes:
-        cases: that train or judge, with their sides.
+        cases: that train or validate, with their sides.
         fresh: ids of training cases whose label no earlier round has seen.
         replayed: ids of training cases that an earlier round has learned from, with the same label.
         excluded: (case id, axial slice) marked "fix it": no batch draws them.
@@ -62,9 +61,9 @@ class FineTuneResult:
         round: its number.
         model: the new model.
         path: its file.
-        before: the training's own judgment of the base model on the validation cases.
+        before: the training's own figures of the base model on the validation cases.
         after: the same of the new one.
-        gate: the decision against the default model.
+        gate: the decision against the active model and the best so far.
         review: slices whose labels look doubtful, new on the review list.
         plan: what it trained on.
         seconds: that it took.
@@ -88,7 +87,7 @@ class FineTuneResult:
             "file": str(self.path),
             "before": dict(self.before),
             "after": dict(self.after),
-            "gate": {**to_json(self.gate), "passed": self.gate.passed},
+            "gate": self.gate.told(),
             "review": len(self.review),
             "notes": list(self.plan.notes),
             "seconds": round(self.seconds, 1),
@@ -129,19 +128,19 @@ class FineTuning:
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> FineTuneResult:
-        """Go on training a model on the store's corrected cases, and let the gate decide about the result.
+        """Go on training a model on the store's corrected cases, and validate the result.
 
         The first call freezes the split. Each call is a round: it trains on the labels as they are now, validates the
         new model and the active one on the frozen validation cases, makes the new one the active model if it passes,
         and puts doubtful labels on the review list.
 
         Args:
-            base_model: id of the model to start from; None takes the store's default.
+            base_model: id of the model to start from; None takes the active one.
             steps: to train; None takes the configuration's (300).
             replay_share: fraction of each batch from cases that earlier rounds have learned from, so that the model
                 does not forget them, in [0, 1).
-            validation: patients (keys, or ids of their cases) that judge, for the first call; empty draws them.
-            validation_share: of the drawn patients.
+            validation: validation patients (keys, or ids of their cases), for the first call; empty draws them.
+            validation_share: fraction of the drawn patients.
             device: see ``TrainingConfig``.
             config: all other settings; None takes ``learning.fine_tuning.default_config``.
             by: who asks; recorded.
@@ -149,10 +148,10 @@ class FineTuning:
             resume: go on with the last round that was not finished, or with the one in ``folder``.
             rule: of the gate; None takes ``Resources/Gate.json``.
             progress: called as progress(phase, done, total).
-            cancelled: asked at each step. What was best so far is kept as a model that is not judged yet.
+            cancelled: asked at each step. What was best so far is kept as a model that is not validated yet.
 
         Raises:
-            InputError: nothing to train on, nobody to judge, settings that are not allowed.
+            InputError: nothing to train on, no validation case, settings that are not allowed.
             ModelError, ReadError: a base model or CT that can't be used.
             CancelledError: asked to stop.
             OutputError: the disk is full or read-only.
@@ -225,7 +224,7 @@ class FineTuning:
         """What a fine-tuning would train on now; makes consensus labels anew where raters saved later revisions.
 
         Raises:
-            InputError: nothing trains or nobody judges.
+            InputError: nothing trains or nothing validates.
         """
         notes = []
         for case in self._usable_or_consensus():
@@ -261,9 +260,14 @@ class FineTuning:
         waiting = sum(len(case.open_reviews()) for case in cases.values())
         if waiting:
             notes.append(f"Doubtful slices that wait for a decision: {waiting}; until then they train as they are.")
-        judges = {cases[name].patient for name, side in placed.items() if side == "validation"}
-        if len(judges) == 1:
-            notes.append("One patient judges; add patients to validation for figures that mean more.")
+        validating = [cases[name] for name, side in placed.items() if side == "validation"]
+        if len({case.patient for case in validating}) == 1:
+            notes.append("There is one validation patient; move more to validation for figures that mean more.")
+        blind = self._split.to_read_blind(validating)
+        if blind:
+            notes.append(f"Validation cases that wait to be read blind: {', '.join(blind)}.")
+        if warning := unnamed([cases[name] for name in placed]):
+            notes.append(warning)
         return TrainingPlan(placed, tuple(fresh), tuple(replayed), tuple(excluded), tuple(notes))
 
     def estimate(
@@ -480,9 +484,9 @@ class FineTuning:
 
     def _keep_best(self, record: Mapping[str, Any], folder: Path, number: int) -> str:
         if not (folder / "best.safetensors").is_file():
-            return "No model was judged yet, so none is kept; the round can be resumed."
+            return "No model was validated yet, so none is kept; the round can be resumed."
         model = self._hand_in(record, folder, number, "-stopped")
-        return f"The best so far is kept as {model.id}, not judged by the gate yet; the round can be resumed."
+        return f"The best so far is kept as {model.id}, not validated yet; the round can be resumed."
 
 
 def configured(config: TrainingConfig | None, steps: int | None, device: str | None) -> TrainingConfig:
@@ -493,7 +497,7 @@ def configured(config: TrainingConfig | None, steps: int | None, device: str | N
     given: dict[str, Any] = {}
     if steps is not None:
         given["steps"] = steps
-        # a short run is judged on the way, too: what was best may be an earlier step
+        # a short run is validated on the way, too: what was best may be an earlier step
         given["validation_interval"] = max(1, min(settings.run.validation_interval, -(-steps // 3)))
     if device is not None:
         given["device"] = device

@@ -72,13 +72,14 @@ class WorkLocks:
         """The lock of a case."""
         return self._read(case_id, self._server_time()) if self._file(case_id).exists() else None
 
-    def acquire(self, case_id: str, owner: str, take_over: bool = False) -> str:
+    def acquire(self, case_id: str, owner: str, take_over: bool = False, blind: bool = False) -> str:
         """Open a case.
 
         Args:
             case_id: which.
             owner: rater.
             take_over: also when somebody else has it open.
+            blind: it is read without any model's prediction.
 
         Returns:
             The token that :meth:`renew` and :meth:`release` need.
@@ -95,7 +96,7 @@ class WorkLocks:
                     "Take another case, or take it over if you know that nobody works on it.",
                 )
             token = secrets.token_hex(8)
-            self._write(case_id, owner, token, 0, now())
+            self._write(case_id, {"owner": owner, "token": token, "renewals": 0, "since": now(), "blind": blind})
             return token
 
     def renew(self, case_id: str, token: str) -> None:
@@ -112,7 +113,7 @@ class WorkLocks:
                     f"{case_id} is no longer open for you: {by}.",
                     "What you save becomes a revision of its own; nobody's work is overwritten.",
                 )
-            self._write(case_id, values["owner"], token, values["renewals"] + 1, values["since"])
+            self._write(case_id, {**values, "renewals": values["renewals"] + 1})
 
     def release(self, case_id: str, token: str) -> None:
         """Close a case; nothing happens when somebody else has it by now."""
@@ -131,9 +132,13 @@ class WorkLocks:
     def _file(self, case_id: str) -> Path:
         return self._layout.locks / f"{case_id}.lock"
 
-    def _write(self, case_id: str, owner: str, token: str, renewals: int, since: str) -> None:
-        values = {"owner": owner, "token": token, "renewals": renewals, "since": since, **_this_process()}
-        write_json(self._file(case_id), values)
+    def is_blind(self, case_id: str, token: str | None) -> bool:
+        """Whether who holds this token reads the case blind; False for one that no longer holds."""
+        values = self._values(case_id)
+        return values is not None and values["token"] == token and bool(values.get("blind"))
+
+    def _write(self, case_id: str, values: Mapping[str, Any]) -> None:
+        write_json(self._file(case_id), {**values, **_this_process()})
 
     def _values(self, case_id: str) -> dict[str, Any] | None:
         try:
@@ -166,6 +171,7 @@ class WorkLocks:
             abandoned,
             why,
             str(values["token"]),
+            bool(values.get("blind")),
         )
 
     def _judged(self, values: dict[str, Any], age: float) -> tuple[bool, str]:
@@ -209,6 +215,7 @@ class Autosave:
         file: name of the mask in the store's folder of autosaves.
         sha256: of the file.
         saved: when, UTC.
+        blind: it was begun without any model's prediction.
     """
 
     case: str
@@ -217,6 +224,7 @@ class Autosave:
     file: str
     sha256: str
     saved: str
+    blind: bool = False
 
 
 class Autosaves:
@@ -242,7 +250,7 @@ class Autosaves:
                 found[case] = (*found.get(case, ()), rater)
         return found
 
-    def write(self, case_id: str, rater: str, labels: LabelVolume, seconds: float) -> Autosave:
+    def write(self, case_id: str, rater: str, labels: LabelVolume, seconds: float, blind: bool = False) -> Autosave:
         """Keep unsaved work in place of the rater's earlier one on this case.
 
         Raises:
@@ -253,7 +261,7 @@ class Autosaves:
         before = self.read(case_id, rater)
         name = f"{case_id}.{rater}.{secrets.token_hex(4)}.seg.nrrd"
         write_labels(labels, self._folder / name, crop=True)
-        saved = Autosave(case_id, rater, round(seconds, 1), name, sha256_file(self._folder / name), now())
+        saved = Autosave(case_id, rater, round(seconds, 1), name, sha256_file(self._folder / name), now(), blind)
         # the record is what counts: until it is there, the earlier mask is the autosave
         write_json(self._record(case_id, rater), to_json(saved))
         if before is not None:

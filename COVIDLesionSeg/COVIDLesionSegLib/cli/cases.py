@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from ..cases.exchange import LAYOUTS
 from ..cases.queue import ORDERS
 from ..cases.records import STATES, Case, Revision
+from ..cases.split import unnamed
 from ..cases.store import Store
 from ..codec import to_json
 from ..errors import COVIDLesionSegError
@@ -52,7 +54,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _declare_add(action: argparse.ArgumentParser) -> None:
     action.add_argument("ct", nargs="+", metavar="CT", help="files or DICOM folders")
-    action.add_argument("--patient", help="what tells patients apart; not kept (default: the DICOM patient ID)")
+    action.add_argument("--patient", help="what tells patients apart; not kept (default: the DICOM PatientID)")
     action.add_argument("--reference", action="store_true", help="leave the CT where it is instead of copying it")
     action.add_argument("--lungs", type=Path, help="lung mask, for one CT")
     action.add_argument("--series", metavar="UID", help="SeriesInstanceUID, for a DICOM folder with several")
@@ -81,6 +83,8 @@ def _add(arguments: argparse.Namespace) -> int:
             if len(arguments.ct) == 1:
                 raise
             failed[ct] = str(error)
+    if warning := unnamed([store.case(name) for name in done.values()]):
+        print(warning, file=sys.stderr)
     return _tell_many(arguments, done, failed)
 
 
@@ -106,6 +110,8 @@ def _import(arguments: argparse.Namespace) -> int:
             empty_is_lesion_free=arguments.empty_is_lesion_free,
             progress=bar,
         )
+    for warning in report.warnings:
+        print(warning, file=sys.stderr)
     return _tell_many(arguments, report.done, report.failed, report.known)
 
 
@@ -161,15 +167,16 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"open: {case.lock} ({case.lock.why})")
     for prediction in case.predictions:
         doubt = "".join(f", {name} {value:.3f}" for name, value in prediction.uncertainty.items())
-        print(f"answer {prediction.number}: {prediction.model_id}, {prediction.lesion_ml:.1f} mL{doubt}")
+        print(f"prediction {prediction.number}: {prediction.model_id}, {prediction.lesion_ml:.1f} mL{doubt}")
     label = case.label_revision
     for revision in case.revisions:
         facts = {"label": revision == label, "approved": revision.number == case.approved}
         marks = [word for word, holds in facts.items() if holds]
         volume = "no lesion" if revision.lesion_free else f"{revision.lesion_ml:.1f} mL"
+        drafts = ", ".join(dict.fromkeys(prediction.model_id for prediction in case.drafted_by(revision)))
         print(
-            f"revision {revision.number}: {revision.rater}, {volume}, {revision.seconds:.0f} s{_overlap(revision)}"
-            + (f" ({', '.join(marks)})" if marks else "")
+            f"revision {revision.number}: {revision.rater}, {volume}, {revision.seconds:.0f} s{_overlap(revision)}, "
+            f"drafted by {drafts or 'no model'}" + (f" ({', '.join(marks)})" if marks else "")
         )
     for rater in case.unsaved:
         print(f"unsaved work of {rater}")
@@ -203,6 +210,7 @@ def _declare_submit(action: argparse.ArgumentParser) -> None:
     action.add_argument("--label", type=as_label, help="which label is lesion, by value or name")
     action.add_argument("--seconds", type=float, default=0.0, help="time spent")
     action.add_argument("--no-lesion", action="store_true", help="the case has no lesion")
+    action.add_argument("--blind", action="store_true", help="it was drawn without seeing any model's prediction")
     action.add_argument("--comment", default="", help="free text")
 
 
@@ -228,6 +236,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             no_lesion=arguments.no_lesion,
             comment=arguments.comment,
+            blind=arguments.blind,
         )
     text = f"{arguments.case}: saved as revision {revision.number}, {revision.lesion_ml:.1f} mL{_overlap(revision)}."
     return _tell(arguments, asdict(revision), text)
@@ -267,6 +276,17 @@ def _declare_note(action: argparse.ArgumentParser) -> None:
 def _note(arguments: argparse.Namespace) -> int:
     case = Store(arguments.store).set_note(arguments.case, arguments.text)
     return _tell(arguments, {"case": case.id, "note": case.note}, f"{case.id}: {case.note}")
+
+
+def _declare_patient(action: argparse.ArgumentParser) -> None:
+    _declare_case(action)
+    action.add_argument("patient", metavar="PATIENT", help="what tells patients apart, or another case of the patient")
+    action.add_argument("--by", required=True, help="who says so")
+
+
+def _patient(arguments: argparse.Namespace) -> int:
+    case = Store(arguments.store).split.set_patient(arguments.case, arguments.patient, arguments.by)
+    return _tell(arguments, {"case": case.id, "patient": case.patient}, f"{case.id} is of the patient {case.patient}.")
 
 
 def _declare_label(action: argparse.ArgumentParser) -> None:
@@ -332,7 +352,7 @@ def _tell_many(
 
 
 def _overlap(revision: Revision) -> str:
-    return "" if revision.dice_to_prediction is None else f", Dice {revision.dice_to_prediction:.3f} to the answer"
+    return "" if revision.dice_to_prediction is None else f", Dice {revision.dice_to_prediction:.3f} to the prediction"
 
 
 def _described(case: Case, sides: Mapping[str, str]) -> dict[str, Any]:
@@ -356,13 +376,14 @@ _ACTIONS: dict[str, Action] = {
     ),
     "export": ("write the labeled cases in nnU-Net's format", _declare_export, _export),
     "list": ("show the cases", _declare_list, _list),
-    "show": ("show a case with its answers and revisions", _declare_case, _show),
+    "show": ("show a case with its predictions and revisions", _declare_case, _show),
     "next": ("say which case to work on next, and why", _declare_next, _next),
     "submit": ("save a mask as the next revision of a case", _declare_submit, _submit),
     "approve": ("approve a revision", _declare_approve, _approve),
     "exclude": ("leave a case out", _declare_exclude, _exclude),
-    "include": ("take an excluded case in again", _declare_case, _include),
+    "include": ("re-include an excluded case", _declare_case, _include),
     "note": ("write the note of a case", _declare_note, _note),
+    "patient": ("say whose a case is, e.g. a follow-up of another case's patient", _declare_patient, _patient),
     "label": ("choose which revision of a case trains", _declare_label, _label),
     "unlock": ("close a case that somebody left open", _declare_case, _unlock),
     "check": ("verify everything by hash and repair what can be repaired", _declare_check, _check),

@@ -155,7 +155,8 @@ class CaseHold:
     def _keepHere(self) -> None:
         store = Store(self._folder)
         labels = store.case(self._case).labels(self._scene.mask(), "mask")
-        store.autosaves.write(self._case, self._store.rater, labels, self.seconds)
+        blind = store.locks.is_blind(self._case, self.token)
+        store.autosaves.write(self._case, self._store.rater, labels, self.seconds, blind)
 
     def _renew(self) -> None:
         if self.token:

@@ -71,7 +71,7 @@ class StoreFilesPage:
         entries = [(case["id"], f"{case['id']}, {_sideText(case['side'])}") for case in cases.values()]
         fillCombo(ui.moveCombo, entries)
         side = cases.get(chosenData(ui.moveCombo) or "", {}).get("side", "")
-        texts = {"train": _("Let the patient judge"), "validation": _("Let the patient train")}
+        texts = {"train": _("Move to validation set"), "validation": _("Move to training set")}
         ui.moveButton.setText(texts.get(side, _("Change sides")))
         for widget in (ui.moveCombo, ui.moveReasonEdit, ui.moveCheck):
             widget.setEnabled(ready and frozen)
@@ -126,7 +126,7 @@ class StoreFilesPage:
             # the next one is decided anew
             ui.moveReasonEdit.setText("")
             ui.moveCheck.setChecked(False)
-            text = _("{cases}: the patient only judges from now on.")
+            text = _("{cases}: the patient validates from now on.")
             if reply.values["side"] == "train":
                 text = _("{cases}: the patient trains from now on.")
             self._note(Notice(text.format(cases=", ".join(reply.values["cases"]))))
@@ -139,4 +139,4 @@ class StoreFilesPage:
 
 
 def _sideText(side: str) -> str:
-    return _("judges") if side == "validation" else _("trains")
+    return _("validation") if side == "validation" else _("training")

@@ -1,4 +1,4 @@
-"""Detached jobs on a case store besides fine-tuning: answers for waiting cases, estimates, judgments; see :mod:`.jobs`.
+"""Detached jobs on a case store besides fine-tuning: predictions, estimates, validation; see :mod:`.jobs`.
 
 They need PyTorch, may take long, and are started by name: ``COVIDLesionSegLib.worker.case_jobs:predict``.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..codec import to_json
 from .faults import require_torch
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from .job_runner import JobContext
 
 _HERE = "COVIDLesionSegLib.worker.case_jobs"
-PREDICT, ESTIMATE, COMPARE, JUDGE = (f"{_HERE}:{name}" for name in ("predict", "estimate", "compare", "judge"))
+PREDICT, ESTIMATE, COMPARE, VALIDATE = (f"{_HERE}:{name}" for name in ("predict", "estimate", "compare", "validate"))
 
 
 def predict(job: JobContext) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def estimate(job: JobContext) -> dict[str, Any]:
 
 
 def compare(job: JobContext) -> dict[str, Any]:
-    """Judge models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
+    """Validate models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
 
     Returns:
         What ``cases.running.Comparison.to_json`` gives.
@@ -62,8 +61,8 @@ def compare(job: JobContext) -> dict[str, Any]:
     return found.to_json()
 
 
-def judge(job: JobContext) -> dict[str, Any]:
-    """Let the gate decide about a model of the store: ``cases`` (the store), ``model``, ``device``.
+def validate(job: JobContext) -> dict[str, Any]:
+    """Validate a model of the store; it is active if it passes: ``cases`` (the store), ``model``, ``device``.
 
     Returns:
         ``model`` and the ``gate``'s decision, as a fine-tuning does.
@@ -71,7 +70,7 @@ def judge(job: JobContext) -> dict[str, Any]:
     store, given = _store(job), job.parameters
     device = given.get("device") or "auto"
     gate = store.validation.decide(given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
-    return {"model": given["model"], "gate": {**to_json(gate), "passed": gate.passed}}
+    return {"model": given["model"], "gate": gate.told()}
 
 
 def _store(job: JobContext) -> Store:

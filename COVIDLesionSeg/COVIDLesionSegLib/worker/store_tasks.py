@@ -134,7 +134,14 @@ class StoreTasks:
         }
         work.finish()
         report = store.import_cases(source, **given, progress=work.progress, cancelled=work.is_cancelled)
-        return Answer({"done": dict(report.done), "known": dict(report.known), "failed": dict(report.failed)})
+        return Answer(
+            {
+                "done": dict(report.done),
+                "known": dict(report.known),
+                "failed": dict(report.failed),
+                "warnings": list(report.warnings),
+            }
+        )
 
     def export(self, work: Work) -> Answer:
         """Write the labels for nnU-Net."""
