@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codec import from_json, to_json
+from ..documents import MOST_JSON_BYTES, parse_json
 from ..errors import InputError, OutputError, ReadError
-from ..files import atomic_folder, sha256_file, write_json
+from ..files import atomic_folder, read_bytes, sha256_file, write_json
 from ..imaging.geometry import Geometry
 from ..imaging.volume import LabelVolume, Volume
 from ..inference.record import sha256_array
@@ -597,13 +597,13 @@ class CaseFiles:
         """
         path = self.layout.case_file(case_id)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, MOST_JSON_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
         try:
-            return from_json(Case, json.loads(content.decode("utf-8")))
+            return from_json(Case, parse_json(content, path.name))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             _log.warning("%s is damaged (%s); `cases check` repairs it.", path, error)
             return None

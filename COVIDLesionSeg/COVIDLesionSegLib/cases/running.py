@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codec import from_json, to_json
-from ..errors import CancelledError, COVIDLesionSegError, InputError
+from ..documents import read_object
+from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
 from ..files import write_json
+from ..resources import load_json
 from .case_files import CaseFiles
 from .gate import CaseFigures, GateDecision, GateRule, decide
 from .records import Case, Prediction, State
@@ -106,7 +108,7 @@ def predict_cases(
             if result.uncertainty is not None:
                 values["tta_entropy"] = mean_entropy(result.uncertainty, result.mask)
             if partner is not None:
-                other = partner.segment(volume, result.lungs, cancelled=cancelled)
+                other = partner.segment(volume, result.located_lungs, cancelled=cancelled)
                 values["disagreement"] = 1.0 - dice(result.mask, other.mask)
             record: dict[str, Any] = result.record.to_json()
             done[case.id] = files.set_prediction(
@@ -358,6 +360,8 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
         "keep_inside_lungs_mm": card.keep_inside_lungs_mm,
         "smooth_across_slices_mm": card.smooth_across_slices_mm,
         "preprocessing": asdict(card.preprocessing),
+        # where the lungs are doubtful, crop and limit are others
+        "lung_checks": load_json("LungQuality.json"),
     }
     return {
         "ct": case.ct.sha256,
@@ -370,10 +374,10 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
 
 def _known(file: Path) -> dict[str, Any]:
     try:
-        cases: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        cases: dict[str, Any] = read_object(file)["cases"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError) as error:
+    except (ReadError, KeyError) as error:
         _log.warning("Earlier figures in %s can't be read (%s); the cases are run again.", file.name, error)
         return {}
     return cases

@@ -14,7 +14,6 @@ Autosaves are kept while somebody edits, so that a crash costs a minute and not 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..codec import from_json, to_json
-from ..errors import CaseOpenError, OutputError
+from ..documents import read_object
+from ..errors import CaseOpenError, OutputError, ReadError
 from ..files import is_unfinished, sha256_file, write_json
 from ..imaging.volume import LabelVolume
 from ..locks import exclusive
@@ -142,11 +142,11 @@ class WorkLocks:
 
     def _values(self, case_id: str) -> dict[str, Any] | None:
         try:
-            values: dict[str, Any] = json.loads(self._file(case_id).read_text(encoding="utf-8"))
+            values = read_object(self._file(case_id))
             values["token"], values["owner"], values["renewals"], values["host"], values["pid"], values["since"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ReadError, KeyError):
             # locks appear whole or not at all: one that can't be read was damaged by something else
             return {"owner": "unknown", "token": "", "renewals": 0, "host": "unknown", "pid": 0, "since": "unknown"}
         return values
