@@ -90,7 +90,8 @@ def check_target(target: Path | str) -> Path:
     except FileNotFoundError:
         status = None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{target} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{_shown(target)} could not be written: {reason}.") from error
     if status is not None and (special or not stat.S_ISREG(status.st_mode)):
         what = "a device" if special else _kind(status)
         raise OutputError(f"{_shown(target)} is {what}, which is not replaced by a file; name a file.")

@@ -162,16 +162,6 @@ def start_time(pid: int) -> str | None:
     return done.stdout.strip() or None
 
 
-def usable_processors() -> int:
-    """Processors that this process may use: its affinity, and the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    return max(1, count)
-
-
 def free_memory() -> int | None:
     """Bytes of memory that this process can still take, or None if nobody tells."""
     figures = [f for f in (_system_memory(), _control_group_memory()) if f is not None]

@@ -108,8 +108,8 @@ def faults(qt, slicer):
         "an unknown property": (AttributeError, lambda: button.caption),
         "a new attribute": (AttributeError, lambda: setattr(button, "caption", "x")),
         "a value of the wrong type": (AttributeError, lambda: setattr(combo, "iconSize", "large")),
-        "an unknown signal": (ValueError, lambda: button.connect("klicked()", print)),
-        "another signature": (ValueError, lambda: button.connect("clicked(int)", print)),
+        "calling a size": (TypeError, lambda: button.sizeHint()),
+        "an argument by keyword": (ValueError, lambda: button.setText("x", text="x")),
         "a slot that can't be called": (TypeError, lambda: button.connect("clicked()", "onApply")),
         "an enum with a number": (TypeError, lambda: qt.Qt.Checked == 2),
         "a number with an enum": (TypeError, lambda: qt.QProcess.NotRunning != 0),
@@ -123,6 +123,48 @@ def test_what_pythonqt_refuses_is_refused(qt, slicer_gui):
         with pytest.raises(error):
             action()
             print(fault)
+
+
+def test_an_unknown_signal_is_a_line_and_no_error(qt, capfd):
+    from host.pythonqt import failed_connections
+
+    before = list(failed_connections)
+    assert qt.QPushButton().connect("klicked()", print) is False
+    assert qt.QPushButton().connect("clicked(int)", print) is False
+    assert capfd.readouterr().err.count("has no signal") == 2
+    assert failed_connections[len(before) :] == [("QPushButton", "klicked()"), ("QPushButton", "clicked(int)")]
+    failed_connections[:] = before
+
+
+def test_setters_convert_as_pythonqt_does(qt):
+    label, spin, check = qt.QLabel("text"), qt.QSpinBox(), qt.QCheckBox()
+    label.setText(5)
+    spin.setValue(2.7)
+    check.setChecked(1)
+    assert (label.text, spin.value, check.checked) == ("5", 2, True)
+    label.setText(None)
+    check.setChecked(None)
+    assert (label.text, check.checked) == ("", False)
+
+
+def test_lists_are_tuples_and_sizes_are_attributes(qt, slicer_gui):
+    widget = qt.QWidget()
+    layout = qt.QVBoxLayout(widget)
+    for text in ("one", "another"):
+        layout.addWidget(qt.QPushButton(text))
+    assert isinstance(widget.children(), tuple) and len(widget.children()) == 3
+    assert widget.minimumSizeHint.height() > 20 and widget.sizeHint.width() >= widget.minimumSizeHint.width()
+    selector = slicer_gui.qMRMLNodeComboBox()
+    selector.nodeTypes = ["vtkMRMLVolumeNode"]
+    assert selector.nodeTypes == ("vtkMRMLVolumeNode",)
+
+
+def test_slicers_own_single_shot_keeps_its_timers(qt, slicer_gui):
+    seen, before = [], len(slicer_gui.app.moduleManager().children())
+    qt.QTimer.singleShot(0, lambda: seen.append("shot"))
+    while not seen:
+        slicer_gui.app.processEvents()
+    assert len(slicer_gui.app.moduleManager().children()) == before + 1
 
 
 def test_enums_compare_by_name(qt):
@@ -182,6 +224,32 @@ def test_node_selector_follows_the_scene(slicer_gui, scene, util, segmentation):
     assert selector.currentNode() is None and seen[-1] is None
 
 
+def test_node_selector_moves_to_the_neighbor_before_a_node_is_gone(slicer_gui, scene, util):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes, selector.noneEnabled = ["vtkMRMLScalarVolumeNode"], True
+    selector.setMRMLScene(scene)
+    one, two, three = (util.addVolumeFromArray(np.zeros((1, 1, 1), np.int16), name=name) for name in "abc")
+    selector.setCurrentNode(two)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: seen.append((node, two.GetScene() is not None)))
+    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, lambda *_: seen.append("observers of the scene come first"))
+    scene.RemoveNode(two)
+    assert seen == ["observers of the scene come first", (three, True)]
+    scene.RemoveNode(three)
+    assert seen[-1][0] is one, "the last row's neighbor is the one before"
+    scene.RemoveNode(one)
+    assert seen[-1][0] is None
+
+
+def test_node_selector_tells_a_renamed_node_again(slicer_gui, scene, volume):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    selector.setMRMLScene(scene)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", seen.append)
+    assert selector.currentNode() is volume, "without None the first node is chosen"
+    volume.SetName("renamed")
+    assert seen == [volume]
+
+
 def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     table, seen = slicer_gui.qMRMLSegmentsTableView(), []
     table.connect("selectionChanged(QItemSelection,QItemSelection)", lambda *_: seen.append(table.selectedSegmentIDs()))
@@ -194,23 +262,45 @@ def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     assert table._table.rowCount == 1
 
 
-def test_segment_editor_keeps_its_state_in_the_node_and_undoes(slicer_gui, segmentation, volume, scene):
-    editor = slicer_gui.qMRMLSegmentEditorWidget()
-    with pytest.raises(RuntimeError):
-        editor.setSegmentationNode(segmentation)
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-    editor.setMRMLScene(scene)
-    editor.setMRMLSegmentEditorNode(node)
+@pytest.fixture
+def editor(slicer_gui, scene):
+    """A segment editor with its node, then its scene."""
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLSegmentEditorNode(scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+    widget.setMRMLScene(scene)
+    yield widget
+    widget.setMRMLScene(None)
+
+
+def test_segment_editor_keeps_its_state_in_the_node_and_undoes(editor, segmentation, volume, scene):
     editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
+    assert editor.segmentationNode() is segmentation
+    assert editor.sourceVolumeNode() is volume, "the segmentation's reference"
+    assert editor.currentSegmentID() == "one", "the first segment"
     editor.setCurrentSegmentID("two")
     editor.setActiveEffectByName("Paint")
-    assert node.GetSelectedSegmentID() == editor.currentSegmentID() == "two"
+    assert editor.mrmlSegmentEditorNode().GetSelectedSegmentID() == editor.currentSegmentID() == "two"
     assert editor.activeEffect().name == "Paint"
     editor.saveStateForUndo()
     segmentation.GetSegmentation().RemoveSegment("one")
     editor.undo()
     assert list(segmentation.GetSegmentation().GetSegmentIDs()) == ["one", "two"]
+
+
+def test_at_a_batchs_end_the_segment_editor_node_takes_what_the_selectors_have(editor, segmentation, volume, scene):
+    scene.StartState(scene.BatchProcessState)
+    editor.setSegmentationNode(segmentation)
+    assert editor.segmentationNode() is None, "nothing is shown during a batch"
+    scene.EndState(scene.BatchProcessState)
+    assert editor.segmentationNode() is editor.mrmlSegmentEditorNode().GetSegmentationNode() is None
+
+
+def test_segment_editor_without_its_node_complains_and_does_nothing(slicer_gui, scene, segmentation, capfd):
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLScene(scene)
+    widget.setSegmentationNode(segmentation)
+    assert capfd.readouterr().err.count("segment editor") == 2 and widget.segmentationNode() is None
+    widget.setMRMLScene(None)
 
 
 def test_table_view_shows_the_node(slicer_gui, scene):
@@ -243,6 +333,19 @@ def test_ctk_widgets_keep_their_values(ctk):
     button.connect("contentsCollapsed(bool)", seen.append)
     button.collapsed = True
     assert seen[-1] is True and not button.checked
+
+
+def test_a_path_field_tells_valid_paths_only(ctk):
+    field, seen = ctk.ctkPathLineEdit(), []
+    field.connect("currentPathChanged(QString)", seen.append)
+    field.connect("validInputChanged(bool)", seen.append)
+    field.currentPath = "/data"
+    field.currentPath = ""
+    assert seen == ["/data", True, False]
+    field.nameFilters = ("Models (*.pt *.pth)", "All files (*)")
+    for path in ("model.PT", "model.tar", "model.pth"):
+        field.currentPath = path
+    assert seen[3:] == ["model.pth", True]
 
 
 @pytest.fixture

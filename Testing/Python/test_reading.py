@@ -167,13 +167,13 @@ def test_names_lose_their_format(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["001", "009"])
-def test_shared_volumes_are_read_as_by_simpleitk(shared, number):
-    path = shared(f"data/covid19-ct-seg/coronacases_{number}_ct.nii.gz")
-    expected = sitk.ReadImage(str(path))
-    volume = read_volume(path)
+def test_shared_volumes_are_read_as_by_simpleitk(ct_seg, number):
+    case = ct_seg(number)
+    expected = sitk.ReadImage(case.ct)
+    volume = read_volume(case.ct)
     assert np.array_equal(volume.array, sitk.GetArrayFromImage(expected))
     assert volume.geometry.difference(Geometry.from_sitk(expected)) == ""
     assert volume.warnings == ()
-    lesion = read_labels(str(path).replace("_ct", "_lesion"))
+    lesion = read_labels(case.lesion)
     lesion.geometry.require_same(volume.geometry, "lesion", "CT")
     assert lesion.array.dtype == np.uint8

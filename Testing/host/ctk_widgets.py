@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
+import re
 from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -115,7 +118,7 @@ class ctkSliderWidget(QtWidgets.QWidget):  # noqa: N801
 
 @add_setters
 class ctkPathLineEdit(QtWidgets.QWidget):  # noqa: N801
-    """A path with a button to browse."""
+    """A path with a button to browse; as ctk's, it tells only paths that it takes for valid."""
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
@@ -127,10 +130,25 @@ class ctkPathLineEdit(QtWidgets.QWidget):  # noqa: N801
         self._edit, self._button = QtWidgets.QLineEdit(), QtWidgets.QToolButton()
         self._button.setText("...")
         _row(self, self._edit, self._button)
-        self._edit.textChanged.connect(self.currentPathChanged)
+        self._was_valid = False
+        self._edit.textChanged.connect(lambda _: self._tell())
 
     def _setting_changed(self) -> None:
         """Kept only."""
+
+    def _is_valid(self) -> bool:
+        """Not empty; with an ending of the name filters, if they name any: "All files (*)" beside them adds nothing."""
+        path = self._edit.text
+        patterns = re.findall(r"\*\.[\w.]+", " ".join(self.nameFilters))
+        return bool(path) and (not patterns or any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns))
+
+    def _tell(self) -> None:
+        valid = self._is_valid()
+        if valid:
+            self.currentPathChanged.emit(self._edit.text)
+        if valid != self._was_valid:
+            self._was_valid = valid
+            self.validInputChanged.emit(valid)
 
     currentPath = Property(str, lambda self: self._edit.text, lambda self, v: self._edit.setText(str(v)))
     filters = setting(int, "filters", 2)
@@ -166,7 +184,21 @@ class ctkPushButton(QtWidgets.QPushButton):  # noqa: N801
 
 
 class ctkFittedTextBrowser(QtWidgets.QTextBrowser):  # noqa: N801
-    """A text browser."""
+    """A text browser that is as high as its text and never scrolls."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.textChanged.connect(self._fit)
+
+    def resizeEvent(self, event: QtGui.QResizeEvent) -> None:
+        QtWidgets.QTextBrowser.resizeEvent(self, event)
+        if event.size().width() != event.oldSize().width():
+            self._fit()
+
+    def _fit(self) -> None:
+        self.setFixedHeight(math.ceil(self.document.size.height()) + 2 * self.frameWidth)
 
 
 CLASSES = {

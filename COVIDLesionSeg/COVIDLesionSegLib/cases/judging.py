@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..documents import read_object
 from ..errors import CancelledError, InputError, ReadError
 from ..files import write_json
+from ..resources import load_json
 from .gate import CaseFigures, GateDecision, GateRule, decide
 from .records import Case
 from .split import usable
@@ -211,6 +212,8 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
         "keep_inside_lungs_mm": card.keep_inside_lungs_mm,
         "smooth_across_slices_mm": card.smooth_across_slices_mm,
         "preprocessing": asdict(card.preprocessing),
+        # where the lungs are doubtful, crop and limit are others
+        "lung_checks": load_json("LungQuality.json"),
     }
     return {
         "ct": case.ct.sha256,

@@ -1,7 +1,8 @@
 """Slices of all cases in two memory-mapped files, built once and checked by hash.
 
 A data set of any size trains in bounded memory: a slice is read from disk when it is drawn. Volumes are stored as axial
-slices of the lungs' box in Hounsfield units, so that augmentation can still shift the window; pictures keep 8 bits.
+slices of the lungs' box, or the body's where the lungs are doubtful, in Hounsfield units, so that augmentation can
+still shift the window; pictures keep 8 bits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError
 from ..files import regular_file, sha256_file, write_json
-from ..imaging import apply_window, find_lungs, lung_box, lungs_from_mask, read_labels, read_volume
+from ..imaging import apply_window, body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
 from .data import TrainingCase
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 _log = logging.getLogger(__name__)
 # a slice of 8192 x 8192
 _MOST_PIXELS = 1 << 26
@@ -228,14 +229,14 @@ def _volume(
         mask = given.mask().astype(np.uint8)
     box: tuple[slice, ...] = (slice(None),) * 3
     if margin is not None:
-        if case.lungs is None:
-            lungs = find_lungs(volume)
-        else:
-            labels = read_labels(case.lungs)
-            labels.geometry.require_same(volume.geometry, "lung mask", "CT")
-            lungs = lungs_from_mask(labels, volume)
+        located = locate_lungs(volume) if case.lungs is None else judged_lungs(read_labels(case.lungs), volume)
         # lesion that an expert drew outside the found lungs stays in, or validation would not see it missed
-        box = lung_box(view.apply((lungs != 0) | (mask != 0)), margin)
+        wanted = view.apply((located.labels != 0) | (mask != 0))
+        box = lung_box(wanted, margin)
+        if located.quality.is_doubtful:
+            # what the predictor shows the network of such a CT
+            _log.warning("Case %s: %s Its slices are cut to the body.", case.id, located.quality.line())
+            box = body_box(view.apply(volume.array), wanted, view.geometry.spacing_zyx, margin)
     hu = np.clip(np.rint(view.apply(volume.array)[box]), -32768, 32767).astype(np.int16)
     return hu, view.apply(mask)[box], view.geometry.spacing_zyx, int(box[0].start or 0)
 

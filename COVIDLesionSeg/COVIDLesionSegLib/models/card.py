@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 from ..documents import MOST_JSON_BYTES, parse_json, parse_object
 from ..errors import ModelError, ReadError
 from ..files import atomic_path, regular_file
-from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...resources import load_json
 from ..volume import Volume
+from .masks import LEFT, RIGHT, body_box
 
 OK, DOUBTFUL = "ok", "doubtful"
-RIGHT, LEFT = 1, 2
+# the engine of lungs that somebody else made
+GIVEN = "given"
+NAMES = {RIGHT: "right", LEFT: "left"}
 
 
 @dataclass(frozen=True)
@@ -90,27 +93,37 @@ class LungQuality:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given") -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
         volume: the CT, HU.
         lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
         engine: what made the mask.
+        sided: False where 1 stands for both lungs; what lies right and left of the body's middle is compared then.
 
     Returns:
         The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
     """
     limits = load_json("LungQuality.json")["checks"]
-    ml = {side: np.count_nonzero(lungs == side) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
-    measures: dict[str, float | None] = {"right_ml": ml[RIGHT], "left_ml": ml[LEFT]}
+    counts = {side: np.count_nonzero(lungs == side) for side in (RIGHT, LEFT)} if sided else _halves(volume, lungs)
+    ml = {side: count * volume.geometry.voxel_ml for side, count in counts.items()}
+    measures: dict[str, float | None] = {f"{NAMES[side]}_ml": ml[side] if sided else None for side in ml}
     findings = []
     smaller = min(ml, key=lambda side: ml[side])
     ratio = ml[smaller] / ml[RIGHT + LEFT - smaller] if max(ml.values()) else 0.0
     measures["side_ratio"] = ratio
     limit = limits["side_ratio"]["limit"]
     if ratio < limit:
-        name = {RIGHT: "right", LEFT: "left"}[smaller]
-        sentence = f"The {name} lung is {'missing' if not ml[smaller] else 'far smaller than the other'}."
+        sentence = f"The {NAMES[smaller]} lung is {'missing' if not ml[smaller] else 'far smaller than the other'}."
         findings.append(LungFinding("side_ratio", ratio, limit, "1", sentence))
     return LungQuality(DOUBTFUL if findings else OK, engine, tuple(findings), measures)
+
+
+def _halves(volume: Volume, lungs: NDArray[np.uint8]) -> dict[int, int]:
+    """Voxels of a mask on the right and on the left of the body's middle."""
+    view = volume.geometry.axial_view()
+    axial = view.apply(lungs)
+    columns = body_box(view.apply(volume.array), axial, view.geometry.spacing_zyx, 0)[2]
+    middle = (columns.start + columns.stop) // 2
+    return {RIGHT: int(np.count_nonzero(axial[..., :middle])), LEFT: int(np.count_nonzero(axial[..., middle:]))}

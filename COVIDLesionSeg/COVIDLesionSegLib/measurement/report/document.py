@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +15,22 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ...errors import InputError
+from ...imaging import Volume
 from ...resources import resource
 from .. import zones
-from ..catalog import catalog, citations, key_of
+from ..catalog import catalog, citations, consolidation_limit, display_unit, key_of, status_text
 from ..evaluation import QUANTITIES, evaluate
-from ..longitudinal import STATUSES, TimePoint, compare_timepoints
+from ..longitudinal import NEW, PERSISTING, RESOLVED, STATUSES, TimePoint, compare_timepoints
 from ..quantification import Entries, quantify
 from ..tables import plain
 from . import _html as html
-from ._document_pictures import ZONES_SHOWN, ReportPictures, region_title
+from . import charts, pictures
 
 # Lesions beyond these are counted in the page, and listed in the table and the JSON.
 LISTED_LESIONS = 25
+PICTURED_LESIONS = 4
+# from the top of the right lung to the bottom of the left one
+ZONES_SHOWN = tuple(f"{side}_{level}_zone" for side in zones.SIDES for level in reversed(zones.LEVELS))
 
 _KEY_FIGURES = (
     "lesion_volume",
@@ -92,20 +98,23 @@ class Report:
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     quantities: Entries = field(init=False)
+    lungs: zones.Lungs = field(init=False)
     evaluation: dict[str, Any] | None = field(init=False, default=None)
     comparison: dict[str, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        volume, lesion, lungs, lobes = self.study
-        self.quantities = quantify(
-            volume, lesion, lungs, lobes, lobe_map=self.lobe_map, consolidation_from=self.consolidation_from
-        )
+        volume, lesion = self.study[:2]
+        self.lungs, lobes = self.study.read(self.lobe_map)
+        study = TimePoint(volume, lesion, self.lungs, lobes)
+        self.quantities = quantify(*study, consolidation_from=self.consolidation_from)
+        if self.lungs.quality is not None and self.lungs.is_doubtful:
+            self.notes = [self.lungs.quality.line(), *self.notes]
         if self.reference is not None:
             self.evaluation = dict(evaluate(np.asarray(lesion) != 0, self.reference, volume.geometry.spacing_zyx))
         if self.earlier is not None:
             self.comparison = compare_timepoints(
                 self.earlier,
-                self.study,
+                study,
                 self.registration,
                 lobe_map=self.lobe_map,
                 consolidation_from=self.consolidation_from,
@@ -114,8 +123,7 @@ class Report:
     @property
     def threshold(self) -> float:
         """HU from which lesion counts as consolidation."""
-        given = self.consolidation_from
-        return catalog()["attenuation"]["consolidation_from"] if given is None else given
+        return consolidation_limit(self.consolidation_from)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was measured, as plain JSON values."""
@@ -128,6 +136,7 @@ class Report:
                 "created": self.created.isoformat(timespec="seconds"),
                 "software": {"name": "COVIDLesionSeg", "version": __version__},
                 "quantities": self.quantities,
+                "lung_quality": None if self.lungs.quality is None else self.lungs.quality.to_json(),
                 "evaluation": self.evaluation,
                 "comparison": comparison,
                 "notes": list(self.notes),
@@ -138,7 +147,7 @@ class Report:
     def to_html(self) -> str:
         """The page. Where matplotlib is not installed it has no pictures, and says so."""
         try:
-            shown: ReportPictures | None = ReportPictures(self)
+            shown: _Pictures | None = _Pictures(self)
         except InputError as error:
             shown = None
             missing = html.tag("p", html.text(error), class_="notes")
@@ -150,6 +159,7 @@ class Report:
             html.section("Pictures", missing, html.beside(shown.overlay, shown.lesions) if shown else ""),
             html.section(
                 "Lungs, zones and lobes",
+                _findings(self),
                 html.beside(
                     _region_table(self.quantities), (shown.zones if shown else "") + _whole_table(self.quantities)
                 ),
@@ -186,9 +196,9 @@ def _key_figures(quantities: Entries) -> str:
         entry = quantities[name]
         if entry["status"] == "lobes_missing":
             continue
-        note = "" if entry["value"] is not None else html.status_text(entry["status"])
+        note = status_text(entry["status"])
         shown = html.value_with_unit(entry)
-        if name == "mean_hu" and entry["value"] is not None:
+        if name == "mean_hu" and entry["value"] is not None and not note:
             note = f"standard deviation {html.number(quantities['sd_hu']['value'], 0)} HU"
         if name.startswith("severity") and entry["value"] is not None:
             highest = catalog()["severity"][name.rpartition("_")[2]]["maximum"]
@@ -208,6 +218,21 @@ def _notes(report: Report) -> str:
     return html.tag("div", html.tag("ul", items), class_="notes") if items else ""
 
 
+def _findings(report: Report) -> str:
+    """What makes the lungs doubtful; nothing where they are not."""
+    quality = report.lungs.quality
+    if quality is None or not quality.is_doubtful:
+        return ""
+
+    def shown(value: float | None, unit: str) -> str:
+        return "" if value is None else f"{html.number(value, 2)} {html.text(display_unit(unit))}".rstrip()
+
+    rows = [
+        [html.text(one.sentence), shown(one.value, one.unit), shown(one.limit, one.unit)] for one in quality.findings
+    ]
+    return html.table("Why the lung mask is doubtful.", ["Finding", "#Measured", "#Limit"], rows)
+
+
 def _region_table(quantities: Entries) -> str:
     rows, kinds = [], []
     regions = ["whole"]
@@ -220,9 +245,9 @@ def _region_table(quantities: Entries) -> str:
         )
         scored = quantities.get(key_of("zone_score", region)) or quantities.get(key_of("lobe_score", region))
         score = html.number(scored["value"], 0) if scored else ""
-        note = html.status_text(share["status"]) if share["value"] is None else ""
+        note = status_text(share["status"])
         # under its lung, a zone's own name is enough
-        name = region_title(region).rpartition(", ")[2].capitalize()
+        name = _region_title(region).rpartition(", ")[2].capitalize()
         label = html.text(name) + (html.tag("span", f"<br>{html.text(note)}", class_="muted") if note else "")
         percent = html.number(share["value"], 1) + html.bar(share["value"])
         rows.append([label, html.number(lung["value"], 0), html.number(lesion["value"], 1), percent, score])
@@ -236,7 +261,7 @@ def _whole_table(quantities: Entries) -> str:
         [
             html.text(quantities[name]["title"]),
             html.value_with_unit(quantities[name]),
-            html.text(html.status_text(quantities[name]["status"])),
+            html.text(status_text(quantities[name]["status"])),
         ]
         for name in _WHOLE
     ]
@@ -249,7 +274,7 @@ def _density_table(quantities: Entries) -> str:
     for region in ("whole", *zones.LUNG_REGIONS):
         entries = [quantities[key_of(name, region)] for name in names]
         cells = [html.number(e["value"], catalog()["quantities"][e["name"]]["digits"]) for e in entries]
-        rows.append([html.text(region_title(region)), *cells])
+        rows.append([html.text(_region_title(region)), *cells])
     columns = ["Region", "#GGO [mL]", "#GGO [%]", "#Cons. [mL]", "#Cons. [%]", "#Mean [HU]"]
     return html.table(
         "Ground-glass opacity (GGO) and consolidation (cons.) by HU inside the lesion, not from a reader or a network.",
@@ -282,7 +307,7 @@ def _lesion_table(quantities: Entries) -> str:
     return html.table("Lesions by size.", columns, rows) + more
 
 
-def _change_section(comparison: Mapping[str, Any] | None, shown: ReportPictures | None) -> str:
+def _change_section(comparison: Mapping[str, Any] | None, shown: _Pictures | None) -> str:
     if comparison is None:
         return ""
     changes = comparison["changes"]
@@ -292,7 +317,7 @@ def _change_section(comparison: Mapping[str, Any] | None, shown: ReportPictures 
             [
                 html.text(changes[name]["title"]),
                 html.value_with_unit(changes[name], signed=signed),
-                html.text(html.status_text(changes[name]["status"])),
+                html.text(status_text(changes[name]["status"])),
             ]
             for name in names
         ]
@@ -328,7 +353,7 @@ def _change_section(comparison: Mapping[str, Any] | None, shown: ReportPictures 
     )
 
 
-def _reference_section(evaluation: Mapping[str, Any] | None, shown: ReportPictures | None) -> str:
+def _reference_section(evaluation: Mapping[str, Any] | None, shown: _Pictures | None) -> str:
     if evaluation is None:
         return ""
     rows = []
@@ -337,7 +362,7 @@ def _reference_section(evaluation: Mapping[str, Any] | None, shown: ReportPictur
         digits = 0 if name.endswith("_lesions") else 2 if unit else 3
         quantity = QUANTITIES[name]
         value = html.number(entry["value"], digits)
-        note = html.status_text(entry["status"])
+        note = status_text(entry["status"])
         rows.append([html.text(quantity.title), value + unit, html.text(note), html.text(quantity.definition)])
     return html.section(
         "Comparison with the reference",
@@ -391,3 +416,86 @@ def _run_record(report: Report) -> str:
     else:
         parts.append(html.tag("p", "No run record of the segmentation was given.", class_="muted"))
     return html.section("Run record", *parts)
+
+
+# Pictures of the page
+
+
+class _Pictures:
+    """The figures of a page, as markup; those that there is nothing to show for are empty.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+
+    def __init__(self, report: Report) -> None:
+        volume, lesion = report.study[:2]
+        mask = np.asarray(getattr(lesion, "array", lesion)) != 0
+        lungs = report.lungs.array if report.lungs.status == "ok" else None
+
+        reference = report.reference
+        what = "Lesion outlined in yellow" + (", reference dashed in blue" if reference is not None else "")
+        sheet = _sheet(volume, mask, lungs, reference)
+        self.overlay = html.picture(sheet, f"{what}, on the planes that hold most of it.", "wide")
+        self.lesions = self._lesions(volume, mask, lungs)
+        self.histogram = self._histogram(volume, mask, report.threshold)
+        self.zones = self._zones(report.quantities)
+        self.change, self.change_chart = "", ""
+        if report.comparison is not None:
+            self.change = self._change(volume, report.comparison["map"], lungs)
+            self.change_chart = self._change_chart(report.comparison)
+        self.error = ""
+        if reference is not None:
+            png = pictures.error_map_picture(volume, mask, reference, lungs)
+            self.error = html.picture(png, "Agreement on the slice that holds most of both masks.", "wide")
+
+    @staticmethod
+    def _lesions(volume: Volume, mask: NDArray[np.bool_], lungs: NDArray[Any] | None) -> str:
+        found = pictures.lesion_pictures(volume, mask, lungs, PICTURED_LESIONS)
+        return html.tag("div", "\n".join(html.picture(one.png, one.caption) for one in found), class_="pictures")
+
+    @staticmethod
+    def _histogram(volume: Volume, mask: NDArray[np.bool_], limit: float) -> str:
+        if not mask.any():
+            return ""
+        png = charts.histogram_picture(volume.array[mask], volume.geometry.voxel_ml, {"consolidation from": limit})
+        return html.picture(png, "HU of the lesion voxels; the outermost bins hold what lies beyond.", "chart")
+
+    @staticmethod
+    def _zones(quantities: Entries) -> str:
+        values = {_region_title(region): quantities[key_of("involvement", region)]["value"] for region in ZONES_SHOWN}
+        if all(value is None for value in values.values()):
+            return ""
+        return html.picture(charts.zone_chart(values), "Share of each lung zone that is lesion.", "chart")
+
+    @staticmethod
+    def _change(volume: Volume, change_map: NDArray[np.uint8], lungs: NDArray[Any] | None) -> str:
+        if not change_map.any():
+            return ""
+        now = (change_map == PERSISTING) | (change_map == NEW)
+        before = (change_map == PERSISTING) | (change_map == RESOLVED)
+        png = pictures.error_map_picture(volume, now, before, lungs, names=("persisting", "new", "resolved"))
+        return html.picture(png, "Change on the slice of the later CT that holds most lesion of both times.", "wide")
+
+    @staticmethod
+    def _change_chart(comparison: Mapping[str, Any]) -> str:
+        bars = {}
+        for name in ("earlier", "later"):
+            entries = comparison[name]
+            bars[name] = {"Whole study": entries["lesion_volume"]["value"]} | {
+                _region_title(region): entries[key_of("lesion_volume", region)]["value"] for region in ZONES_SHOWN
+            }
+        png = charts.change_chart(bars["earlier"], bars["later"], "mL of lesion", ("earlier", "later"))
+        return html.picture(png, "Lesion volume at both times.", "chart")
+
+
+def _region_title(region: str) -> str:
+    """A region as words."""
+    return catalog()["regions"][region]["title"]
+
+
+def _sheet(
+    volume: Volume, mask: NDArray[np.bool_], lungs: NDArray[Any] | None, reference: NDArray[np.bool_] | None
+) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return pictures.overlay_sheet(volume, mask, Path(folder) / "sheet.png", lungs, reference).read_bytes()
