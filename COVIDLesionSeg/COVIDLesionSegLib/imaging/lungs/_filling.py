@@ -36,6 +36,13 @@ GROUND_GLASS = -250.0
 # Consolidated lung stays below this, bone does not.
 _BONE = 150.0
 
+# Gas without lung: darker than this over balls of this radius, in which lung, even with emphysema, has a vessel; what
+# is as dark and lies within the second distance of them belongs to it; HU, mm. Less of it than this is no finding, mL.
+_FREE_GAS = -955.0
+_FREE_GAS_DEPTH = 8.0
+_FREE_GAS_REACH = 14.0
+_LEAST_FREE_GAS = 5.0
+
 # Vessels and fissures up to twice this wide are taken back into the lung, mm.
 _CLOSING = 6.0
 # Ground glass too dense for AIR is taken back up to this far from the rest, mm.
@@ -138,6 +145,20 @@ class Polar:
     def spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values by (z, bin) as (z, y, x)."""
         return values[:, self.bin]
+
+
+def free_gas(volume: ReducedVolume) -> Mask:
+    """Gas in which no lung tissue is seen: bowel gas, a pneumothorax, the largest bullae; bool (z, y, x)."""
+    from scipy import ndimage
+
+    spacing = volume.spacing
+    hu = ndimage.uniform_filter(volume.hu, 3)
+    core = erode((hu < _FREE_GAS) & ~volume.padding, spacing, _FREE_GAS_DEPTH)
+    gas = dilate(core, spacing, _FREE_GAS_REACH) & (volume.hu < _FREE_GAS + 15.0) & ~volume.padding
+    labels, count = label(gas)
+    large = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) >= 1000 * _LEAST_FREE_GAS
+    large[0] = False
+    return large[labels]
 
 
 def attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, polar: Polar) -> NDArray[np.uint8]:
