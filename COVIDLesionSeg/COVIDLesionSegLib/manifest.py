@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from .errors import InputError, ReadError
+from .files import read_bytes, user_path
 
 _log = logging.getLogger(__name__)
 _EXTENSIONS = (".nii.gz", ".seg.nrrd")
+_MOST_BYTES = 32 << 20
 # what no file system in use allows in a name, and a leading dot, which hides the file
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]|^\.|^\s*$')
 
@@ -64,7 +66,7 @@ def read_manifest(
         empty += [f"line {line}: {name}" for name in required if name not in row]
         for name in row:
             if name not in text and name != "id":
-                row[name] = str(absolute_path(path.absolute().parent / Path(row[name]).expanduser()))
+                row[name] = str(absolute_path(path.absolute().parent / user_path(row[name])))
         row.setdefault("id", case_id(row.get(required[0], "")))
         cases.append(row)
     if empty:
@@ -96,7 +98,7 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         if not path.is_file():
             raise ReadError(f"The manifest {path} is not there; give a CSV file with one case a row.")
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadError(f"The manifest {path.name} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
     except OSError as error:

@@ -133,6 +133,13 @@ def ct(panel):
     return node
 
 
+def find(panel: Any, name: str) -> Any:
+    """A widget of the panel by its object name."""
+    import slicer
+
+    return slicer.util.findChild(panel.tabs.window(), name)
+
+
 def said(panel: Any) -> str:
     """All messages under the tabs."""
     return panel.messages.ui.messageText.toPlainText()

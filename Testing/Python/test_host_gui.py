@@ -182,6 +182,32 @@ def test_node_selector_follows_the_scene(slicer_gui, scene, util, segmentation):
     assert selector.currentNode() is None and seen[-1] is None
 
 
+def test_node_selector_moves_to_the_neighbor_before_a_node_is_gone(slicer_gui, scene, util):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes, selector.noneEnabled = ["vtkMRMLScalarVolumeNode"], True
+    selector.setMRMLScene(scene)
+    one, two, three = (util.addVolumeFromArray(np.zeros((1, 1, 1), np.int16), name=name) for name in "abc")
+    selector.setCurrentNode(two)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: seen.append((node, two.GetScene() is not None)))
+    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, lambda *_: seen.append("observers of the scene come first"))
+    scene.RemoveNode(two)
+    assert seen == ["observers of the scene come first", (three, True)]
+    scene.RemoveNode(three)
+    assert seen[-1][0] is one, "the last row's neighbor is the one before"
+    scene.RemoveNode(one)
+    assert seen[-1][0] is None
+
+
+def test_node_selector_tells_a_renamed_node_again(slicer_gui, scene, volume):
+    selector, seen = slicer_gui.qMRMLNodeComboBox(), []
+    selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    selector.setMRMLScene(scene)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", seen.append)
+    assert selector.currentNode() is volume, "without None the first node is chosen"
+    volume.SetName("renamed")
+    assert seen == [volume]
+
+
 def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     table, seen = slicer_gui.qMRMLSegmentsTableView(), []
     table.connect("selectionChanged(QItemSelection,QItemSelection)", lambda *_: seen.append(table.selectedSegmentIDs()))
@@ -194,23 +220,45 @@ def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     assert table._table.rowCount == 1
 
 
-def test_segment_editor_keeps_its_state_in_the_node_and_undoes(slicer_gui, segmentation, volume, scene):
-    editor = slicer_gui.qMRMLSegmentEditorWidget()
-    with pytest.raises(RuntimeError):
-        editor.setSegmentationNode(segmentation)
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-    editor.setMRMLScene(scene)
-    editor.setMRMLSegmentEditorNode(node)
+@pytest.fixture
+def editor(slicer_gui, scene):
+    """A segment editor with its node, then its scene."""
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLSegmentEditorNode(scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+    widget.setMRMLScene(scene)
+    yield widget
+    widget.setMRMLScene(None)
+
+
+def test_segment_editor_keeps_its_state_in_the_node_and_undoes(editor, segmentation, volume, scene):
     editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
+    assert editor.segmentationNode() is segmentation
+    assert editor.sourceVolumeNode() is volume, "the segmentation's reference"
+    assert editor.currentSegmentID() == "one", "the first segment"
     editor.setCurrentSegmentID("two")
     editor.setActiveEffectByName("Paint")
-    assert node.GetSelectedSegmentID() == editor.currentSegmentID() == "two"
+    assert editor.mrmlSegmentEditorNode().GetSelectedSegmentID() == editor.currentSegmentID() == "two"
     assert editor.activeEffect().name == "Paint"
     editor.saveStateForUndo()
     segmentation.GetSegmentation().RemoveSegment("one")
     editor.undo()
     assert list(segmentation.GetSegmentation().GetSegmentIDs()) == ["one", "two"]
+
+
+def test_at_a_batchs_end_the_segment_editor_node_takes_what_the_selectors_have(editor, segmentation, volume, scene):
+    scene.StartState(scene.BatchProcessState)
+    editor.setSegmentationNode(segmentation)
+    assert editor.segmentationNode() is None, "nothing is shown during a batch"
+    scene.EndState(scene.BatchProcessState)
+    assert editor.segmentationNode() is editor.mrmlSegmentEditorNode().GetSegmentationNode() is None
+
+
+def test_segment_editor_without_its_node_complains_and_does_nothing(slicer_gui, scene, segmentation, capfd):
+    widget = slicer_gui.qMRMLSegmentEditorWidget()
+    widget.setMRMLScene(scene)
+    widget.setSegmentationNode(segmentation)
+    assert capfd.readouterr().err.count("segment editor") == 2 and widget.segmentationNode() is None
+    widget.setMRMLScene(None)
 
 
 def test_table_view_shows_the_node(slicer_gui, scene):
@@ -243,6 +291,19 @@ def test_ctk_widgets_keep_their_values(ctk):
     button.connect("contentsCollapsed(bool)", seen.append)
     button.collapsed = True
     assert seen[-1] is True and not button.checked
+
+
+def test_a_path_field_tells_valid_paths_only(ctk):
+    field, seen = ctk.ctkPathLineEdit(), []
+    field.connect("currentPathChanged(QString)", seen.append)
+    field.connect("validInputChanged(bool)", seen.append)
+    field.currentPath = "/data"
+    field.currentPath = ""
+    assert seen == ["/data", True, False]
+    field.nameFilters = ("Models (*.pt *.pth)", "All files (*)")
+    for path in ("model.PT", "model.tar", "model.pth"):
+        field.currentPath = path
+    assert seen[3:] == ["model.pth", True]
 
 
 @pytest.fixture

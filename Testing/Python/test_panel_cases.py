@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
-from panel_fixtures import add_ct, chest, said, wait_for, wait_for_words
+from panel_fixtures import add_ct, chest, find, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
@@ -178,3 +178,23 @@ def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
     page.ui.asideButton.click()
     wait_for(lambda: not page.work.isOpen, "the case to be closed")
     assert parameters.errorSegmentation is None
+
+
+def test_an_emptied_path_of_the_store_lets_go_of_the_store(page, panel, store):
+    open_next(page)
+    find(panel, "storePath").setProperty("currentPath", "")
+    wait_for(lambda: not find(panel, "caseList").count, "the empty list")
+    rest(page)
+    assert store.case("case-0001").lock is None and "Choose the folder" in find(panel, "storeState").text
+    assert not find(panel, "nextButton").isEnabled()
+
+
+@pytest.mark.parametrize(
+    ("field", "button"),
+    [("addPath", "addFolderButton"), ("importPath", "importButton"), ("exportPath", "exportButton")],
+)
+def test_without_a_path_there_is_nothing_to_add_or_write(field, button, page, panel, tmp_path):
+    wait_for(lambda: not page.store.busy, "rest")
+    for path in (str(tmp_path), ""):
+        getattr(page.ui, field).setProperty("currentPath", path)
+        assert getattr(page.ui, button).isEnabled() == bool(path)

@@ -25,16 +25,22 @@ def test_our_segment_and_ct_are_chosen(panel, segmentation, ct):
     assert not editor.segmentationNodeSelectorVisible and not editor.sourceVolumeNodeSelectorVisible
 
 
-def test_brushes_and_shortcuts_work_while_the_tab_is_in_view_only(panel, segmentation):
-    editor = panel.correct.editor
-    assert editor.shortcutsInstalled and editor.viewsObserved
+def test_brushes_and_shortcuts_work_while_the_tab_is_in_view_only(panel, segmentation, slicer_gui, monkeypatch):
+    editor, calls = panel.correct.editor, []
+    for name in (
+        "installKeyboardShortcuts",
+        "uninstallKeyboardShortcuts",
+        "setupViewObservations",
+        "removeViewObservations",
+    ):
+        monkeypatch.setattr(slicer_gui.qMRMLSegmentEditorWidget, name, lambda *_, name=name: calls.append(name))
     editor.setActiveEffectByName("Paint")
     panel.tabs.setCurrentIndex(2)
-    assert not editor.shortcutsInstalled and not editor.viewsObserved and editor.activeEffect() is None
+    assert calls == ["uninstallKeyboardShortcuts", "removeViewObservations"] and editor.activeEffect() is None
     panel.tabs.setCurrentIndex(1)
-    assert editor.shortcutsInstalled
+    assert calls[2:] == ["setupViewObservations", "installKeyboardShortcuts"]
     panel.exit()
-    assert not editor.shortcutsInstalled
+    assert calls[4:] == calls[:2]
 
 
 def test_without_a_segmentation_the_tab_says_what_to_do(panel, ct):

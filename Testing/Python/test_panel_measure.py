@@ -30,7 +30,7 @@ def parameters(panel, mrml):
 def figures(panel):
     """What the list shows: name -> value."""
     table = panel.measure.ui.figureTable
-    return {table.item(row, 0).text(): table.item(row, 1).text() for row in range(table.rowCount)}
+    return {table.item(row, 0).text().partition("\n")[0]: table.item(row, 1).text() for row in range(table.rowCount)}
 
 
 def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameters):

@@ -256,3 +256,12 @@ def test_a_missing_pytorch_is_said_once_the_module_is_entered(open_panel, worker
     panel = open_panel()
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     assert "PyTorch is needed." in panel.segment.ui.deviceLabel.text
+
+
+@pytest.mark.parametrize("name", ["Model.PT", "weights.bin", "weights"])
+def test_a_model_file_of_any_name_can_be_imported(name, page, panel, tmp_path):
+    """The worker looks what it is; a name that the field takes for none would be a dead end."""
+    page.importEdit.setProperty("currentPath", str(tmp_path / name))
+    assert page.importButton.isEnabled()
+    page.importEdit.setProperty("currentPath", "")
+    assert not page.importButton.isEnabled()

@@ -168,7 +168,7 @@ def test_inputs_stay_as_they_are(chest_of_boxes):
     ],
 )
 def test_scores_step_where_the_cited_papers_say(scale, table):
-    assert {percent: severity.score(percent, scale) for percent in table} == table
+    assert {percent: severity.score(percent, 10.0, scale) for percent in table} == table
 
 
 def test_thirds_share_a_height_that_three_does_not_divide():

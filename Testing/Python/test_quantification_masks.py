@@ -46,8 +46,9 @@ def test_missing_lung_leaves_its_numbers_and_the_score_unknown(chest_of_boxes):
         None,
         "region_empty",
     )
-    assert value(measured, "involvement.left_lung") == pytest.approx(100 * 50 / 48000)
-    assert measured["severity_by_zones"]["value"] is None
+    left = measured["involvement.left_lung"]
+    assert (left["value"], left["status"]) == (pytest.approx(100 * 50 / 48000), "lungs_doubtful")
+    assert (measured["severity_by_zones"]["value"], measured["severity_by_zones"]["status"]) == (None, "lungs_doubtful")
 
 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float32])
@@ -94,7 +95,8 @@ def test_one_named_lung_is_known_by_its_name(chest_of_boxes):
     volume, lesion, lungs, _ = chest_of_boxes
     given = LabelVolume(2 * (lungs == 1).astype(np.uint8), volume.geometry, {1: "left lung", 2: "right lung"})
     measured = quantify(volume, lesion, given)
-    assert value(measured, "involvement.right_lung") == pytest.approx(2.0)
+    right = measured["involvement.right_lung"]
+    assert (right["value"], right["status"]) == (pytest.approx(2.0), "lungs_doubtful")
     assert measured["involvement.left_lung"]["status"] == "region_empty"
     with pytest.raises(LungsNotFoundError, match="holds the labels 2, but none of them is named a lung"):
         quantify(volume, lesion, LabelVolume(given.array, volume.geometry, {3: "left lung"}))

@@ -109,10 +109,10 @@ def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(tmp_p
     def huge(header):
         header["dim"][1:4] = 30000
 
-    with pytest.raises(ReadError, match="cut short"):
+    with pytest.raises(ReadError, match="claims 30000 x 30000 x 30000 voxels; at most 2147483648 are read"):
         read_volume(nifti(tmp_path / "ct.nii.gz", huge))
     path = save(tmp_path / "ct.mha")
-    with pytest.raises(ReadError, match="cut short"):
+    with pytest.raises(ReadError, match=r"claims 20 x 24 x -9 voxels|'-9' as DimSize"):
         read_volume(edited(path, b"DimSize = 20 24 12", b"DimSize = 20 24 -9"))
 
 
@@ -162,7 +162,7 @@ def test_names_in_capitals_are_read_and_mixed_ones_told(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii.gz")
-    with pytest.raises(ReadError, match="neither a file nor a folder"):
+    with pytest.raises(ReadError, match="it is a pipe, and a file is needed"):
         read_volume(tmp_path / "pipe.nii.gz")
     write_series(tmp_path, CHEST)
     assert read_volume(tmp_path).array.shape == CHEST.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -115,7 +117,7 @@ class ctkSliderWidget(QtWidgets.QWidget):  # noqa: N801
 
 @add_setters
 class ctkPathLineEdit(QtWidgets.QWidget):  # noqa: N801
-    """A path with a button to browse."""
+    """A path with a button to browse; as ctk's, it tells only paths that it takes for valid."""
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
@@ -127,10 +129,25 @@ class ctkPathLineEdit(QtWidgets.QWidget):  # noqa: N801
         self._edit, self._button = QtWidgets.QLineEdit(), QtWidgets.QToolButton()
         self._button.setText("...")
         _row(self, self._edit, self._button)
-        self._edit.textChanged.connect(self.currentPathChanged)
+        self._was_valid = False
+        self._edit.textChanged.connect(lambda _: self._tell())
 
     def _setting_changed(self) -> None:
         """Kept only."""
+
+    def _is_valid(self) -> bool:
+        """Not empty; with an ending of the name filters, if they name any: "All files (*)" beside them adds nothing."""
+        path = self._edit.text
+        patterns = re.findall(r"\*\.[\w.]+", " ".join(self.nameFilters))
+        return bool(path) and (not patterns or any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns))
+
+    def _tell(self) -> None:
+        valid = self._is_valid()
+        if valid:
+            self.currentPathChanged.emit(self._edit.text)
+        if valid != self._was_valid:
+            self._was_valid = valid
+            self.validInputChanged.emit(valid)
 
     currentPath = Property(str, lambda self: self._edit.text, lambda self, v: self._edit.setText(str(v)))
     filters = setting(int, "filters", 2)

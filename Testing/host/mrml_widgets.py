@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import slicer
+import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Qt, Signal
 
@@ -19,8 +20,18 @@ class Observations:
     def __init__(self) -> None:
         self._made: list[tuple[Any, int]] = []
 
-    def add(self, thing: Any, event: Any, action: Any) -> None:
-        self._made.append((thing, thing.AddObserver(event, lambda *_: action())))
+    def add(self, thing: Any, event: Any, action: Any, priority: float = 0.0) -> None:
+        """Call an action without arguments."""
+        self._made.append((thing, thing.AddObserver(event, lambda *_: action(), priority)))
+
+    def add_with_node(self, thing: Any, event: Any, action: Any, priority: float) -> None:
+        """Call an action with the node that the event is about."""
+
+        @vtk.calldata_type(vtk.VTK_OBJECT)
+        def call(_caller: Any, _event: str, node: Any) -> None:
+            action(node)
+
+        self._made.append((thing, thing.AddObserver(event, call, priority)))
 
     def clear(self) -> None:
         for thing, tag in self._made:
@@ -45,11 +56,15 @@ class SceneWidget(QtWidgets.QWidget):
         self._scene_observations.clear()
         self._scene = scene
         if scene is not None:
-            events = slicer.vtkMRMLScene
-            for event in (events.NodeAddedEvent, events.NodeRemovedEvent, events.EndCloseEvent, events.EndImportEvent):
+            for event in self._events():
                 self._scene_observations.add(scene, event, self.refresh)
         self.refresh()
         self.mrmlSceneChanged.emit(scene)
+
+    def _events(self) -> tuple[int, ...]:
+        """The scene's events after which everything is shown anew."""
+        events = slicer.vtkMRMLScene
+        return events.NodeAddedEvent, events.NodeRemovedEvent, events.EndCloseEvent, events.EndImportEvent
 
     def refresh(self) -> None:
         """Show what the scene holds now."""
@@ -101,8 +116,22 @@ class qMRMLNodeComboBox(SceneWidget):  # noqa: N801
         super().__init__(parent)
         self._combo = QtWidgets.QComboBox()
         self._shown = ""
+        self._renames: dict[str, Observations] = {}
         _fill(self, self._combo)
         self._combo.currentIndexChanged.connect(lambda _: self._announce())
+
+    def setMRMLScene(self, scene: Any) -> None:
+        super().setMRMLScene(scene)
+        if scene is not None:
+            events = slicer.vtkMRMLScene
+            # what Slicer's model of the scene does: before all others when a node comes, after them when one goes
+            observe = self._scene_observations.add_with_node
+            observe(scene, events.NodeAddedEvent, self._node_added, 10.0)
+            observe(scene, events.NodeAboutToBeRemovedEvent, self._node_goes, -10.0)
+
+    def _events(self) -> tuple[int, ...]:
+        events = slicer.vtkMRMLScene
+        return events.EndCloseEvent, events.EndImportEvent
 
     def currentNode(self) -> Any:
         return self._scene.GetNodeByID(self.currentNodeId()) if self._scene and self.currentNodeId() else None
@@ -133,15 +162,44 @@ class qMRMLNodeComboBox(SceneWidget):  # noqa: N801
 
     def refresh(self) -> None:
         nodes = self._nodes()
+        for observations in self._renames.values():
+            observations.clear()
+        self._renames = {}
         self._combo.blockSignals(True)
         self._combo.clear()
-        if self.noneEnabled or not nodes:
+        if self.noneEnabled:
             self._combo.addItem(self.noneDisplay, "")
         for node in nodes:
-            self._combo.addItem(node.GetName(), node.GetID())
-        self._combo.setCurrentIndex(max(self._combo.findData(self._shown), 0))
+            self._offer(node)
+        self._combo.setCurrentIndex(max(self._combo.findData(self._shown), 0) if self._combo.count else -1)
         self._combo.blockSignals(False)
         self._announce()
+
+    def _offer(self, node: Any) -> None:
+        self._combo.addItem(node.GetName(), node.GetID())
+        identity = node.GetID()
+        observations = self._renames[identity] = Observations()
+        observations.add(node, "ModifiedEvent", lambda: self._node_changed(identity))
+
+    def _node_added(self, node: Any) -> None:
+        if not self._scene.IsImporting() and not self._scene.IsClosing() and self._offers(node):
+            self._offer(node)
+
+    def _node_goes(self, node: Any) -> None:
+        """The row goes, and Qt's combo box moves to the one that takes its place, or to the last."""
+        index = self._combo.findData(node.GetID())
+        if index < 0 or self._scene.IsClosing():
+            return
+        self._renames.pop(node.GetID()).clear()
+        self._combo.removeItem(index)
+
+    def _node_changed(self, identity: str) -> None:
+        """Another name moves the row, and the chosen node is told again."""
+        node, index = self._scene.GetNodeByID(identity), self._combo.findData(identity)
+        if node is not None and index >= 0 and node.GetName() != self._combo.itemText(index):
+            self._combo.setItemText(index, node.GetName())
+            if identity == self._shown:
+                self.currentNodeChanged.emit(node)
 
     def _nodes(self) -> list[Any]:
         if self._scene is None:

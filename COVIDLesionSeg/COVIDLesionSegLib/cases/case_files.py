@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..documents import MOST_JSON_BYTES, parse_json
 from ..errors import OutputError, ReadError
-from ..files import atomic_folder, sha256_file, write_json
+from ..files import atomic_folder, read_bytes, sha256_file, write_json
 from ..imaging.volume import LabelVolume
 from .layout import CONSENSUS, Layout, numbered, read_json
 from .masks import lesion_names
@@ -68,13 +68,13 @@ class CaseFiles:
         """
         path = self._layout.case_file(case_id)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, MOST_JSON_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
         try:
-            return Case.from_json(json.loads(content.decode("utf-8")))
+            return Case.from_json(parse_json(content, path.name))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             _log.warning("%s is damaged (%s); `cases check` repairs it.", path, error)
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..documents import read_object
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
+from ..files import user_path
 from ..imaging import image_stem, image_suffix
 from ..manifest import read_manifest
 from .adding import KnownCtError, add_case
@@ -203,7 +204,7 @@ def _from_manifest(source: Path, _: int | str | None) -> list[ImportItem]:
     for row in read_manifest(source, ["ct"], ["lesion", "patient", "lungs"], text=["lesion", "patient"]):
         lesion = row.get("lesion", "")
         none = lesion.lower() == NO_LESION
-        mask = None if none or not lesion else (source.absolute().parent / Path(lesion).expanduser()).resolve()
+        mask = None if none or not lesion else (source.absolute().parent / user_path(lesion)).resolve()
         lungs = Path(row["lungs"]) if "lungs" in row else None
         items.append(ImportItem(row["id"], Path(row["ct"]), mask, none, lungs=lungs, patient=row.get("patient", "")))
     return items
@@ -292,9 +293,6 @@ def _require_choice(source: Path, labels: Any, label: int | str | None) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path.name} can't be read ({error}).") from error
-    if not isinstance(values, dict):
-        raise ReadError(f"{path.name} is not the description of a data set.")
-    return values
+        return read_object(path)
+    except FileNotFoundError as error:
+        raise ReadError(f"{path} is not there.") from error

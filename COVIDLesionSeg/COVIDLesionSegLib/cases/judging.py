@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CancelledError, InputError
+from ..documents import read_object
+from ..errors import CancelledError, InputError, ReadError
 from ..files import write_json
+from ..resources import load_json
 from .gate import CaseFigures, GateDecision, GateRule, decide
 from .records import Case
 from .split import usable
@@ -210,6 +212,8 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
         "keep_inside_lungs_mm": card.keep_inside_lungs_mm,
         "smooth_across_slices_mm": card.smooth_across_slices_mm,
         "preprocessing": asdict(card.preprocessing),
+        # where the lungs are doubtful, crop and limit are others
+        "lung_checks": load_json("LungQuality.json"),
     }
     return {
         "ct": case.ct.sha256,
@@ -222,10 +226,10 @@ def _basis(case: Case, card: ModelCard) -> dict[str, str]:
 
 def _known(file: Path) -> dict[str, Any]:
     try:
-        cases: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        cases: dict[str, Any] = read_object(file)["cases"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError) as error:
+    except (ReadError, KeyError) as error:
         _log.warning("Earlier judgments in %s can't be read (%s); the cases are judged again.", file.name, error)
         return {}
     return cases

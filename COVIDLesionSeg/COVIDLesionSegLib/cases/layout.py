@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .. import documents
 from ..errors import InputError, ReadError
 
 FORMAT = "covid-lesion-seg case store"
@@ -78,10 +78,10 @@ def read_json(path: Path) -> Any:
         ReadError: not there, or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.read_json(path)
     except FileNotFoundError as error:
         raise ReadError(f"{path} is not there.", "Run `covid-lesion-seg cases check` on the store.") from error
-    except (OSError, ValueError) as error:
+    except ReadError as error:
         raise ReadError(
             f"{path} is damaged or can't be read ({error}).", "Run `covid-lesion-seg cases check` on the store."
         ) from error
@@ -114,7 +114,7 @@ def store_values(root: Path) -> dict[str, Any]:
 def is_store(path: Path | str) -> bool:
     """Whether a folder is a case store, of whatever version."""
     try:
-        values = json.loads((Path(path) / "store.json").read_text(encoding="utf-8"))
+        values = documents.read_json(Path(path) / "store.json")
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT

@@ -87,7 +87,7 @@ def predict_cases(
             if result.uncertainty is not None:
                 values["tta_entropy"] = mean_entropy(result.uncertainty, result.mask)
             if partner is not None:
-                other = partner.segment(volume, result.lungs, cancelled=cancelled)
+                other = partner.segment(volume, result.located_lungs, cancelled=cancelled)
                 values["disagreement"] = 1.0 - dice(result.mask, other.mask)
             record: dict[str, Any] = result.record.to_json()
             done[case.id] = store.set_prediction(

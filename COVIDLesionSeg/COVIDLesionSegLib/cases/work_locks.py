@@ -12,7 +12,6 @@ whatever the clocks say.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -20,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import CaseOpenError, OutputError
+from ..documents import read_object
+from ..errors import CaseOpenError, OutputError, ReadError
 from ..files import write_json
 from ..locks import exclusive
 from ..processes import boot_id, is_alive, start_time
@@ -129,11 +129,11 @@ class WorkLocks:
 
     def _values(self, case_id: str) -> dict[str, Any] | None:
         try:
-            values: dict[str, Any] = json.loads(self._file(case_id).read_text(encoding="utf-8"))
+            values = read_object(self._file(case_id))
             values["token"], values["owner"], values["renewals"], values["host"], values["pid"], values["since"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ReadError, KeyError):
             # locks appear whole or not at all: one that can't be read was damaged by something else
             return {"owner": "unknown", "token": "", "renewals": 0, "host": "unknown", "pid": 0, "since": "unknown"}
         return values

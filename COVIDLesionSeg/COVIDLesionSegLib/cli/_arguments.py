@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..cores import usable_cores
 from ..errors import InputError
 
 Label = int | str
@@ -19,12 +19,24 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        default=min(MOST_WORKERS, usable_cores()),
         metavar="N",
         help="cases at the same time, of a manifest (default: the processor's cores, at most %(default)s here)",
     )
     parser.add_argument("--resume", action="store_true", help="skip cases that an earlier run has done")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_lung_engine(parser: argparse.ArgumentParser) -> None:
+    """Declare the choice of what finds lungs that are not given."""
+    from ..imaging.lungs.engines import CLASSICAL, ENGINES
+
+    parser.add_argument(
+        "--lung-engine",
+        choices=tuple(ENGINES),
+        default=CLASSICAL,
+        help="what finds lungs that are not given (default: %(default)s; none: do without them)",
+    )
 
 
 def as_label(text: str) -> Label:

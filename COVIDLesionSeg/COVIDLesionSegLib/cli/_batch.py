@@ -21,19 +21,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ..cores import THREAD_VARIABLES, usable_cores
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError
 from ..files import write_text
+from ..processes import TerminatedError, ending_by_sigterm
 from ._progress import ProgressBar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-# libraries that would otherwise start one thread a core in each worker process
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
 
 
 @dataclass
@@ -261,7 +256,7 @@ def _in_processes(
     """One process each, fed one case at a time, so that a process that dies names the case it died of."""
     waiting = deque(todo)
     workers: dict[Connection, _Worker[T]] = {}
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, usable_cores() // count)
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
@@ -305,7 +300,7 @@ def _start(work: Callable[[T], dict[str, Any]], threads: int) -> _Worker[T]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, theirs, _log.getEffectiveLevel()), daemon=True)
-    with _environment({name: os.environ.get(name, str(threads)) for name in _THREAD_VARIABLES}):
+    with _environment({name: os.environ.get(name, str(threads)) for name in THREAD_VARIABLES}):
         process.start()
     theirs.close()
     return _Worker(process, ours, "")
@@ -315,12 +310,16 @@ def _serve(work: Callable[[T], dict[str, Any]], pipe: Connection, level: int) ->
     # Ctrl+C reaches the whole process group: only the parent answers it, and ends us
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_attempt(work, item))
+    try:
+        with ending_by_sigterm():
+            while True:
+                try:
+                    item = pipe.recv()
+                except EOFError:
+                    return
+                pipe.send(_attempt(work, item))
+    except TerminatedError:
+        sys.exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError, ReadError
 from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, refuse_to_replace
+from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace
 from ._batch import file_fingerprint, run_batch
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ class Options:
 
     lobe_map: str | None
     registration: str
-    consolidation_from: float | None
+    consolidation_from: float
     rescale: tuple[float, float] | None
+    lung_engine: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ct", nargs="?", metavar="CT", help="CT file or DICOM folder")
     parser.add_argument("lesion", nargs="?", metavar="LESION", help="lesion mask on the CT's grid")
     parser.add_argument("--lungs", help="lung mask, 1 right and 2 left; found by the program if absent")
+    add_lung_engine(parser)
     parser.add_argument("--lobes", help="lobe map, e.g. lungmask's or TotalSegmentator's")
     parser.add_argument("--lobe-map", metavar="ID", help="which lobe map it is, where its labels do not tell")
     parser.add_argument("--reference", help="a second lesion mask, to compare with")
@@ -75,11 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Report; the exit status is 0, or 3 if some cases of a manifest failed."""
+    from ..measurement.catalog import consolidation_limit
+
     options = Options(
         arguments.lobe_map,
         arguments.registration,
-        arguments.consolidation_from,
+        consolidation_limit(arguments.consolidation_from),
         tuple(arguments.rescale) if arguments.rescale else None,
+        arguments.lung_engine,
     )
     if not arguments.manifest:
         case = _single(arguments)
@@ -178,6 +183,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
             label,
             case.get("series"),
             options.rescale,
+            options.lung_engine,
         )
     )
     notes = list(study.notes)
@@ -190,9 +196,8 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     if "earlier_ct" in paths:
         if "earlier_lesion" not in paths:
             raise InputError(f"The case {case['id']} has an earlier CT but no lesion mask of it.")
-        before = read_study(
-            StudyFiles(paths["earlier_ct"], paths["earlier_lesion"], paths.get("earlier_lungs"), label=label)
-        )
+        files = (paths["earlier_ct"], paths["earlier_lesion"], paths.get("earlier_lungs"))
+        before = read_study(StudyFiles(*files, label=label, lung_engine=options.lung_engine))
         notes += [f"Earlier study: {note}" for note in before.notes]
         earlier = TimePoint(before.volume, before.lesion, before.lungs)
     report = Report(
@@ -247,12 +252,15 @@ def _write_tables(arguments: argparse.Namespace, results: Mapping[str, dict[str,
 
 
 def _line(result: Mapping[str, Any]) -> str:
+    from ..measurement.catalog import status_text
+
     measured = result["measured"]
     quantities = measured["quantities"]
     parts = [f"{quantities['lesion_volume']['value']:.1f} mL lesion"]
-    if quantities["involvement"]["value"] is not None:
-        parts.append(f"{quantities['involvement']['value']:.1f} % of the lungs")
-    if quantities["severity_by_zones"]["value"] is not None:
-        parts.append(f"severity {quantities['severity_by_zones']['value']} of 24 by zones")
+    for name, text in (("involvement", "{:.1f} % of the lungs"), ("severity_by_zones", "severity {} of 24 by zones")):
+        entry = quantities[name]
+        if entry["value"] is not None:
+            status = status_text(entry["status"])
+            parts.append(text.format(entry["value"]) + (f" ({status})" if status else ""))
     line = f"{result['case']}: {', '.join(parts)} -> {result['output']}"
     return "\n".join([line, *(f"  note: {note}" for note in measured["notes"])])

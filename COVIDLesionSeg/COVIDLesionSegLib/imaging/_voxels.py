@@ -12,7 +12,8 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, ReadError
+from ..files import open_regular, regular_file
+from ._claims import (
+    HIGHEST_COMPRESSION,
+    MOST_EXTRA_BYTES,
+    meta_size,
+    require_meta,
+    require_nrrd,
+    require_numbers,
+    require_room,
+    require_size,
+)
 
-# deflate cannot do better; a header that promises more is wrong, and its array would not fit in memory
-_HIGHEST_COMPRESSION = 1100
 _BLOCK = 1 << 20
+# A stream strung together of more pieces than this (bgzip makes one of 64 kB) has them of some size.
+_MOST_MEMBERS = 1000
+_LEAST_MEMBER = 512
 _GZIP = b"\x1f\x8b"
 
 
@@ -43,6 +56,8 @@ class PackedVoxels:
 def locate_voxels(path: Path, format_name: str) -> PackedVoxels | None:
     """Where the voxels of a file are, or None where they are packed in a way that is left to SimpleITK.
 
+    What the header claims is checked, so that SimpleITK may see it.
+
     Raises:
         ReadError: not such a file, or its header is damaged.
         GeometryError: spacing that is not positive, where SimpleITK would hide it.
@@ -60,13 +75,9 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
         shown: the file to name in messages.
 
     Raises:
-        ReadError: cut short, or failing the checksum of the compressed data.
+        ReadError: cut short, failing the checksum of the compressed data, or holding far more than the voxels.
     """
-    size = packed.path.stat().st_size
     needed = count * packed.dtype.itemsize
-    room = size * _HIGHEST_COMPRESSION if packed.compressed else size - packed.offset
-    if needed > room:
-        raise _truncated(shown, needed, None if packed.compressed else room)
     array = np.empty(count, packed.dtype)
     target = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
     with packed.path.open("rb") as file:
@@ -78,8 +89,10 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
             while filled < needed and (got := stream.readinto(target[filled:])):
                 filled += got
             # the checksum stands at the end
-            while packed.compressed and stream.read(_BLOCK):
-                pass
+            extra = 0
+            while packed.compressed and (rest := stream.read(_BLOCK)):
+                extra += len(rest)
+                require_room(shown, needed, needed + extra, compressed=False)
         except EOFError as error:
             raise _truncated(shown, needed, None) from error
         except zlib.error as error:
@@ -90,6 +103,19 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
     if filled < needed:
         raise _truncated(shown, needed, filled)
     return array if packed.dtype.isnative else array.byteswap(inplace=True).view(packed.dtype.newbyteorder())
+
+
+def require_stored(packed: PackedVoxels, count: int, shown: Path) -> None:
+    """Whether a file can hold its voxels, before anything is allocated for them.
+
+    Raises:
+        ReadError: it is too small for them, or far too large.
+    """
+    size = regular_file(packed.path).st_size - packed.offset
+    needed = count * packed.dtype.itemsize
+    if needed + packed.skip > (size * HIGHEST_COMPRESSION if packed.compressed else size):
+        raise _truncated(shown, needed, None if packed.compressed else max(size, 0))
+    require_room(shown, needed, size, packed.compressed)
 
 
 def _truncated(path: Path, needed: int, found: int | None) -> ReadError:
@@ -106,9 +132,14 @@ class _Decompressed(io.RawIOBase):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._members = 0
+        self._given = 0
         self._start(b"")
 
     def _start(self, pending: bytes) -> None:
+        self._members += 1
+        if self._members > _MOST_MEMBERS and self._given < self._members * _LEAST_MEMBER:
+            raise zlib.error("a stream of nothing but beginnings")
         self._decoder = zlib.decompressobj(32 + zlib.MAX_WBITS)  # finds out whether gzip or zlib
         self._pending = pending
 
@@ -130,6 +161,7 @@ class _Decompressed(io.RawIOBase):
             self._pending = self._decoder.unconsumed_tail
             if data:
                 target[: len(data)] = data
+                self._given += len(data)
                 return len(data)
 
 
@@ -140,8 +172,12 @@ _NIFTI_TYPES = {
 }  # fmt: skip
 
 
+# complex numbers and colors: values a voxel
+_NIFTI_SEVERAL = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}
+
+
 def _nifti_voxels(path: Path) -> PackedVoxels | None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         compressed = file.read(2) == _GZIP
         file.seek(0)
         try:
@@ -159,6 +195,9 @@ def _nifti_voxels(path: Path) -> PackedVoxels | None:
     datatype = struct.unpack_from(order + "h", header, 70)[0]
     pixdim = struct.unpack_from(order + "8f", header, 76)
     offset, slope, intercept = struct.unpack_from(order + "3f", header, 108)
+    if not 1 <= dims[0] <= 7:
+        raise ReadError(f"{path.name} claims an image of {dims[0]} dimensions; a 3-D volume is needed.")
+    require_size(path.name, dims[1 : dims[0] + 1])
     if any(not value > 0 for value in pixdim[1 : 1 + min(3, dims[0])]):
         # ITK would replace a zero by 1 mm
         spacing = ", ".join(f"{value:g}" for value in pixdim[1:4])
@@ -166,13 +205,21 @@ def _nifti_voxels(path: Path) -> PackedVoxels | None:
             f"{path.name}: the voxel spacing in its header is ({spacing}) mm; it must be positive on every axis.",
             "Export the image again with correct spacing.",
         )
+    require_numbers(path.name, "voxel spacing", pixdim[1:4])
+    qform, sform = struct.unpack_from(order + "2h", header, 252)
+    for code, what, count, place in ((qform, "qform", 6, 256), (sform, "sform", 12, 280)):
+        if code > 0:
+            require_numbers(path.name, what, struct.unpack_from(f"{order}{count}f", header, place))
+    if datatype in _NIFTI_SEVERAL:
+        raise several_values(path, _NIFTI_SEVERAL[datatype])
     if datatype not in _NIFTI_TYPES:
-        # colors and complex numbers are refused by their number of components
-        return None
+        raise ReadError(f"{path.name} holds voxels of the NIfTI type {datatype}, which is not read; save it as int16.")
+    if not 0 <= offset <= MOST_EXTRA_BYTES:
+        raise ReadError(f"{path.name} claims that its voxels begin at byte {offset:g}; it is damaged.", "Check it.")
     if not np.isfinite(slope) or slope == 0:
         slope, intercept = 1.0, 0.0
     start = max(352, int(offset))
-    return PackedVoxels(
+    packed = PackedVoxels(
         path,
         np.dtype(order + _NIFTI_TYPES[datatype]),
         0 if compressed else start,
@@ -181,6 +228,9 @@ def _nifti_voxels(path: Path) -> PackedVoxels | None:
         float(slope),
         float(intercept) if np.isfinite(intercept) else 0.0,
     )
+    count = require_size(path.name, dims[1 : dims[0] + 1], packed.dtype.itemsize)
+    require_stored(packed, count, path)
+    return packed
 
 
 _C_TYPES = {
@@ -192,15 +242,26 @@ _C_TYPES = {
 }  # fmt: skip
 
 
+def several_values(path: Path, count: int) -> ReadError:
+    """The error about an image with more than one value a voxel."""
+    return ReadError(
+        f"{path.name} holds {count} values a voxel (a color, vector or multi-layer image); one is needed.",
+        "Give the CT itself, e.g. its DICOM folder.",
+    )
+
+
 def _nrrd_voxels(path: Path) -> PackedVoxels | None:
     head, offset = _text_header(path, rb"\r?\n\r?\n")
     if not head.startswith("NRRD"):
         raise ReadError(f"{path.name} is not an NRRD image.", "Check the file.")
     fields = {}
-    for line in head.splitlines()[1:]:
+    for line in head.split("\n")[1:]:
         name, separator, value = line.partition(": ")
         if separator and not line.startswith("#") and ":=" not in line[: len(name) + 2]:
+            if name.strip().lower() in fields:
+                raise ReadError(f"{path.name} has the field {name.strip()} twice in its header.", "Check the file.")
             fields[name.strip().lower()] = value.strip()
+    size = require_nrrd(path.name, fields)
     encoding = fields.get("encoding", "").lower()
     if encoding in ("bzip2", "bz2"):
         raise ReadError(f"{path.name} is packed with bzip2, which is not read; save it with gzip or uncompressed.")
@@ -208,11 +269,10 @@ def _nrrd_voxels(path: Path) -> PackedVoxels | None:
     kind = _C_TYPES.get(fields.get("type", "").lower())
     # layers are interleaved voxel by voxel, as Slicer writes them; ITK reorders whatever else there is
     interleaved = all(kind in ("domain", "space") for kind in fields.get("kinds", "").split()[1:])
-    if compressed is None or kind is None or not interleaved or "byte skip" in fields or "line skip" in fields:
-        return None
+    odd = compressed is None or kind is None or not interleaved or "byte skip" in fields or "line skip" in fields
     order = ">" if fields.get("endian", "little").lower() == "big" else "<"
     detached = fields.get("data file", fields.get("datafile"))
-    return _attached_or_beside(path, detached, offset, np.dtype(order + kind), compressed)
+    return _attached_or_beside(path, detached, offset, order + (kind or "u1"), compressed, size, odd)
 
 
 _META_TYPES = {
@@ -223,27 +283,26 @@ _META_TYPES = {
 
 
 def _meta_voxels(path: Path) -> PackedVoxels | None:
-    head, offset = _text_header(path, rb"ElementDataFile[ \t]*=[^\n]*\n?")
-    pairs = [line.partition("=") for line in head.splitlines()]
-    fields = {name.strip(): value.strip() for name, _, value in pairs}
-    if "NDims" not in fields or "ElementDataFile" not in fields:
-        raise ReadError(f"{path.name} is not a MetaImage.", "Check the file.")
+    head, offset = _text_header(path, rb"(?m)^ElementDataFile[ \t]*=[^\n]*\n?")
+    fields = require_meta(path.name, head.split("\n"))
+
+    if int(fields.get("CompressedDataSize", "0")) > max(path.stat().st_size, MOST_EXTRA_BYTES):
+        raise ReadError(f"{path.name} claims more compressed data than it has; it is damaged.", "Copy it again.")
 
     def says(*names: str) -> bool:
         return any(fields.get(name, "").lower() in ("true", "1") for name in names)
 
     kind = _META_TYPES.get(fields.get("ElementType", ""))
-    if kind is None or not says("BinaryData") or fields.get("HeaderSize", "0") != "0":
-        return None
+    odd = kind is None or not says("BinaryData") or fields.get("HeaderSize", "0") != "0"
     order = ">" if says("BinaryDataByteOrderMSB", "ElementByteOrderMSB") else "<"
-    compressed = says("CompressedData")
     detached = None if fields["ElementDataFile"] == "LOCAL" else fields["ElementDataFile"]
-    return _attached_or_beside(path, detached, offset, np.dtype(order + kind), compressed)
+    size = meta_size(fields)
+    return _attached_or_beside(path, detached, offset, order + (kind or "u1"), says("CompressedData"), size, odd)
 
 
 def _text_header(path: Path, end: bytes) -> tuple[str, int]:
     """The text in front of the voxels, and where it ends."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         # ITK's own segmentations have headers of some kB; a megabyte has room for hundreds of segments
         start = file.read(_BLOCK)
     found = re.search(end, start)
@@ -252,13 +311,29 @@ def _text_header(path: Path, end: bytes) -> tuple[str, int]:
 
 
 def _attached_or_beside(
-    path: Path, detached: str | None, offset: int, dtype: np.dtype[Any], compressed: bool
+    path: Path,
+    detached: str | None,
+    offset: int,
+    dtype: str,
+    compressed: bool | None,
+    size: Sequence[int],
+    odd: bool,
 ) -> PackedVoxels | None:
+    """Where the voxels are, or None where they are packed in an odd way, of which only the least size is known."""
     if detached is None:
-        return PackedVoxels(path, dtype, offset, compressed)
+        packed = PackedVoxels(path, np.dtype(dtype), offset, bool(compressed))
+    else:
+        packed = PackedVoxels(_data_file(path, detached), np.dtype(dtype), 0, bool(compressed))
+    count = require_size(path.name, size, packed.dtype.itemsize)
+    # text and hexadecimal digits take two bytes a value at least
+    require_stored(replace(packed, dtype=np.dtype("u1")) if odd else packed, count, path)
+    return None if odd else packed
+
+
+def _data_file(path: Path, detached: str) -> Path:
     if detached.startswith("LIST") or "%" in detached:
         raise ReadError(f"{path.name} spreads its voxels over several files; save it as one file.")
     data = path.parent / detached
     if not data.is_file():
         raise ReadError(f"{path.name} needs the file {data.name} beside it, which is missing.")
-    return PackedVoxels(data, dtype, 0, compressed)
+    return data

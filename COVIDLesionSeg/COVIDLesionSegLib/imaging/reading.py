@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, InputError, ReadError
-from ..files import sha256_file
-from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, name_is_utf8, read_image_file
+from ..files import regular_file
+from ._image_file import FORMATS, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
 from .dicom.seg_reading import read_dicom_seg
 from .dicom.series import is_dicom, read_dicom
@@ -67,13 +65,11 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
     else:
         if series is not None:
             raise InputError(f"A series can be chosen in a DICOM folder only; {path.name} is one image.")
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(sha256_file, path)
-            file = read_image_file(path)
+        file = read_image_file(path, hashed=True)
         array, geometry, warnings = rescaled(file.array, file.slope, file.intercept), file.geometry, file.warnings
         if 1 in geometry.size:
             warnings += ("The volume has one slice only.",)
-        source = {"format": file.format, "files": len(file.files), "sha256": _sha256(file, digest)}
+        source = {"format": file.format, "files": len(file.files), "sha256": file.sha256}
         del file
     smallest, largest = min(geometry.spacing), max(geometry.spacing)
     if smallest < _SPACING_RANGE[0] or largest > _SPACING_RANGE[1]:
@@ -156,8 +152,7 @@ def _existing(path: Path | str) -> Path:
         if path.is_dir():
             os.scandir(path).close()
             return path
-        if not path.is_file():
-            raise ReadError(f"{path} is neither a file nor a folder.")
+        regular_file(path)
         with path.open("rb") as file:
             if not file.read(1):
                 raise ReadError(f"{path.name} is empty (0 bytes).", "Copy or export it again.")
@@ -187,11 +182,6 @@ def _checked_rescale(rescale: Sequence[float] | None) -> tuple[float, float]:
             f"The rescale {slope:g} {intercept:g} is not allowed: give two finite numbers, the slope not 0."
         )
     return slope, intercept
-
-
-def _sha256(file: ImageFile, digest: Future[str]) -> str:
-    digests = [digest.result(), *(sha256_file(path) for path in file.files[1:])]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 # Labels

@@ -11,14 +11,14 @@ from typing import TypedDict
 
 from numpy.typing import ArrayLike
 
-from ._checks import as_pair, as_spacing
-from ._nearest import Distances, SurfacePair
-from ._parallel import run_all
-from ._sparse import SparseMask
+from ..cores import run_all
+from ..imaging.masks import SparseMask, as_pair, as_spacing
 from .lesions import LabeledMask, LesionDetection, as_share, compare_lesions
 from .overlap import ConfusionCounts
 from .surface import (
     DEFAULT_TOLERANCE_MM,
+    Distances,
+    SurfacePair,
     as_tolerance,
     average_distance,
     empty_distance,
@@ -133,7 +133,7 @@ def evaluate(
     first, second = as_pair(prediction, reference, 3)
     masks = run_all([lambda: SparseMask.of(first), lambda: SparseMask.of(second)])
     surfaces = run_all([masks[0].surface_points, masks[1].surface_points])
-    counts = masks[0].compared_with(masks[1], first.size)
+    counts = ConfusionCounts.of(masks[0], masks[1], first.size)
 
     def distances() -> tuple[Distances, Distances] | None:
         return SurfacePair(surfaces[0], surfaces[1], settings.spacing).distances() if counts.status == "ok" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_object
 from ..errors import ModelError
 from ..files import write_json
 
@@ -115,7 +115,7 @@ def read_catalog(path: Path) -> list[ModelEntry]:
         ModelError: the list is missing or damaged.
     """
     try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"]
+        models = read_object(path)["models"]
         return [_published(model, path.parent) for model in models]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The list of models {path} is missing or damaged.", "Install the extension again.") from error
@@ -196,7 +196,7 @@ def read_records(folder: Path) -> list[ModelEntry]:
 def _read_record(path: Path) -> ModelEntry:
     model_id = path.stem
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
         file_name = record["file"]
         fields = {name: record[name] for name in _RECORD_FIELDS}
         # the record is the user's to edit, but no edit may lead out of the folder

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import DeviceError, InputError, ModelError
 from ..files import atomic_path
 from ..networks import SliceNetwork, create_network
-from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, read_header
+from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, read_header, require_model_size
 from .catalog import id_from_name
 from .foreign_keys import Naming, infer_arguments, recognize
 
@@ -176,6 +176,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 def _read(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
     """Tensors of a file under its own names, and its card if it has one."""
     try:
+        require_model_size(path)
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:

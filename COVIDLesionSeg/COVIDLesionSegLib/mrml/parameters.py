@@ -122,6 +122,11 @@ class ParameterSet:
         """
         return requireNode(self._node, _NODE_CLASS, "parameter node")
 
+    def release(self, node: Any) -> None:
+        """Let go of a node, wherever it is referred to."""
+        names = [name for name, value in vars(type(self)).items() if isinstance(value, NodeReference)]
+        self.update(**{name: None for name in names if getattr(self, name) is node})
+
     def update(self, **values: Any) -> None:
         """Set several at once, with one Modified event; all are set or, after an error, those before it.
 

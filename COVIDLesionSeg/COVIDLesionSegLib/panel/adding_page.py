@@ -12,7 +12,7 @@ from ..worker import Reply
 from ..worker.case_jobs import PREDICT
 from ..worker.jobs import JobStatus
 from ..worker.protocol import geometry_to_json
-from .forms import showText
+from .forms import connectPath, showText
 from .job_watch import JobWatch
 from .notices import Notice, attempt, noticeOf
 from .steps import Steps
@@ -46,7 +46,7 @@ class AddingPage:
         ui.addFolderButton.connect("clicked(bool)", self.onFolder)
         ui.predictButton.connect("clicked(bool)", self.onPredict)
         ui.predictCancelButton.connect("clicked(bool)", self.onCancel)
-        ui.addPath.connect("currentPathChanged(QString)", lambda *_ignored: self.show())
+        connectPath(ui.addPath, self.show)
         store.changed.connect(self.show)
         self.watch.changed.connect(self.showJob)
         self.watch.ended.connect(self._onEnded)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from .. import mrml
 from ..errors import InputError
+from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
-from ..mrml.contents import bounding_box
 from ..worker import Reply, Request, WorkerError
-from .forms import addShortcut, chosenData, loadForm, showText
+from .forms import addShortcut, chosenData, loadForm, setScene, showText
 from .notices import Notice, noticeOf
 from .session import Session
 from .steps import Steps
@@ -40,7 +40,7 @@ class CorrectTab:
         self._active = False
         self._steps = Steps(session.timer)
         self._request: Request | None = None
-        self.form, self.ui = loadForm("Correct", scene)
+        self.form, self.ui = loadForm("Correct")
         ui = self.ui
         self.editor = ui.editor
         self.editor.setMaximumNumberOfUndoStates(10)
@@ -65,7 +65,9 @@ class CorrectTab:
             addShortcut("Alt+R", self.form, self.onRestore),
         ]
         session.live.changed.connect(self.showLesions)
+        # the editor wants its node before its scene
         self._useEditorNode()
+        setScene(self.form, scene)
         self._showRegion()
 
     def close(self) -> None:
@@ -84,6 +86,7 @@ class CorrectTab:
         """The tab is in view: the editor's shortcuts and brushes work."""
         if not self._active:
             self._active = True
+            self.editor.updateWidgetFromMRML()
             self.editor.setupViewObservations()
             self.editor.installKeyboardShortcuts()
 
@@ -124,6 +127,11 @@ class CorrectTab:
         self.editor.setEnabled(ready)
         self.ui.restoreButton.setEnabled(mrml.hasAnswer(segmentationNode))
         self.showLesions()
+
+    def release(self, node: Any) -> None:
+        """A node is about to be removed: no other takes its place."""
+        if self.ui.roiSelector.currentNode() is node:
+            self.ui.roiSelector.setCurrentNode(None)
 
     def _chooseSegment(self, segmentationNode: Any, wanted: str) -> None:
         segmentation = segmentationNode.GetSegmentation()
@@ -241,7 +249,7 @@ class CorrectTab:
 
         def readLesions() -> None:
             found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)
-            found["box"] = bounding_box(found["both"])
+            found["box"] = bounding_box(found["both"], least=1)
 
         def ask() -> None:
             part = mrml.gridOfNode(volumeNode).cropped(found["box"])

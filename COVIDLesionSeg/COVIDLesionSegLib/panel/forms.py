@@ -48,6 +48,12 @@ def addShortcut(keys: str, parent: Any, action: Any) -> Any:
     return shortcut
 
 
+def connectPath(edit: Any, changed: Any) -> None:
+    """Call whenever a path field has another path. The field tells valid paths; that it was emptied it tells apart."""
+    edit.connect("currentPathChanged(QString)", lambda *_ignored: changed())
+    edit.connect("validInputChanged(bool)", lambda valid=False, *_ignored: None if valid else changed())
+
+
 def chooseData(combo: Any, value: Any) -> None:
     """Choose the entry of a combo box that carries this value; signals are not sent."""
     index = combo.findData(value)

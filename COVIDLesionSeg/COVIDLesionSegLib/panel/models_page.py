@@ -10,7 +10,7 @@ import qt
 from ..errors import COVIDLesionSegError
 from ..models.catalog import AVAILABLE, BUNDLED, DAMAGED, ModelEntry
 from ..worker import Progress, Reply, Request, WorkerError
-from .forms import showText
+from .forms import connectPath, showText
 from .model_text import cardHtml, statusText
 from .notices import Notice, noticeOf
 from .session import Session
@@ -43,7 +43,7 @@ class ModelsPage:
         ui.removeButton.connect("clicked(bool)", self.onRemove)
         ui.defaultButton.connect("clicked(bool)", self.onDefault)
         ui.modelCancelButton.connect("clicked(bool)", self.onCancel)
-        ui.importEdit.connect("currentPathChanged(QString)", lambda *_ignored: self._showBusy())
+        connectPath(ui.importEdit, self._showBusy)
         session.modelsChanged.connect(self.showModels)
         self.showModels()
         self._showBusy()

@@ -6,6 +6,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.util import VTKObservationMixin
 
 from .. import mrml
@@ -61,8 +62,9 @@ class ModulePanel(VTKObservationMixin):
         for teller in self._tellers():
             teller.noted.connect(note)
         self.session.run.finished.connect(self._onFinished)
-        self.addObserver(scene, scene.EndCloseEvent, self._onSceneReplaced)
-        self.addObserver(scene, scene.EndImportEvent, self._onSceneReplaced)
+        # loading and closing a scene are batches, at whose end the segment editor takes what its selectors have
+        self.addObserver(scene, scene.EndBatchProcessEvent, self._onBatchEnded)
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeGoes)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self._useParameters()
         self._fitTabs(0)
@@ -114,17 +116,26 @@ class ModulePanel(VTKObservationMixin):
         self._onParameters()
 
     def _onParameters(self, *_ignored: Any) -> None:
-        if self._parameters is None or slicer.mrmlScene.IsClosing() or slicer.mrmlScene.IsImporting():
+        if self._parameters is None or slicer.mrmlScene.IsBatchProcessing():
             return
         for tab in (self.segment, self.correct, self.measure):
             tab.showParameters(self._parameters)
         self.session.live.refresh()
 
-    def _onSceneReplaced(self, *_ignored: Any) -> None:
+    def _onBatchEnded(self, *_ignored: Any) -> None:
+        mrml.removeLostAnswers()
         self._useParameters()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator, unused-ignore]
+    def _onNodeGoes(self, _caller: Any, _event: str, node: Any) -> None:
+        """Let go of a node before the selectors do: they would choose its neighbor in its place."""
+        if slicer.mrmlScene.IsClosing():
+            return
+        mrml.moduleParameters().release(node)
+        self.correct.release(node)
+
     def _onNodeRemoved(self, *_ignored: Any) -> None:
-        if not slicer.mrmlScene.IsClosing():
+        if not slicer.mrmlScene.IsBatchProcessing():
             mrml.removeLostAnswers()
             self._onParameters()
 

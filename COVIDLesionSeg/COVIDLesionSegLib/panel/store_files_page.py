@@ -9,7 +9,7 @@ from typing import Any
 from ..cases.importing import LAYOUTS
 from ..worker import Reply
 from .adding_page import noteReport
-from .forms import chosenData, fillCombo, showText
+from .forms import chosenData, connectPath, fillCombo, showText
 from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
@@ -40,9 +40,9 @@ class StoreFilesPage:
         ui.checkButton.connect("clicked(bool)", self.onCheck)
         ui.moveButton.connect("clicked(bool)", self.onMove)
         ui.migrateButton.connect("clicked(bool)", self.onMigrate)
+        for path in (ui.importPath, ui.exportPath):
+            connectPath(path, self.show)
         for widget, signal in (
-            (ui.importPath, "currentPathChanged(QString)"),
-            (ui.exportPath, "currentPathChanged(QString)"),
             (ui.moveCombo, "currentIndexChanged(int)"),
             (ui.moveReasonEdit, "textChanged(QString)"),
             (ui.moveCheck, "toggled(bool)"),

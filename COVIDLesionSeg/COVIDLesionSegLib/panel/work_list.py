@@ -10,7 +10,7 @@ import qt
 
 from ..cases import ORDERS, STATES, is_store
 from .case_work import CaseWork
-from .forms import chooseData, chosenData, showText
+from .forms import chooseData, chosenData, connectPath, showText
 from .notices import Notice, attempt
 from .store_client import StoreClient
 from .text import _
@@ -67,7 +67,7 @@ class WorkList:
 
     def _connect(self) -> None:
         ui = self._ui
-        ui.storePath.connect("currentPathChanged(QString)", self._onPath)
+        connectPath(ui.storePath, self._onPath)
         ui.raterEdit.connect("editingFinished()", self._onRater)
         ui.createButton.connect("clicked(bool)", self._doer(self._create))
         ui.refreshButton.connect("clicked(bool)", self._doer(self._store.refresh))
@@ -101,7 +101,7 @@ class WorkList:
 
     # ---- the store --------------------------------------------------------------------------------------------------
 
-    def _onPath(self, *_ignored: Any) -> None:
+    def _onPath(self) -> None:
         path = self._ui.storePath.currentPath
         if path != self._store.folder and (not path or is_store(path)):
             self._doer(lambda: self._choose(path))()

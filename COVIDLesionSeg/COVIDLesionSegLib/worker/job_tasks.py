@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import parse_object
 from ..errors import InputError
 from .faults import require_torch
 
@@ -127,7 +127,7 @@ class _Curves:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            self._tell(json.loads(line))
+            self._tell(parse_object(line, self._file.name))
 
     def _tell(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "step" and entry["step"] % self._every == 0:

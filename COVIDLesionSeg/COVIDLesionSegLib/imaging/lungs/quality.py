@@ -117,13 +117,14 @@ class LungQuality:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given") -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given", *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
         volume: the CT, HU.
         lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
         engine: what made the mask.
+        sided: False where 1 stands for both lungs, so that none of them can be missed.
 
     Returns:
         The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
@@ -132,7 +133,7 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given"
         GridMismatchError: lungs of another shape.
     """
     volume.geometry.require_shape(lungs, "lung mask")
-    assessment = _Assessment(*_on_reduced_grid(volume, lungs))
+    assessment = _Assessment(*_on_reduced_grid(volume, lungs), sided)
     ml = {side: float(np.count_nonzero(lungs == side)) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
     assessment.sizes(ml)
     if any(ml.values()):
@@ -159,11 +160,12 @@ def _on_reduced_grid(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[ReducedV
 class _Assessment:
     """The checks; each adds what it measured, and a finding where a limit is passed."""
 
-    def __init__(self, volume: ReducedVolume, lungs: NDArray[np.uint8]) -> None:
+    def __init__(self, volume: ReducedVolume, lungs: NDArray[np.uint8], sided: bool) -> None:
         self._volume, self._lungs = volume, lungs
         self._spacing = volume.spacing
         self._voxel_ml = float(np.prod(volume.spacing)) / 1000
         self._cage = RibCage.seen(volume.hu, volume.spacing)
+        self._sided = sided and not self._both_in_one_label()
         self._checks = load_json("LungQuality.json")["checks"]
         self.measures: dict[str, float | None] = {}
         self.findings: list[LungFinding] = []
@@ -180,7 +182,7 @@ class _Assessment:
         if not any(ml.values()):
             self._find("side_ratio", None, "The lung mask is empty.")
             return
-        if self._both_in_one_label():
+        if not self._sided:
             self._find("sides", None, "Right and left lung are not told apart.")
             return
         smaller = min(ml, key=lambda side: ml[side])
@@ -229,8 +231,7 @@ class _Assessment:
         for side in (RIGHT, LEFT):
             key = f"{_NAMES[side]}_wall_uncovered"
             self.measures[key] = None
-            lung = self._lungs == side
-            if self._cage is None or not lung.any():
+            if self._cage is None or (self._sided and not (self._lungs == side).any()):
                 continue
             heights, directions = self._heights(), self._cage.directions(side)
             wall = self._cage.wall[heights][:, directions]
@@ -341,9 +342,7 @@ class _Assessment:
             beside |= lung & dilate(self._volume.padding, spacing, 1.5 * max(spacing[1:]))
         sides = int(np.count_nonzero(beside.any(axis=(1, 2)))) / int(np.count_nonzero(section))
         self.measures |= {"cut_by_ends": ends, "cut_by_sides": sides}
-        if ends > self._checks["cut_by_ends_far"]["limit"]:
-            self._find("cut_by_ends_far", ends, "The scan ends in the middle of the lungs.")
-        elif ends > self._checks["cut_by_ends"]["limit"]:
+        if ends > self._checks["cut_by_ends"]["limit"]:
             self._find("cut_by_ends", ends, "The scan ends within the lungs: figures are of the part that it shows.")
         if sides > self._checks["cut_by_sides"]["limit"]:
             self._find("cut_by_sides", sides, "The field of view cuts the lungs at the side.")

@@ -34,11 +34,9 @@ class ReportPictures:
     """
 
     def __init__(self, report: Report) -> None:
-        volume, lesion, _, lobes = report.study
+        volume, lesion = report.study[:2]
         mask = np.asarray(getattr(lesion, "array", lesion)) != 0
-        lobes_read = None if lobes is None else zones.Lobes.read(lobes, volume.geometry, report.lobe_map)
-        lungs_read = zones.Lungs.read(report.study.lungs, lobes_read, volume.geometry)
-        lungs = lungs_read.array if lungs_read.status == "ok" else None
+        lungs = report.lungs.array if report.lungs.status == "ok" else None
 
         reference = report.reference
         what = "Lesion outlined in yellow" + (", reference dashed in blue" if reference is not None else "")

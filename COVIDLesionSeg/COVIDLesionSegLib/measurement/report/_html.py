@@ -47,11 +47,6 @@ def value_with_unit(entry: Mapping[str, Any], signed: bool = False) -> str:
     return shown + (f" {tag('span', text(unit), class_='unit')}" if unit and entry["value"] is not None else "")
 
 
-def status_text(status: str) -> str:
-    """What a status means; nothing for "ok"."""
-    return "" if status == "ok" else catalog()["statuses"].get(status, status)
-
-
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
     """A table that scrolls sideways where the page is too narrow; columns without a word or number are left out.
 

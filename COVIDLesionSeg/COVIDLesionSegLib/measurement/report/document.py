@@ -15,7 +15,7 @@ from ... import __version__
 from ...errors import InputError
 from ...resources import resource
 from .. import zones
-from ..catalog import catalog, citations, key_of
+from ..catalog import catalog, citations, consolidation_limit, display_unit, key_of, status_text
 from ..evaluation import QUANTITIES, evaluate
 from ..longitudinal import STATUSES, TimePoint, compare_timepoints
 from ..quantification import Entries, quantify
@@ -92,20 +92,23 @@ class Report:
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     quantities: Entries = field(init=False)
+    lungs: zones.Lungs = field(init=False)
     evaluation: dict[str, Any] | None = field(init=False, default=None)
     comparison: dict[str, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        volume, lesion, lungs, lobes = self.study
-        self.quantities = quantify(
-            volume, lesion, lungs, lobes, lobe_map=self.lobe_map, consolidation_from=self.consolidation_from
-        )
+        volume, lesion = self.study[:2]
+        self.lungs, lobes = self.study.read(self.lobe_map)
+        study = TimePoint(volume, lesion, self.lungs, lobes)
+        self.quantities = quantify(*study, consolidation_from=self.consolidation_from)
+        if self.lungs.quality is not None and self.lungs.is_doubtful:
+            self.notes = [self.lungs.quality.line(), *self.notes]
         if self.reference is not None:
             self.evaluation = dict(evaluate(np.asarray(lesion) != 0, self.reference, volume.geometry.spacing_zyx))
         if self.earlier is not None:
             self.comparison = compare_timepoints(
                 self.earlier,
-                self.study,
+                study,
                 self.registration,
                 lobe_map=self.lobe_map,
                 consolidation_from=self.consolidation_from,
@@ -114,8 +117,7 @@ class Report:
     @property
     def threshold(self) -> float:
         """HU from which lesion counts as consolidation."""
-        given = self.consolidation_from
-        return catalog()["attenuation"]["consolidation_from"] if given is None else given
+        return consolidation_limit(self.consolidation_from)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was measured, as plain JSON values."""
@@ -128,6 +130,7 @@ class Report:
                 "created": self.created.isoformat(timespec="seconds"),
                 "software": {"name": "COVIDLesionSeg", "version": __version__},
                 "quantities": self.quantities,
+                "lung_quality": None if self.lungs.quality is None else self.lungs.quality.to_json(),
                 "evaluation": self.evaluation,
                 "comparison": comparison,
                 "notes": list(self.notes),
@@ -150,6 +153,7 @@ class Report:
             html.section("Pictures", missing, html.beside(shown.overlay, shown.lesions) if shown else ""),
             html.section(
                 "Lungs, zones and lobes",
+                _findings(self),
                 html.beside(
                     _region_table(self.quantities), (shown.zones if shown else "") + _whole_table(self.quantities)
                 ),
@@ -186,9 +190,9 @@ def _key_figures(quantities: Entries) -> str:
         entry = quantities[name]
         if entry["status"] == "lobes_missing":
             continue
-        note = "" if entry["value"] is not None else html.status_text(entry["status"])
+        note = status_text(entry["status"])
         shown = html.value_with_unit(entry)
-        if name == "mean_hu" and entry["value"] is not None:
+        if name == "mean_hu" and entry["value"] is not None and not note:
             note = f"standard deviation {html.number(quantities['sd_hu']['value'], 0)} HU"
         if name.startswith("severity") and entry["value"] is not None:
             highest = catalog()["severity"][name.rpartition("_")[2]]["maximum"]
@@ -208,6 +212,21 @@ def _notes(report: Report) -> str:
     return html.tag("div", html.tag("ul", items), class_="notes") if items else ""
 
 
+def _findings(report: Report) -> str:
+    """What makes the lungs doubtful; nothing where they are not."""
+    quality = report.lungs.quality
+    if quality is None or not quality.is_doubtful:
+        return ""
+
+    def shown(value: float | None, unit: str) -> str:
+        return "" if value is None else f"{html.number(value, 2)} {html.text(display_unit(unit))}".rstrip()
+
+    rows = [
+        [html.text(one.sentence), shown(one.value, one.unit), shown(one.limit, one.unit)] for one in quality.findings
+    ]
+    return html.table("Why the lung mask is doubtful.", ["Finding", "#Measured", "#Limit"], rows)
+
+
 def _region_table(quantities: Entries) -> str:
     rows, kinds = [], []
     regions = ["whole"]
@@ -220,7 +239,7 @@ def _region_table(quantities: Entries) -> str:
         )
         scored = quantities.get(key_of("zone_score", region)) or quantities.get(key_of("lobe_score", region))
         score = html.number(scored["value"], 0) if scored else ""
-        note = html.status_text(share["status"]) if share["value"] is None else ""
+        note = status_text(share["status"])
         # under its lung, a zone's own name is enough
         name = region_title(region).rpartition(", ")[2].capitalize()
         label = html.text(name) + (html.tag("span", f"<br>{html.text(note)}", class_="muted") if note else "")
@@ -236,7 +255,7 @@ def _whole_table(quantities: Entries) -> str:
         [
             html.text(quantities[name]["title"]),
             html.value_with_unit(quantities[name]),
-            html.text(html.status_text(quantities[name]["status"])),
+            html.text(status_text(quantities[name]["status"])),
         ]
         for name in _WHOLE
     ]
@@ -292,7 +311,7 @@ def _change_section(comparison: Mapping[str, Any] | None, shown: ReportPictures 
             [
                 html.text(changes[name]["title"]),
                 html.value_with_unit(changes[name], signed=signed),
-                html.text(html.status_text(changes[name]["status"])),
+                html.text(status_text(changes[name]["status"])),
             ]
             for name in names
         ]
@@ -337,7 +356,7 @@ def _reference_section(evaluation: Mapping[str, Any] | None, shown: ReportPictur
         digits = 0 if name.endswith("_lesions") else 2 if unit else 3
         quantity = QUANTITIES[name]
         value = html.number(entry["value"], digits)
-        note = html.status_text(entry["status"])
+        note = status_text(entry["status"])
         rows.append([html.text(quantity.title), value + unit, html.text(note), html.text(quantity.definition)])
     return html.section(
         "Comparison with the reference",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...files import atomic_path
 from ...imaging import Volume
-from ..components import find_components
+from ..lesions import find_components
 from . import _figure as style
 from ._planes import AXES, Box, View, draw, extent, show_field
 
