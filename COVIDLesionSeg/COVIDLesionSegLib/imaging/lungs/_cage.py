@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ._morphology import Mask, Spacing
+from ._morphology import Box, Mask, Spacing
 
 # Ribs and vertebrae averaged over a voxel of 2 mm are brighter than this, HU; soft tissue without contrast is not.
 _BONE = 130.0
@@ -72,6 +72,13 @@ class RibCage:
         nearest = np.full(cage.wall.shape, np.inf, np.float32)
         np.minimum.at(nearest, (places[0][outer], direction[outer]), radius[outer])
         return cls(y, x, _inner_surface(nearest, spacing[0]), spacing)
+
+    def cropped(self, box: Box) -> RibCage:
+        """The part inside the box, positions counted from its corner."""
+        z, y, x = box
+        return RibCage(
+            self.y[z] - y.start * self.spacing[1], self.x[z] - x.start * self.spacing[2], self.wall[z], self.spacing
+        )
 
     def coordinates(
         self, z: NDArray[np.intp], y: NDArray[np.intp], x: NDArray[np.intp]

@@ -17,7 +17,7 @@ from ...resources import load_json
 from ..volume import Volume
 from ._cage import RibCage
 from ._filling import ReducedVolume, free_gas
-from ._morphology import Box, Mask, bounding_box, dilate, label, touched
+from ._morphology import Box, Mask, bounding_box, dilate, erode, label
 from .finder import reduce_volume
 
 OK, DOUBTFUL = "ok", "doubtful"
@@ -39,6 +39,11 @@ _KNOWN = 0.3
 # What lies between is judged up to so far from the ribs, and not at the borders, mm; HU.
 _DEPTH, _RIM = 30.0, 3.0
 _MOSTLY_GAS, _MOSTLY_AERATED = -900.0, -250.0
+# Of a pneumothorax's surface so much lies against the lung; bowel under the diaphragm touches it hardly.
+_OPEN_TO_LUNGS = 0.15
+# Smoothed lung above this holds no air, HU; with this share of it, none of the lung does.
+_AIRLESS = -200.0
+_WHOLE = 0.85
 # Gas is looked for up to so far from the mask, mm.
 _MARGIN = 30.0
 
@@ -141,6 +146,8 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given"
         assessment.hull(sum(ml.values()))
         assessment.gas()
         assessment.field_of_view()
+        if engine == "classical":
+            assessment.airless()
     doubts, notes = (tuple(f for f in assessment.findings if f.is_note is is_note) for is_note in (False, True))
     return LungQuality(DOUBTFUL if doubts else OK, engine, doubts, assessment.measures, notes)
 
@@ -327,8 +334,28 @@ class _Assessment:
         size = np.bincount(number, minlength=count + 1)
         within = np.bincount(number[radius < wall + _RIM], minlength=count + 1) > 0.5 * size
         at_wall = np.bincount(number[np.abs(radius - wall) < _GAP], minlength=count + 1) > 0.05 * size
-        at_lungs = touched(labels, count, dilate(lungs, self._spacing, 1.5 * max(self._spacing)))
+        surface = gas & ~erode(gas, self._spacing, 1.01 * max(self._spacing))
+        open_to_lungs = dilate(lungs, self._spacing, 1.5 * max(self._spacing))
+        touching = np.bincount(labels[surface & open_to_lungs], minlength=count + 1)
+        at_lungs = touching > _OPEN_TO_LUNGS * np.bincount(labels[surface], minlength=count + 1)
         return (within & at_wall & at_lungs)[labels]
+
+    def airless(self) -> None:
+        """How much of each lung holds no air: an engine that sees lung by its air estimates the borders there."""
+        from scipy import ndimage
+
+        dense = ndimage.uniform_filter(self._volume.hu, 3) > _AIRLESS
+        for side, name in _NAMES.items():
+            lung = self._lungs == side
+            share = float(dense[lung].mean()) if lung.any() else None
+            self.measures[f"{name}_airless"] = share
+            if share is not None and share > self._checks["airless"]["limit"]:
+                part = "No part" if share > _WHOLE else f"{100 - 100 * share:.0f} %"
+                self._find(
+                    "airless",
+                    share,
+                    f"{part} of the {name} lung holds air: where it holds none, its border is estimated from the ribs.",
+                )
 
     def field_of_view(self) -> None:
         """How much of the lungs' widest section the scan's first or last slice, and its sides, cut."""
