@@ -183,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         title="segment",
     )
     if arguments.json:
-        failed = [{"id": key, "error": message} for key, message in outcome.failed]
+        failed = [{"id": key, "error": message} for key, message in outcome.exported]
         print(json.dumps({"results": list(outcome.results.values()), "failed": failed}, indent=2))
     print(outcome.summary(), file=sys.stderr)
     return _status_for_launcher(outcome) if launched else outcome.exit_status
