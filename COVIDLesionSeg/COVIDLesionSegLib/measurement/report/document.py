@@ -73,6 +73,7 @@ class Report:
         reference: a second lesion mask on the CT's grid, to compare with.
         earlier: an earlier study of the patient.
         registration: "rigid" or "affine", of the earlier study.
+        assume_same_patient: see :func:`.compare_timepoints`.
         lobe_map: see :func:`.zones.lobe_values`.
         consolidation_from: HU; None takes the catalog's.
         notes: sentences on what was odd about the input.
@@ -90,6 +91,7 @@ class Report:
     notes: Sequence[str] = ()
     record: Mapping[str, Any] | None = None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    assume_same_patient: bool = False
 
     quantities: Entries = field(init=False)
     lungs: zones.Lungs = field(init=False)
@@ -112,6 +114,7 @@ class Report:
                 self.registration,
                 lobe_map=self.lobe_map,
                 consolidation_from=self.consolidation_from,
+                assume_same_patient=self.assume_same_patient,
             )
 
     @property
