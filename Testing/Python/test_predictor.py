@@ -12,7 +12,7 @@ from predictor_fixtures import CPU, MARGIN, a_chest, a_model, some_lungs, the_pl
 from torch import nn
 
 from COVIDLesionSegLib.errors import InputError, ModelError
-from COVIDLesionSegLib.imaging import Geometry, Volume
+from COVIDLesionSegLib.imaging import Geometry, LocatedLungs, LungQuality, Volume
 from COVIDLesionSegLib.inference import Predictor, optimize
 from COVIDLesionSegLib.inference.slices import channels_last
 from COVIDLesionSegLib.networks import CAResUNet, COPLENet
@@ -44,7 +44,8 @@ def test_outside_of_the_crop_nothing_is_found(a_small_network):
     lungs = np.zeros(volume.array.shape, dtype=bool)
     lungs[2, 20:25, 30:36] = True
     model = a_model(a_small_network, threshold=1e-6, lung_crop_margin=1)
-    result = Predictor(model, "cpu", "float32").segment(volume, lungs, probability=True)
+    trusted = LocatedLungs(lungs.view(np.uint8), LungQuality("ok", "given"))
+    result = Predictor(model, "cpu", "float32").segment(volume, trusted, probability=True)
     crop = np.zeros_like(lungs)
     crop[1:4, 19:26, 29:37] = True
     assert result.mask[crop].all()

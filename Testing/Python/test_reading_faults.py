@@ -112,7 +112,7 @@ def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(tmp_p
     with pytest.raises(ReadError, match="claims 30000 x 30000 x 30000 voxels; at most 2147483648 are read"):
         read_volume(nifti(tmp_path / "ct.nii.gz", huge))
     path = save(tmp_path / "ct.mha")
-    with pytest.raises(ReadError, match=r"claims 20 x 24 x -9 voxels|'-9' as DimSize"):
+    with pytest.raises(ReadError, match="has '-9' as DimSize"):
         read_volume(edited(path, b"DimSize = 20 24 12", b"DimSize = 20 24 -9"))
 
 

@@ -91,8 +91,10 @@ def rescaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any
         return compact(array)
     # float32 holds every 16-bit value times a slope to better than 0.01 HU, and integers up to 2^24 exactly
     out = np.empty(array.shape, np.float32)
-    np.multiply(array, np.float32(slope), out=out, casting="unsafe")
-    out += np.float32(intercept)
+    # what gets too large for it becomes infinite, which is refused
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(array, np.float32(slope), out=out, casting="unsafe")
+        out += np.float32(intercept)
     return compact(out)
 
 

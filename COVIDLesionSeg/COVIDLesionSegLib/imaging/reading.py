@@ -14,6 +14,7 @@ from ..errors import GeometryError, InputError, ReadError
 from ..files import regular_file
 from ._image_file import FORMATS, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
+from .dicom._claims import require_sound_seg
 from .dicom.seg_reading import read_dicom_seg
 from .dicom.series import is_dicom, read_dicom
 from .geometry import Geometry
@@ -109,6 +110,7 @@ def read_labels(path: Path | str, label: int | str | None = None, geometry: Geom
     path = _existing(path)
     if path.is_dir() or not image_suffix(path):
         if path.is_file() and is_dicom(path):
+            require_sound_seg(path)
             return read_dicom_seg(path, label, geometry)
         what = "a folder" if path.is_dir() else "of a format that is not known"
         raise ReadError(

@@ -32,6 +32,7 @@ _LEAST_TILT = 0.1
 # Slices thinner than this share of their distance leave a gap worth a warning.
 _GAP_FROM = 0.75
 _SHOWN = 6
+_MOST_SLICES = 10_000
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,11 @@ def _even_gap(
         return spacing
 
     for base in (float(np.median(gaps)), float(gaps.min())):
-        multiples = np.round(gaps / base)
-        if multiples.min() >= 1 and np.abs(gaps - multiples * base).max() <= max(
-            _SPACING_TOLERANCE * base, _ROUNDING_MM
+        multiples = np.round(gaps / base) if base > 0 else np.zeros(1)
+        if (
+            multiples.min() >= 1
+            and multiples.sum() < _MOST_SLICES
+            and np.abs(gaps - multiples * base).max() <= max(_SPACING_TOLERANCE * base, _ROUNDING_MM)
         ):
             absent = [
                 distances[index] + step * gaps[index] / multiples[index]

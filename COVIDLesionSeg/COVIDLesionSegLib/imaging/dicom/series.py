@@ -21,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ReadError, SeriesChoiceError
+from ...files import open_regular
+from .._claims import LARGEST_NUMBER, require_size
 from .._image_file import FORMATS, name_is_utf8
 from ..geometry import Geometry
 from ..plausibility import compact
+from ._claims import is_believable, require_sound
 from ._slices import CT_CLASSES, DicomSlice, stack_slices
 
 # Media Storage SOP Class UID (0002,0002) in the file meta group, which is always explicit little endian
@@ -82,6 +85,7 @@ def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
     """
     images, notes = _choose(path, series)
     images, geometry, odd = stack_slices(images)
+    require_size("The series", geometry.size, 4)
     array, digests = _decode(images, geometry)
     sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
     patient = next((image.patient[0] for image in images if image.patient[0]), "")
@@ -111,7 +115,7 @@ def dicom_files(path: Path | str, series: str | None = None) -> list[Path]:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is a DICOM image, with or without the usual preamble."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(132)[128:] == b"DICM":
             return True
     return isinstance(_read_tags(path), DicomSlice)
@@ -207,6 +211,9 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         raise ReadError(f"{path} can't be read: {error.strerror}.") from error
     if not start:
         return "damaged" if path.suffix.lower() == ".dcm" else None
+    stored = require_sound(path)
+    if stored is None:
+        return None
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -221,11 +228,15 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
 
     def numbers(tag: str) -> tuple[float, ...]:
         try:
-            return tuple(float(part) for part in text(tag).split("\\") if part.strip())
+            values = tuple(float(part) for part in text(tag).split("\\") if part.strip())
         except ValueError:
             return ()
+        return values if all(abs(value) <= LARGEST_NUMBER for value in values) else ()
 
     size = reader.GetSize()
+    bits = text("0028|0100")
+    if not is_believable(stored, size, reader.GetNumberOfComponents(), int(bits) if bits.isdecimal() else 16):
+        return "damaged"
     return DicomSlice(
         path=path,
         series=text("0020|000e"),
@@ -326,5 +337,7 @@ def _decode_slice(image: DicomSlice, target: NDArray[Any]) -> tuple[bool, str]:
             "Copy or export the series again.",
         ) from error
     fits = target.dtype != np.int16 or (int(decoded.min()) >= -32768 and int(decoded.max()) <= 32767)
-    target[...] = decoded
+    # what gets too large becomes infinite, which is refused
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = decoded
     return fits, digest
