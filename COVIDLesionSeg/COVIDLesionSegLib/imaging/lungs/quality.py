@@ -209,9 +209,7 @@ class _Assessment:
         labels = [side for side in (RIGHT, LEFT) if (self._lungs == side).any()]
         if len(labels) != 1 or self._cage is None:
             return False
-        z, _, x = np.nonzero(self._lungs)
-        right = np.mean(x * self._spacing[2] < self._cage.x[z])
-        return bool(min(right, 1 - right) > _SHARE_OF_A_SIDE)
+        return bool(self._cage.shares(self._lungs > 0).min() > _SHARE_OF_A_SIDE)
 
     def _in_view(self, side: int) -> bool:
         """Whether the half of the chest reaches far enough from the spine into the field of view."""
@@ -310,9 +308,11 @@ class _Assessment:
         """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
         box = bounding_box(self._lungs > 0, self._spacing, _MARGIN)
         inside = self._lungs[box] > 0
-        gas = free_gas(self._volume.cropped(box))
+        volume = self._volume.cropped(box)
+        gas = free_gas(volume, rim=False)
         within = float((gas & inside).sum()) * self._voxel_ml
-        around = float(self._beside_lungs(gas & ~inside, inside, box).sum()) * self._voxel_ml
+        beside = self._beside_lungs(free_gas(volume) & ~inside, inside, box)
+        around = float((gas & beside).sum()) * self._voxel_ml
         self.measures |= {"gas_inside_ml": within, "gas_around_ml": around}
         for check, ml, place in (
             ("gas_inside", within, "are counted as lung: pneumothorax, a large bulla or bowel"),
