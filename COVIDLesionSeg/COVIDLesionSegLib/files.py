@@ -39,7 +39,10 @@ def regular_file(path: Path | str) -> os.stat_result:
         ReadError: a folder, a pipe, a socket or a device.
         OSError: not there, or it can't be looked at.
     """
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except ValueError as error:
+        raise ReadError(f"{str(path)!r} can't be the name of a file.") from error
     if not stat.S_ISREG(status.st_mode):
         raise ReadError(f"{path} could not be read: it is {_kind(status)}, and a file is needed.")
     return status
@@ -87,9 +90,8 @@ def check_target(target: Path | str) -> Path:
     except FileNotFoundError:
         status = None
     except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{_shown(target)} could not be written: {getattr(error, 'strerror', None) or error}."
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{_shown(target)} could not be written: {reason}.") from error
     if status is not None and (special or not stat.S_ISREG(status.st_mode)):
         what = "a device" if special else _kind(status)
         raise OutputError(f"{_shown(target)} is {what}, which is not replaced by a file; name a file.")

@@ -97,25 +97,22 @@ def open_panel(shared_session, scene):
     opened = []
 
     def open_one():
-        import qt
         import slicer
 
         from COVIDLesionSegLib.panel import ModulePanel
+        from host.scripted import show_panel
 
         widget = slicer.qSlicerScriptedLoadableModuleWidget()
-        widget.setLayout(qt.QVBoxLayout())
         panel = ModulePanel(widget.layout(), shared_session)
-        opened.append((panel, widget))
-        widget.resize(340, 800)
-        widget.show()
+        opened.append((panel, show_panel(widget)))
         panel.enter()
         return panel
 
     yield open_one
-    for panel, widget in opened:
+    for panel, window in opened:
         panel.cleanup()
-        widget.close()
-        widget.deleteLater()
+        window.close()
+        window.deleteLater()
     let_run(0.02)
 
 

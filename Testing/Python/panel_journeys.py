@@ -27,7 +27,6 @@ def main(store: str, folder: str) -> None:
     import host
 
     host.boot_gui()
-    import qt
     import slicer
     from panel_fixtures import add_ct
 
@@ -36,7 +35,6 @@ def main(store: str, folder: str) -> None:
 
     session = Session(_spawn())
     widget = slicer.qSlicerScriptedLoadableModuleWidget()
-    widget.setLayout(qt.QVBoxLayout())
     panel = ModulePanel(widget.layout(), session)
     widget.show()
     panel.enter()

@@ -21,14 +21,12 @@ Mask = NDArray[np.bool_]
 @contextmanager
 def module_panel() -> Any:
     """A panel with real workers; ``host.boot_gui()`` must have been called."""
-    import qt
     import slicer
 
     from COVIDLesionSegLib.panel import ModulePanel
     from COVIDLesionSegLib.panel.session import Session
 
     widget = slicer.qSlicerScriptedLoadableModuleWidget()
-    widget.setLayout(qt.QVBoxLayout())
     panel = ModulePanel(widget.layout(), Session())
     panel.enter()
     try:

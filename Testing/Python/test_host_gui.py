@@ -108,8 +108,8 @@ def faults(qt, slicer):
         "an unknown property": (AttributeError, lambda: button.caption),
         "a new attribute": (AttributeError, lambda: setattr(button, "caption", "x")),
         "a value of the wrong type": (AttributeError, lambda: setattr(combo, "iconSize", "large")),
-        "an unknown signal": (ValueError, lambda: button.connect("klicked()", print)),
-        "another signature": (ValueError, lambda: button.connect("clicked(int)", print)),
+        "calling a size": (TypeError, lambda: button.sizeHint()),
+        "an argument by keyword": (ValueError, lambda: button.setText("x", text="x")),
         "a slot that can't be called": (TypeError, lambda: button.connect("clicked()", "onApply")),
         "an enum with a number": (TypeError, lambda: qt.Qt.Checked == 2),
         "a number with an enum": (TypeError, lambda: qt.QProcess.NotRunning != 0),
@@ -123,6 +123,48 @@ def test_what_pythonqt_refuses_is_refused(qt, slicer_gui):
         with pytest.raises(error):
             action()
             print(fault)
+
+
+def test_an_unknown_signal_is_a_line_and_no_error(qt, capfd):
+    from host.pythonqt import failed_connections
+
+    before = list(failed_connections)
+    assert qt.QPushButton().connect("klicked()", print) is False
+    assert qt.QPushButton().connect("clicked(int)", print) is False
+    assert capfd.readouterr().err.count("has no signal") == 2
+    assert failed_connections[len(before) :] == [("QPushButton", "klicked()"), ("QPushButton", "clicked(int)")]
+    failed_connections[:] = before
+
+
+def test_setters_convert_as_pythonqt_does(qt):
+    label, spin, check = qt.QLabel("text"), qt.QSpinBox(), qt.QCheckBox()
+    label.setText(5)
+    spin.setValue(2.7)
+    check.setChecked(1)
+    assert (label.text, spin.value, check.checked) == ("5", 2, True)
+    label.setText(None)
+    check.setChecked(None)
+    assert (label.text, check.checked) == ("", False)
+
+
+def test_lists_are_tuples_and_sizes_are_attributes(qt, slicer_gui):
+    widget = qt.QWidget()
+    layout = qt.QVBoxLayout(widget)
+    for text in ("one", "another"):
+        layout.addWidget(qt.QPushButton(text))
+    assert isinstance(widget.children(), tuple) and len(widget.children()) == 3
+    assert widget.minimumSizeHint.height() > 20 and widget.sizeHint.width() >= widget.minimumSizeHint.width()
+    selector = slicer_gui.qMRMLNodeComboBox()
+    selector.nodeTypes = ["vtkMRMLVolumeNode"]
+    assert selector.nodeTypes == ("vtkMRMLVolumeNode",)
+
+
+def test_slicers_own_single_shot_keeps_its_timers(qt, slicer_gui):
+    seen, before = [], len(slicer_gui.app.moduleManager().children())
+    qt.QTimer.singleShot(0, lambda: seen.append("shot"))
+    while not seen:
+        slicer_gui.app.processEvents()
+    assert len(slicer_gui.app.moduleManager().children()) == before + 1
 
 
 def test_enums_compare_by_name(qt):

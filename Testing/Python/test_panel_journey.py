@@ -6,7 +6,6 @@ import csv
 import os
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -228,13 +227,36 @@ def test_a_timer_calls_once_or_never(slicer_gui):
     assert calls == ["kept although nobody holds it"]
 
 
-def test_a_timer_leaves_nothing_behind_in_qt(slicer_gui, monkeypatch):
+def test_timers_leave_nothing_behind_in_qt(slicer_gui, monkeypatch):
+    import gc
+    import weakref
+
     import qt
 
     from COVIDLesionSegLib.panel.process import QtTimer
 
-    # a timer object with a connected signal would stay for ever in Slicer; Qt removes its single shots itself
-    monkeypatch.setattr(qt, "QTimer", types.SimpleNamespace(singleShot=qt.QTimer.singleShot))
-    calls = []
-    QtTimer(1, lambda: calls.append("called"))
-    wait_for(lambda: calls, "the call")
+    made, gone, calls, make = [], [], [], qt.QTimer
+
+    def record():
+        timer = make()
+        timer.connect("destroyed()", lambda: gone.append(1))
+        made.append(1)
+        return timer
+
+    monkeypatch.setattr(qt, "QTimer", record)
+    before = len(slicer_gui.app.moduleManager().children())
+
+    class Owner:
+        def call(self):
+            calls.append(1)
+
+    owners = [Owner() for _ in range(40)]
+    timers = [QtTimer(index % 3, owner.call) for index, owner in enumerate(owners)]
+    for timer in timers[::2]:
+        timer.stop()
+    wait_for(lambda: len(calls) == 20 and len(gone) == 40, "the end of all timers")
+    left = [weakref.ref(owner) for owner in owners]
+    del owners, timers, timer
+    gc.collect()
+    assert len(made) == 40 and not any(owner() for owner in left)
+    assert len(slicer_gui.app.moduleManager().children()) == before

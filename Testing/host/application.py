@@ -19,6 +19,9 @@ import vtk
 
 from .files import FileManager
 
+# QEvent.DeferredDelete; this file does without Qt
+_DEFERRED_DELETE = 52
+
 
 class Module:
     """A loaded module: ``slicer.modules.<lower-case name>``."""
@@ -57,6 +60,12 @@ class ModuleManager:
 
     def disconnect(self, signal: str, slot: Any) -> bool:
         return True
+
+    def children(self) -> tuple[Any, ...]:
+        """The timers that ``qt.QTimer.singleShot`` made; nothing else is known here."""
+        from .pythonqt import timers
+
+        return tuple(timers)
 
 
 class Settings:
@@ -167,6 +176,8 @@ class Application:
     def processEvents(self, *arguments: Any) -> None:
         if self._qt is not None:
             self._qt.processEvents(*arguments)
+            # in Slicer an event loop runs, which does this too
+            self._qt.sendPostedEvents(None, _DEFERRED_DELETE)
 
     def pauseRender(self) -> None:
         self._render_pauses += 1

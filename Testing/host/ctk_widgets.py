@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from typing import Any
 
@@ -183,7 +184,21 @@ class ctkPushButton(QtWidgets.QPushButton):  # noqa: N801
 
 
 class ctkFittedTextBrowser(QtWidgets.QTextBrowser):  # noqa: N801
-    """A text browser."""
+    """A text browser that is as high as its text and never scrolls."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.textChanged.connect(self._fit)
+
+    def resizeEvent(self, event: QtGui.QResizeEvent) -> None:
+        QtWidgets.QTextBrowser.resizeEvent(self, event)
+        if event.size().width() != event.oldSize().width():
+            self._fit()
+
+    def _fit(self) -> None:
+        self.setFixedHeight(math.ceil(self.document.size.height()) + 2 * self.frameWidth)
 
 
 CLASSES = {

@@ -87,7 +87,11 @@ class qSlicerWidget(qMRMLWidget):  # noqa: N801
 
 
 class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):  # noqa: N801
-    """Panel of a scripted module."""
+    """Panel of a scripted module; it has its layout from the beginning."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        QtWidgets.QVBoxLayout(self)
 
 
 @add_setters

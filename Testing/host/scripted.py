@@ -140,9 +140,22 @@ def load_module(path: Path | str) -> LoadedModule:
     return LoadedModule(python, module, widget, panel)
 
 
+def show_panel(panel: Any, width: int = 400, height: int = 800) -> Any:
+    """Show a panel as Slicer's module panel does: in a scroll area that it fills, as high as it needs at that width.
+
+    Returns:
+        The scroll area, a window.
+    """
+    area = sys.modules["qt"].QScrollArea()
+    area.setWidgetResizable(True)
+    area.setWidget(panel)
+    area.resize(width, height)
+    area.show()
+    return area
+
+
 def _panel(name: str) -> Any:
     panel = slicer.qSlicerScriptedLoadableModuleWidget()
     panel.setObjectName(f"{name}ModuleWidget")
-    panel.setLayout(sys.modules["qt"].QVBoxLayout())
     panel.setMRMLScene(slicer.mrmlScene)
     return panel

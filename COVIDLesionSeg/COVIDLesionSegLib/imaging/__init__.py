@@ -19,8 +19,7 @@ from .lungs.quality import LungFinding, LungQuality, assess_lungs
 from .plausibility import check_hounsfield
 from .reading import read_labels, read_volume
 from .segments import Code, SegmentStyle, segment_style, segment_styles
-from .volume import LabelVolume, Volume
-from .window import apply_window
+from .volume import LabelVolume, Volume, apply_window
 from .writing import require_other_file, write_labels, write_volume
 
 __all__ = [

@@ -7,7 +7,7 @@ why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..imaging import LabelVolume, LocatedLungs, Volume
 from ..imaging.masks import binary_mask, bounding_box
-from . import severity, zones
+from . import zones
 from .catalog import LUNGS_DOUBTFUL, catalog, consolidation_limit, entry, joint_status, key_of
 from .lesions import Components, find_components
 
@@ -87,7 +87,7 @@ def quantify(
             report.density(region, found.hu, "ok")
         elif region in zones.LUNG_REGIONS:
             report.density(region, None if part.voxels is None else found.hu[part.voxels], part.status)
-    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones")
+    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones", parts["whole"].status)
     if lobes_read is None:
         report.add("severity_by_lobes", None, "lobes_missing")
     else:
@@ -95,6 +95,32 @@ def quantify(
     places = LUNGS_DOUBTFUL if lungs_read.is_doubtful else "ok"
     report.add("lesions", _list(found, lps, volume.geometry.voxel_ml), places)
     return report.entries
+
+
+def severity_score(involvement: float | None, lesion_ml: float | None, scale: str) -> int | None:
+    """CT severity score of one zone or lobe: how much of it is involved, in steps.
+
+    Args:
+        involvement: % of it that is lesion; None where it is not known.
+        lesion_ml: lesion in it, mL; too little counts as none, so that a stray voxel adds no point.
+        scale: "zones" (0 to 4; Zhou et al. 2020) or "lobes" (0 to 5; Pan et al. 2020); the steps are data in
+            ``Resources/Quantities.json``.
+
+    Returns:
+        The score, 0 only where there is no lesion or less than the catalog's least volume; None for None.
+    """
+    if involvement is None or lesion_ml is None:
+        return None
+    data = catalog()["severity"]
+    # volumes are sums of binary fractions: exactly the least volume counts
+    if involvement <= 0 or lesion_ml < data["least_scored_ml"] * (1 - 1e-9):
+        return 0
+    for step in data[scale]["steps"]:
+        below = "below" in step and involvement < step["below"]
+        up_to = "up_to" in step and involvement <= step["up_to"]
+        if below or up_to or not step.keys() & {"below", "up_to"}:
+            return step["score"]
+    raise ValueError(f"the steps of {scale!r} have no last one")
 
 
 @dataclass(frozen=True)
@@ -188,18 +214,25 @@ class _Measurements:
         self.add("mean_hu", None if hu is None else float(hu.mean()), status, region)
         self.add("sd_hu", None if hu is None else float(hu.std()), status, region)
 
-    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str) -> None:
+    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str, whole: str = "ok") -> None:
+        """Scores of the regions and their sum, which also carries what is to be said of the whole."""
         values: list[int | None] = []
         statuses = []
         for region in regions:
             involvement = self.entries[key_of("involvement", region)]
             lesion = self.entries[key_of("lesion_volume", region)]
-            values.append(severity.score(involvement["value"], lesion["value"], scale))
+            values.append(severity_score(involvement["value"], lesion["value"], scale))
             statuses.append(involvement["status"])
             self.add(name, values[-1], statuses[-1], region)
         # what makes the sum unknown is said before what is merely odd
         missing = [status for value, status in zip(values, statuses, strict=True) if value is None]
-        self.add(total, severity.total(values), joint_status(missing + statuses))
+        self.add(total, _severity(values), joint_status([*missing, *statuses, whole]))
+
+
+def _severity(scores: Iterable[int | None]) -> int | None:
+    """Sum of the scores; None if one of them is not known, since a part would look like less disease."""
+    scores = list(scores)
+    return None if None in scores else sum(score for score in scores if score is not None)
 
 
 def _list(found: _Lesion, lps: NDArray[np.float64], voxel_ml: float) -> list[dict[str, Any]]:

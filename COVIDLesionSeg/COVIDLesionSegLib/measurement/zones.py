@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..imaging import AxialView, LabelVolume, LocatedLungs, LungQuality, Volume, assess_lungs, divide_lungs
 from ..imaging.lungs.masks import lungs_by_side, sides_by_name
+from ..imaging.lungs.quality import GIVEN
 from ..imaging.masks import Box, integer_labels
 from .catalog import catalog
 
@@ -147,7 +148,8 @@ class Lungs:
         if given is not None and not sides and counts.any(axis=1).all():
             array = lungs_by_side(array, {1: 1, 2: 2}, geometry)
             counts = _counts(view.apply(array))
-        sided = bool(sides) or counts[1].any()
+        # of somebody else's mask with one label nobody knows; a finder's lone 1 is the right lung
+        sided = bool(sides) or counts[1].any() or (quality is not None and quality.engine != GIVEN)
         divided = None if sided else divide_lungs(array == 1, geometry)
         if divided is not None:
             array, counts, sided = divided, _counts(view.apply(divided)), True

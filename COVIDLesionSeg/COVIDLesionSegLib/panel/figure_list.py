@@ -71,8 +71,7 @@ def _quantityRows(entries: Entries) -> Iterable[tuple[str, str, str]]:
 def _evaluationRows(entries: Entries) -> Iterable[tuple[str, str, str]]:
     for name, quantity in QUANTITIES.items():
         if name in entries:
-            entry = entries[name]
-            yield _named(quantity.title, entry), _value(entry), _tip(quantity.definition, entry)
+            yield quantity.title, _value(entries[name]), _tip(quantity.definition, entries[name])
 
 
 def _named(title: str, entry: Mapping[str, Any]) -> str:

@@ -44,14 +44,14 @@ class ModulePanel(VTKObservationMixin):
         self.measure = MeasureTab(self.session, scene, note)
         self.learn = LearnTab(self.session, scene, note)
         self.tabs = qt.QTabWidget()
-        for tab, title in (
-            (self.segment, _("Segment")),
-            (self.correct, _("Correct")),
-            (self.measure, _("Measure")),
-            (self.learn, _("Learn")),
-        ):
-            self.tabs.addTab(tab.form, title)
-        for index in range(self.tabs.count):
+        self._pages = (self.segment, self.correct, self.measure, self.learn)
+        for index, title in enumerate((_("Segment"), _("Correct"), _("Measure"), _("Learn"))):
+            # only the form of the page in view is shown: a tab widget is as high as the highest of its pages needs
+            page = qt.QWidget()
+            layoutOfPage = qt.QVBoxLayout(page)
+            layoutOfPage.setContentsMargins(0, 0, 0, 0)
+            layoutOfPage.addWidget(self._pages[index].form)
+            self.tabs.addTab(page, title)
             self.tabs.setTabToolTip(index, f"Alt+{index + 1}")
         layout.addWidget(self.tabs)
         layout.addWidget(self.messages.form)
@@ -67,7 +67,7 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeGoes)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self._useParameters()
-        self._fitTabs(0)
+        self._tabChanged()
 
     # ---- Slicer's calls -----------------------------------------------------------------------------------------
 
@@ -92,9 +92,9 @@ class ModulePanel(VTKObservationMixin):
         for teller in self._tellers():
             teller.noted.disconnect(self.messages.note)
         self.session.run.finished.disconnect(self._onFinished)
-        for tab in (self.segment, self.correct, self.measure, self.learn):
-            tab.close()
-            setScene(tab.form, None)
+        for page in self._pages:
+            page.close()
+            setScene(page.form, None)
         self._parameters = None
         self.session.detach(self)
 
@@ -145,25 +145,17 @@ class ModulePanel(VTKObservationMixin):
         return lambda: self.tabs.setCurrentIndex(index)
 
     def _tabChanged(self) -> None:
-        current = self.tabs.currentIndex
-        self._fitTabs(current)
-        correcting = self._shown and current == self.tabs.indexOf(self.correct.form)
-        measuring = self._shown and current == self.tabs.indexOf(self.measure.form)
-        if correcting:
+        current = self._pages[self.tabs.currentIndex]
+        for page in self._pages:
+            page.form.setVisible(page is current)
+        if self._shown and current is self.correct:
             self.correct.enter()
         else:
             self.correct.leave()
-        if correcting or measuring:
+        if self._shown and current in (self.correct, self.measure):
             self.session.live.follow(self)
         else:
             self.session.live.unfollow(self)
-
-    def _fitTabs(self, current: int) -> None:
-        """As high as the tab in view, not as the highest, so that the messages stay near."""
-        for index in range(self.tabs.count):
-            policy = qt.QSizePolicy.Preferred if index == current else qt.QSizePolicy.Ignored
-            self.tabs.widget(index).setSizePolicy(policy, policy)
-        self.tabs.updateGeometry()
 
     def _onFinished(self, volumeNode: Any, *_ignored: Any) -> None:
         # another CT may have been chosen while the run was on
@@ -176,7 +168,7 @@ class ModulePanel(VTKObservationMixin):
 
     def onSetUp(self) -> None:
         """Go to the page that sets PyTorch up."""
-        self.tabs.setCurrentIndex(self.tabs.indexOf(self.learn.form))
+        self.tabs.setCurrentIndex(self._pages.index(self.learn))
         self.learn.showTorchPage()
 
     def onUseProcessor(self) -> None:

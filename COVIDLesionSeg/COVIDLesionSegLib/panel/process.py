@@ -104,7 +104,7 @@ class QtProcess:
         if error == qt.QProcess.FailedToStart:
             problem = self._process.errorString()
             # Qt may tell it from inside start()
-            qt.QTimer.singleShot(0, lambda: self._end(None, problem))
+            QtTimer(0, lambda: self._end(None, problem))
 
     def _end(self, exit_code: int | None, problem: str) -> None:
         listener, self._listener = self._listener, None
@@ -126,21 +126,28 @@ class QtTimer:
     def __init__(self, milliseconds: int, callback: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = callback
         _kept.add(self)
-        # Qt itself removes such a timer; one of ours and its signal's receiver would hold each other for ever
-        qt.QTimer.singleShot(milliseconds, self._call)
+        # Slicer's own QTimer.singleShot keeps each of its timers, and what it calls, until Slicer ends
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.connect("timeout()", self._call)
+        self._timer.start(milliseconds)
 
     def stop(self) -> None:
         """Never call."""
-        self._callback = None
-        _kept.discard(self)
+        if self._callback is not None:
+            self._callback = None
+            _kept.discard(self)
+            self._timer.stop()
+            # it and its signal's receiver hold each other: only Qt can end that circle
+            self._timer.deleteLater()
 
     def abandon(self) -> None:
         """Never call: Python ends."""
         self.stop()
 
     def _call(self) -> None:
-        callback, self._callback = self._callback, None
-        _kept.discard(self)
+        callback = self._callback
+        self.stop()
         if callback is not None:
             callback()
 

@@ -19,10 +19,12 @@ from ._cage import RibCage
 from ._filling import ReducedVolume, free_gas
 from ._morphology import Box, Mask, bounding_box, dilate, erode, label
 from .finder import reduce_volume
+from .masks import LEFT, RIGHT
 
 OK, DOUBTFUL = "ok", "doubtful"
-RIGHT, LEFT = 1, 2
-_NAMES = {RIGHT: "right", LEFT: "left"}
+# the engine of lungs that somebody else made
+GIVEN = "given"
+NAMES = {RIGHT: "right", LEFT: "left"}
 
 # A label holds both lungs when each side of the spine has this share of it.
 _SHARE_OF_A_SIDE = 0.25
@@ -53,7 +55,7 @@ class LungFinding:
     """One thing that speaks against a lung mask.
 
     Attributes:
-        check: name of the check in ``Resources/LungQuality.json``.
+        check: name of the check in ``Resources/LungQuality.json``; "not_looked_for" where nobody looked for lungs.
         value: what was measured, in ``unit``; None where the check has no number.
         limit: the limit that it passed, in ``unit``; None where the check has none.
         unit: UCUM unit of both, "1" for a ratio.
@@ -122,14 +124,14 @@ class LungQuality:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given", *, sided: bool = True) -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
         volume: the CT, HU.
         lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
         engine: what made the mask.
-        sided: False where 1 stands for both lungs, so that none of them can be missed.
+        sided: False where 1 stands for both lungs; what lies right and left of the body's middle is compared then.
 
     Returns:
         The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
@@ -195,7 +197,7 @@ class _Assessment:
         smaller = min(ml, key=lambda side: ml[side])
         ratio = self.measures["side_ratio"] = ml[smaller] / ml[RIGHT + LEFT - smaller]
         if ratio < self._checks["side_ratio"]["limit"]:
-            name = _NAMES[smaller]
+            name = NAMES[smaller]
             if not self._in_view(smaller):
                 sentence = f"The {name} half of the chest lies outside the field of view."
             elif not ml[smaller]:
@@ -234,7 +236,7 @@ class _Assessment:
     def wall(self) -> None:
         """What lies between each lung and the ribs at its side and back."""
         for side in (RIGHT, LEFT):
-            key = f"{_NAMES[side]}_wall_uncovered"
+            key = f"{NAMES[side]}_wall_uncovered"
             self.measures[key] = None
             if self._cage is None or (self._sided and not (self._lungs == side).any()):
                 continue
@@ -249,7 +251,7 @@ class _Assessment:
             if share > self._checks["wall_uncovered"]["limit"]:
                 what = self._between(heights, directions, uncovered, reached, wall)
                 sentence = (
-                    f"{what} between the {_NAMES[side]} lung and {100 * share:.0f} % of the ribs beside and behind it."
+                    f"{what} between the {NAMES[side]} lung and {100 * share:.0f} % of the ribs beside and behind it."
                 )
                 self._find("wall_uncovered", share, sentence)
 
@@ -345,7 +347,7 @@ class _Assessment:
         from scipy import ndimage
 
         dense = ndimage.uniform_filter(self._volume.hu, 3) > _AIRLESS
-        for side, name in _NAMES.items():
+        for side, name in NAMES.items():
             lung = self._lungs == side
             share = float(dense[lung].mean()) if lung.any() else None
             self.measures[f"{name}_airless"] = share
