@@ -11,7 +11,7 @@ from .. import documents
 from ..errors import InputError, ReadError
 
 FORMAT = "covid-lesion-seg case store"
-VERSION = 2
+VERSION = 3
 _RATER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _CASE = re.compile(r"case-(\d{4,})")
 CONSENSUS = "consensus"
@@ -111,8 +111,14 @@ def store_values(root: Path) -> dict[str, Any]:
     version = values["version"]
     if version > VERSION:
         raise InputError(
-            f"The case store {root.name} has version {version}; this program knows versions up to {VERSION}.",
+            f"The case store {root.name} has version {version}; this program works with version {VERSION}.",
             "Update COVIDLesionSeg to work with it; nothing was changed.",
+        )
+    if version < VERSION:
+        raise InputError(
+            f"The case store {root.name} has version {version}, which was never released; "
+            f"this program works with version {VERSION}.",
+            "Make a new store and import the masks into it; nothing was changed.",
         )
     return values
 

@@ -119,7 +119,7 @@ def read_image_file(path: Path, components: bool = False, hashed: bool = False) 
         packed.intercept,
         metadata,
         files,
-        _odd_geometry(format_name, metadata, geometry),
+        _odd_geometry(format_name, metadata, geometry, packed.forms_apart if packed else 0.0),
         digest.result() if digest else "",
     )
 
@@ -180,7 +180,9 @@ def _geometry(reader: Any, size: tuple[int, int, int]) -> Geometry:
     return Geometry(size, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel()))
 
 
-def _odd_geometry(format_name: str, metadata: Mapping[str, str], geometry: Geometry) -> tuple[str, ...]:
+def _odd_geometry(
+    format_name: str, metadata: Mapping[str, str], geometry: Geometry, forms_apart: float
+) -> tuple[str, ...]:
     unknown = (
         "The file does not say how the image lies in the patient; it is taken as ITK and Slicer take it, but left and "
         "right may be swapped."
@@ -191,14 +193,9 @@ def _odd_geometry(format_name: str, metadata: Mapping[str, str], geometry: Geome
         return ()
     if metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0":
         return (unknown,)
-    if metadata.get("sform_code") != "0":
-        rows = [[float(v) for v in metadata[f"srow_{axis}"].split()] for axis in "xyz"]
-        affine = np.array([*rows, [0.0, 0.0, 0.0, 1.0]])
-        corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in geometry.size), 1]], dtype=float).T
-        apart = float(np.linalg.norm(((affine - geometry.ijk_to_ras) @ corners)[:3], axis=0).max())
-        if not apart <= 0.5 * min(geometry.spacing):
-            differ = f"The NIfTI header holds two different positions (sform and qform, {apart:.3g} mm apart)"
-            return (f"{differ}; the one that ITK and Slicer choose is used.",)
+    if forms_apart > 0.5 * min(geometry.spacing):
+        differ = f"The NIfTI header holds two different positions (sform and qform, {forms_apart:.3g} mm apart)"
+        return (f"{differ}; the one that ITK and Slicer choose is used.",)
     return ()
 
 

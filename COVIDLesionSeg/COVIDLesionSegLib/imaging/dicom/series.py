@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class DicomVolume:
         files: the files read, slice by slice.
         sha256: SHA-256 over the sorted SHA-256 digests (hexadecimal, one a line) of the files.
         warnings: sentences about what was odd but usable.
+        patient_id: as the files give it, "" where none does.
     """
 
     array: NDArray[Any]
@@ -50,6 +51,7 @@ class DicomVolume:
     files: tuple[Path, ...]
     sha256: str
     warnings: tuple[str, ...]
+    patient_id: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,19 @@ def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
         series: SeriesInstanceUID; needed where there are several CT series.
 
     Raises:
-        ReadError: no DICOM image, no CT series, a damaged file, or a multi-frame file.
+        ReadError: no DICOM image, no CT series, a damaged file, a multi-frame file, or a series with two patients.
         SeriesChoiceError: several CT series and no choice, or a choice that is not there; the message lists them.
-        GeometryError: slices missing, unevenly spaced, sheared (gantry tilt), duplicated, or not alike.
-        IntensityError: a series that says itself that its values are not HU.
+        GeometryError: slices missing, unevenly spaced, sheared (gantry tilt), duplicated, not alike, or in two frames
+            of reference.
+        IntensityError: a series that says itself that its values are not HU, or whose rescale slope is 0.
     """
     images, notes = _choose(path, series)
     images, geometry, odd = stack_slices(images)
     require_size("The series", geometry.size, 4)
     array, digests = _decode(images, geometry)
     sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd))
+    patient = next((image.patient[0] for image in images if image.patient[0]), "")
+    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd), patient)
 
 
 def dicom_stack(source: Path | str | Sequence[Path | str], series: str | None = None) -> DicomStack:
@@ -252,6 +256,9 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         thickness=next(iter(numbers("0018|0050")), 0.0),
         tilt=next(iter(numbers("0018|1120")), 0.0),
         rescale_type=text("0028|1054").upper(),
+        slope=next(iter(numbers("0028|1053")), 1.0),
+        frame=text("0020|0052"),
+        patient=(text("0010|0020"), text("0010|0010"), text("0010|0030")),
     )
 
 
