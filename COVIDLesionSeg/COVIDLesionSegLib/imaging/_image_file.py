@@ -108,7 +108,9 @@ def read_image_file(path: Path, components: bool = False, hashed: bool = False) 
             array = decoded(packed, math.prod(size) * count, path)
     except OSError as error:
         raise ReadError(f"{path} can't be read: {error.strerror or error}.") from error
-    metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    # SimpleITK takes no key in another encoding, and a value would fail where it is written
+    keys = [key for key in reader.GetMetaDataKeys() if key.isascii()]
+    metadata = {key: reader.GetMetaData(key).encode("utf-8", "replace").decode() for key in keys}
     return ImageFile(
         format_name,
         _shaped(array, size, count, packed.layers),

@@ -214,6 +214,8 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
     stored = require_sound(path)
     if stored is None:
         return None
+    if not stored.whole:
+        return "damaged" if path.suffix.lower() == ".dcm" or _storage_class(start) in CT_CLASSES else None
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
