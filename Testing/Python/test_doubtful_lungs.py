@@ -33,8 +33,8 @@ from COVIDLesionSegLib.learning.store import open_store
 from COVIDLesionSegLib.measurement import compare_timepoints, quantify
 from COVIDLesionSegLib.measurement.catalog import catalog, joint_status
 from COVIDLesionSegLib.measurement.longitudinal import TimePoint
+from COVIDLesionSegLib.measurement.quantification import severity_score
 from COVIDLesionSegLib.measurement.report.document import Report
-from COVIDLesionSegLib.measurement.severity import score
 from COVIDLesionSegLib.measurement.tables import case_row, region_rows
 from COVIDLesionSegLib.phantom.sick import sick_chest
 from COVIDLesionSegLib.worker.lesion_tasks import Lesions
@@ -423,8 +423,8 @@ def test_a_stray_voxel_adds_no_point(chest_of_boxes):
     assert value(after, "zone_score.right_upper_zone") == 0
     least = catalog()["severity"]["least_scored_ml"]
     # the volume itself counts, however it was added up
-    assert [score(50.0, ml, "zones") for ml in (least * 0.99, sum([least / 7] * 7), least * 2)] == [0, 3, 3]
-    assert (score(None, 1.0, "lobes"), score(0.0, 0.0, "lobes")) == (None, 0)
+    assert [severity_score(50.0, ml, "zones") for ml in (least * 0.99, sum([least / 7] * 7), least * 2)] == [0, 3, 3]
+    assert (severity_score(None, 1.0, "lobes"), score(0.0, 0.0, "lobes")) == (None, 0)
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), -float("inf"), True, "-300"])
