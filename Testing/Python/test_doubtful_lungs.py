@@ -424,7 +424,7 @@ def test_a_stray_voxel_adds_no_point(chest_of_boxes):
     least = catalog()["severity"]["least_scored_ml"]
     # the volume itself counts, however it was added up
     assert [severity_score(50.0, ml, "zones") for ml in (least * 0.99, sum([least / 7] * 7), least * 2)] == [0, 3, 3]
-    assert (severity_score(None, 1.0, "lobes"), score(0.0, 0.0, "lobes")) == (None, 0)
+    assert (severity_score(None, 1.0, "lobes"), severity_score(0.0, 0.0, "lobes")) == (None, 0)
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), -float("inf"), True, "-300"])
