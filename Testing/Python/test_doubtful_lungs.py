@@ -318,16 +318,17 @@ def test_segment_warns_and_ends_with_0(sick, a_perfect_model, files, monkeypatch
 
 def test_segment_says_how_to_go_on_where_no_lungs_are_found(sick, a_perfect_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predictor_module, "_loaded", lambda _model: a_perfect_model)
-    volume, _, truth = sick
-    hu = np.where(truth > 0, np.int16(LESION_HU), volume.array)
-    hu[(hu < -900) & (volume.array < -900) & (np.arange(hu.shape[2]) > 40) & (np.arange(hu.shape[2]) < 104)] = 40
-    write_volume(Volume(hu, volume.geometry), tmp_path / "ct.nii.gz")
+    # a body in which nothing is air, with a lesion in it
+    hu = np.where(sick[0].array > -500, sick[0].array, np.int16(-1000))
+    hu[:, 20:80, 20:125] = 40
+    hu[20:30, 40:60, 40:60] = LESION_HU
+    write_volume(Volume(hu, sick[0].geometry), tmp_path / "ct.nii.gz")
     words = ["segment", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path), "--device", "cpu", "--quiet", "--json"]
     assert main(words) == 2
     assert "--lung-engine none searches the whole body" in capsys.readouterr().err
     assert main([*words, "--lung-engine", "none"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["lesion_ml"] == pytest.approx(np.count_nonzero(truth) * 0.025)
+    assert found["lesion_ml"] == pytest.approx(np.count_nonzero(hu == LESION_HU) * 0.025)
     assert found["lesion_percent_of_lung"] is None
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--lung-engine", "magic"])

@@ -11,7 +11,7 @@ from .. import documents
 from ..errors import InputError, ReadError
 
 FORMAT = "covid-lesion-seg case store"
-VERSION = 2
+VERSION = 3
 _RATER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _CASE = re.compile(r"case-(\d{4,})")
 CONSENSUS = "consensus"
@@ -39,24 +39,30 @@ class Layout:
         self.salt_file = self.private / "patient-key.json"
 
     def case(self, case_id: str) -> Path:
-        """Folder of a case."""
+        """Folder of a case.
+
+        Raises:
+            InputError: the id is none, and might lead out of the store.
+        """
+        if not _CASE.fullmatch(case_id):
+            raise InputError(f"{case_id!r} is no case's id; they are called case-0001 and so on.")
         return self.cases / case_id
 
     def case_file(self, case_id: str) -> Path:
         """What is known of a case; rewritten at each change."""
-        return self.cases / case_id / "case.json"
+        return self.case(case_id) / "case.json"
 
     def origin_file(self, case_id: str) -> Path:
         """What never changes about a case."""
-        return self.cases / case_id / "origin.json"
+        return self.case(case_id) / "origin.json"
 
     def revisions(self, case_id: str) -> Path:
         """Folder of a case's revisions."""
-        return self.cases / case_id / "revisions"
+        return self.case(case_id) / "revisions"
 
     def predictions(self, case_id: str) -> Path:
         """Folder of the answers that models gave for a case."""
-        return self.cases / case_id / "predictions"
+        return self.case(case_id) / "predictions"
 
     def location_file(self, case_id: str) -> Path:
         """Where the CT of a case lies that was not copied."""
@@ -105,8 +111,14 @@ def store_values(root: Path) -> dict[str, Any]:
     version = values["version"]
     if version > VERSION:
         raise InputError(
-            f"The case store {root.name} has version {version}; this program knows versions up to {VERSION}.",
+            f"The case store {root.name} has version {version}; this program works with version {VERSION}.",
             "Update COVIDLesionSeg to work with it; nothing was changed.",
+        )
+    if version < VERSION:
+        raise InputError(
+            f"The case store {root.name} has version {version}, which was never released; "
+            f"this program works with version {VERSION}.",
+            "Make a new store and import the masks into it; nothing was changed.",
         )
     return values
 
