@@ -52,32 +52,11 @@ _STORAGE_CLASS = re.compile(rb"\x02\0\x02\0UI..([0-9.]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class DicomVolume:
-    """A CT series read from DICOM.
-
-    Attributes:
-        array: (z, y, x), int16 or float32, values after the files' own rescale.
-        geometry: the grid; slices in order of their position along the normal of the image plane.
-        files: the files read, slice by slice.
-        sha256: SHA-256 over the sorted SHA-256 digests (hexadecimal, one a line) of the files.
-        warnings: sentences about what was odd but usable.
-        patient_id: as the files give it, "" where none does.
-    """
-
-    array: NDArray[Any]
-    geometry: Geometry
-    files: tuple[Path, ...]
-    sha256: str
-    warnings: tuple[str, ...]
-    patient_id: str = field(repr=False)
-
-
-@dataclass(frozen=True)
 class DicomStack:
     """The slices of a CT series in order, before their voxels are read.
 
     Attributes:
-        files: one a slice, in the order of the array's axis z.
+        files: one a slice, in the order of the array's axis z: of their position along the normal of the image plane.
         geometry: the grid.
         warnings: sentences about what was odd but usable.
     """
@@ -85,6 +64,21 @@ class DicomStack:
     files: tuple[Path, ...]
     geometry: Geometry
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DicomVolume(DicomStack):
+    """A CT series read from DICOM.
+
+    Attributes:
+        array: (z, y, x), int16 or float32, values after the files' own rescale.
+        sha256: SHA-256 over the sorted SHA-256 digests (hexadecimal, one a line) of the files.
+        patient_id: as the files give it, "" where none does.
+    """
+
+    array: NDArray[Any]
+    sha256: str
+    patient_id: str = field(repr=False)
 
 
 def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
@@ -107,7 +101,7 @@ def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
     array, digests = _decode(images, geometry)
     sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
     patient = next((image.patient[0] for image in images if image.patient[0]), "")
-    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd), patient)
+    return DicomVolume(tuple(image.path for image in images), geometry, (*notes, *odd), array, sha256, patient)
 
 
 def dicom_stack(source: Path | str | Sequence[Path | str], series: str | None = None) -> DicomStack:
