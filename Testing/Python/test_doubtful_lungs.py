@@ -198,7 +198,7 @@ def test_without_lungs_the_whole_body_is_searched_on_request(sick, predictor):
     assert (measured["severity_by_zones"]["value"], measured["involvement"]["status"]) == (None, "lungs_empty")
     with pytest.raises(InputError, match="there are no lungs"):
         predictor.segment(volume, lung_engine="none", postprocessing=PostProcessing(keep_inside_lungs_mm=5))
-    with pytest.raises(InputError, match="lung engine 'magic' is not known; known are classical, .*none"):
+    with pytest.raises(InputError, match=r"lung engine 'magic' is not known; known are classical, .*none"):
         predictor.segment(volume, lung_engine="magic")
 
 
