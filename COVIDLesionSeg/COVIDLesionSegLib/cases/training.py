@@ -293,9 +293,9 @@ class FineTuning:
             raise InputError("No case has a label yet; correct some cases first.")
         sides = self._split.sides()
         slices = {case.id: case.ct.geometry.axial_view().geometry.size[2] for case in cases}
-        judging = [case.id for case in cases if sides.get(case.patient) == "validation"]
-        share = 1.0 if judging else settings.data.validation_share
-        validation = sum(slices[name] for name in judging or slices)
+        validating = [case.id for case in cases if sides.get(case.patient) == "validation"]
+        share = 1.0 if validating else settings.data.validation_share
+        validation = sum(slices[name] for name in validating or slices)
         largest = max(
             (case.ct.geometry.axial_view().geometry.size for case in cases), key=lambda size: size[0] * size[1]
         )
