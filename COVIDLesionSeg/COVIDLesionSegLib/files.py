@@ -39,7 +39,10 @@ def regular_file(path: Path | str) -> os.stat_result:
         ReadError: a folder, a pipe, a socket or a device.
         OSError: not there, or it can't be looked at.
     """
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except ValueError as error:
+        raise ReadError(f"{str(path)!r} can't be the name of a file.") from error
     if not stat.S_ISREG(status.st_mode):
         raise ReadError(f"{path} could not be read: it is {_kind(status)}, and a file is needed.")
     return status

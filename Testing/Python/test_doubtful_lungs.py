@@ -33,8 +33,8 @@ from COVIDLesionSegLib.learning.store import open_store
 from COVIDLesionSegLib.measurement import compare_timepoints, quantify
 from COVIDLesionSegLib.measurement.catalog import catalog, joint_status
 from COVIDLesionSegLib.measurement.longitudinal import TimePoint
+from COVIDLesionSegLib.measurement.quantification import severity_score
 from COVIDLesionSegLib.measurement.report.document import Report
-from COVIDLesionSegLib.measurement.severity import score
 from COVIDLesionSegLib.measurement.tables import case_row, region_rows
 from COVIDLesionSegLib.phantom.sick import sick_chest
 from COVIDLesionSegLib.worker.lesion_tasks import Lesions
@@ -318,16 +318,17 @@ def test_segment_warns_and_ends_with_0(sick, a_perfect_model, files, monkeypatch
 
 def test_segment_says_how_to_go_on_where_no_lungs_are_found(sick, a_perfect_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predictor_module, "_loaded", lambda _model: a_perfect_model)
-    volume, _, truth = sick
-    hu = np.where(truth > 0, np.int16(LESION_HU), volume.array)
-    hu[(hu < -900) & (volume.array < -900) & (np.arange(hu.shape[2]) > 40) & (np.arange(hu.shape[2]) < 104)] = 40
-    write_volume(Volume(hu, volume.geometry), tmp_path / "ct.nii.gz")
+    # a body in which nothing is air, with a lesion in it
+    hu = np.where(sick[0].array > -500, sick[0].array, np.int16(-1000))
+    hu[:, 20:80, 20:125] = 40
+    hu[20:30, 40:60, 40:60] = LESION_HU
+    write_volume(Volume(hu, sick[0].geometry), tmp_path / "ct.nii.gz")
     words = ["segment", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path), "--device", "cpu", "--quiet", "--json"]
     assert main(words) == 2
     assert "--lung-engine none searches the whole body" in capsys.readouterr().err
     assert main([*words, "--lung-engine", "none"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["lesion_ml"] == pytest.approx(np.count_nonzero(truth) * 0.025)
+    assert found["lesion_ml"] == pytest.approx(np.count_nonzero(hu == LESION_HU) * 0.025)
     assert found["lesion_percent_of_lung"] is None
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--lung-engine", "magic"])
@@ -423,8 +424,8 @@ def test_a_stray_voxel_adds_no_point(chest_of_boxes):
     assert value(after, "zone_score.right_upper_zone") == 0
     least = catalog()["severity"]["least_scored_ml"]
     # the volume itself counts, however it was added up
-    assert [score(50.0, ml, "zones") for ml in (least * 0.99, sum([least / 7] * 7), least * 2)] == [0, 3, 3]
-    assert (score(None, 1.0, "lobes"), score(0.0, 0.0, "lobes")) == (None, 0)
+    assert [severity_score(50.0, ml, "zones") for ml in (least * 0.99, sum([least / 7] * 7), least * 2)] == [0, 3, 3]
+    assert (severity_score(None, 1.0, "lobes"), severity_score(0.0, 0.0, "lobes")) == (None, 0)
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), -float("inf"), True, "-300"])

@@ -189,7 +189,7 @@ def test_masks_that_are_no_masks_are_refused(chest_of_boxes):
     volume, lesion, lungs, lobes = chest_of_boxes
     with pytest.raises(GridMismatchError, match="lesion mask has the shape"):
         quantify(volume, lesion[1:], lungs)
-    with pytest.raises(InputError, match=r"between 0 and 0\.7, not just 0 and 1"):
+    with pytest.raises(InputError, match=r"from 0 to 0\.7; only 0 and 1 are allowed.*probability map"):
         quantify(volume, lesion * 0.7, lungs)
     with pytest.raises(InputError, match="labels other than 1"):
         quantify(volume, lesion, lobes)

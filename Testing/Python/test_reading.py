@@ -88,11 +88,20 @@ def test_scaling_in_a_nifti_header_is_applied(tmp_path):
     assert np.array_equal(volume.array, sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "ct.nii.gz"))))
 
 
-def test_nrrd_as_text_is_left_to_simpleitk(tmp_path):
+def test_nrrd_as_text_is_read(tmp_path):
     path = save(tmp_path / "ct.nrrd", compress=False)
     head, _, data = path.read_bytes().partition(b"\n\n")
     text = " ".join(map(str, np.frombuffer(data, np.int16))).encode()
     path.write_bytes(head.replace(b"encoding: raw", b"encoding: ascii") + b"\n\n" + text)
+    assert np.array_equal(read_volume(path).array, CHEST)
+
+
+def test_voxels_at_the_end_of_their_file_are_found(tmp_path):
+    path = save(tmp_path / "ct.nrrd", compress=False)
+    head, _, data = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(head + b"\nbyte skip: -1\n\n" + b"another header" + data)
+    assert np.array_equal(read_volume(path).array, CHEST)
+    path.write_bytes(head + b"\nbyte skip: 7\n\n" + b"another" + data)
     assert np.array_equal(read_volume(path).array, CHEST)
 
 

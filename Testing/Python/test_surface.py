@@ -89,13 +89,11 @@ def lesions_with_a_far_island():
 
 
 # whatever the sizes of the masks, each way of finding distances has to be taken
-@pytest.fixture(params=["as_is", "tree_only", "blocks_first"])
+@pytest.fixture(params=["as_is", "tree_only"])
 def every_way(request, monkeypatch):
-    if request.param != "as_is":
+    if request.param == "tree_only":
         monkeypatch.setattr(surface, "_ROWS", 1)
         monkeypatch.setattr(surface, "_CHUNK", 700)
-    if request.param == "blocks_first":
-        monkeypatch.setattr(surface, "_FEW", 0)
 
 
 @pytest.mark.parametrize("case", FILLED)
@@ -175,37 +173,19 @@ def test_identical_masks_are_at_distance_zero(lesions_with_a_far_island):
 def test_a_far_island_agrees_with_brute_force(lesions_with_a_far_island, monkeypatch, rows, along_x):
     monkeypatch.setattr(surface, "_ROWS", rows)
     monkeypatch.setattr(surface, "_ALONG_X", along_x)
-    monkeypatch.setattr(surface, "_FEW", 10)
     assert_agrees_with_brute_force(*lesions_with_a_far_island)
 
 
 @pytest.mark.parametrize("percent", [0.0, 50.0, 94.0, 95.0, 97.5, 99.9, 100.0])
 def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, monkeypatch, percent):
     monkeypatch.setattr(surface, "_ROWS", 3)
-    monkeypatch.setattr(surface, "_FEW", 10)
     prediction, reference, spacing = lesions_with_a_far_island
     points = [SparseMask.of(mask).surface_points() for mask in (prediction, reference)]
     alone = surface.SurfacePair(*points, spacing).percentile(percent)
     oracle = distances_by_brute_force(prediction, reference, spacing)
     assert alone == pytest.approx([np.percentile(found, percent) for found in oracle], rel=1e-12)
     everything = surface.SurfacePair(*points, spacing).distances()
-    assert alone == tuple(surface.percentile(found, percent) for found in everything)
-
-
-@pytest.mark.parametrize("blocks", [(8.0, 3.0), (4.0,), (2.0, 1.5), (1.5,)])
-def test_distances_of_any_rank_are_found_by_blocks(monkeypatch, blocks):
-    monkeypatch.setattr(surface, "_BLOCKS", blocks)
-    random = np.random.default_rng(1)
-    spacing = np.array([2.0, 0.7, 0.7])
-    # a plane of points at few, often equal distances: bounds are tight and ranks tied
-    points = np.stack([axis.ravel() for axis in np.mgrid[0:6, 0:9, 0:9]])
-    tree = surface.SurfaceTree(np.array([[-3, 0, 2], [-3, 4, 2], [-3, 4, 30]]).T, spacing)
-    scattered = random.integers(0, 60, (3, 300))
-    for asked in (points, scattered):
-        ordered = np.sort(tree.distances(asked))
-        for rank in range(0, len(ordered), 7):
-            ranks = rank, min(rank + 1, len(ordered) - 1)
-            assert surface._ranked(asked, tree, ranks) == tuple(ordered[list(ranks)])
+    assert alone == tuple(float(np.percentile(found, percent)) for found in everything)
 
 
 def test_the_smaller_surface_may_have_the_larger_percentile():

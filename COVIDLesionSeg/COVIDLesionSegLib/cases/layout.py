@@ -39,24 +39,30 @@ class Layout:
         self.salt_file = self.private / "patient-key.json"
 
     def case(self, case_id: str) -> Path:
-        """Folder of a case."""
+        """Folder of a case.
+
+        Raises:
+            InputError: the id is none, and might lead out of the store.
+        """
+        if not _CASE.fullmatch(case_id):
+            raise InputError(f"{case_id!r} is no case's id; they are called case-0001 and so on.")
         return self.cases / case_id
 
     def case_file(self, case_id: str) -> Path:
         """What is known of a case; rewritten at each change."""
-        return self.cases / case_id / "case.json"
+        return self.case(case_id) / "case.json"
 
     def origin_file(self, case_id: str) -> Path:
         """What never changes about a case."""
-        return self.cases / case_id / "origin.json"
+        return self.case(case_id) / "origin.json"
 
     def revisions(self, case_id: str) -> Path:
         """Folder of a case's revisions."""
-        return self.cases / case_id / "revisions"
+        return self.case(case_id) / "revisions"
 
     def predictions(self, case_id: str) -> Path:
         """Folder of the predictions of models for a case."""
-        return self.cases / case_id / "predictions"
+        return self.case(case_id) / "predictions"
 
     def location_file(self, case_id: str) -> Path:
         """Where the CT of a case lies that was not copied."""

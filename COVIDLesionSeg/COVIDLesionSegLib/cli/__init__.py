@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except COVIDLesionSegError as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("the command failed")
-        print(f"error: {error}", file=sys.stderr)
+        _tell_error(str(error))
         return error.exit_status
     except BrokenPipeError:
         # the reader of our output (head, less) has left: nothing to say, and nothing more may be flushed to it
@@ -97,12 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("the command failed")
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        _tell_error(_sentence(error))
         return 2
     except _UNFORESEEN as error:
         if arguments.verbose or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             logging.getLogger(__name__).exception("the command failed")
-        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        _tell_error(_unforeseen(error))
         return 2
 
 
@@ -113,6 +113,12 @@ def _command(name: str) -> ModuleType:
 def _sentence(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+
+
+def _tell_error(sentence: str) -> None:
+    # what a file put into it must neither break the line nor steer the terminal
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in sentence)
+    print(f"error: {shown}", file=sys.stderr)
 
 
 def _unforeseen(error: Exception) -> str:

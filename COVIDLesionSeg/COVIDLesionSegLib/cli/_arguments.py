@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cores import usable_cores
 from ..errors import InputError
+from ..files import check_target
 
 Label = int | str
 # a whole CT with its masks takes about a gigabyte
@@ -41,7 +42,7 @@ def add_lung_engine(parser: argparse.ArgumentParser) -> None:
 
 def as_label(text: str) -> Label:
     """A label given on the command line: a number, or a segment's name."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def state_file(output: Path | None, resume: bool) -> Path | None:
@@ -58,13 +59,18 @@ def state_file(output: Path | None, resume: bool) -> Path | None:
 
 
 def refuse_to_replace(inputs: Iterable[Path | str | None], outputs: Iterable[Path | None]) -> None:
-    """Refuse to replace an input, before any work is done; None stands for a file that wasn't given.
+    """Refuse to replace an input, or what is no file, before any work is done; None stands for what wasn't given.
 
     Raises:
         InputError: an output is one of the inputs, by whatever name.
+        OutputError: an output is a device or pipe.
     """
     from ..imaging import require_other_file
 
+    outputs = list(outputs)
+    for output in outputs:
+        if output is not None and not output.is_dir():
+            check_target(output)
     # not each output with each input: hundreds of studies would take minutes
     there = {_identity(path): path for path in inputs if path is not None}
     there.pop(None, None)

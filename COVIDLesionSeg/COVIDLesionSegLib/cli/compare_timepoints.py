@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..manifest import case_id, read_manifest
+from ..manifest import UNNAMED, check_id, read_manifest
 from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace, state_file
 from ._batch import file_fingerprint, run_batch
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lung_engine(parser)
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the lungs")
     parser.add_argument("--label", type=as_label, help="which label of the lesion masks is lesion")
-    parser.add_argument("--id", help="what to call the case; the later lesion mask's name if absent")
+    parser.add_argument("--id", help=f"what to call the case (default: {UNNAMED}; a file's name may be a patient's)")
     parser.add_argument(
         "--manifest",
         type=Path,
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write_tables(arguments, outcome.results)
     if arguments.json:
-        failed = [{"case": key, "error": message} for key, message in outcome.failed]
+        failed = [{"case": key, "error": message} for key, message in outcome.exported]
         print(json.dumps({"cases": list(outcome.results.values()), "failed": failed}, indent=2))
     else:
         print("\n\n".join(_text(result) for result in outcome.results.values()))
@@ -115,7 +115,7 @@ def _single(arguments: argparse.Namespace) -> dict[str, str]:
         raise InputError("--resume is for a --manifest; one case is done anew each time.")
     names = (*_NEEDED, *_MASKS, *_TEXT, "map")
     case = {name: str(getattr(arguments, name)) for name in names if getattr(arguments, name) is not None}
-    return case | {"id": arguments.id or case_id(arguments.later_lesion)}
+    return case | {"id": UNNAMED if arguments.id is None else check_id(arguments.id)}
 
 
 def _listed(arguments: argparse.Namespace) -> list[dict[str, str]]:

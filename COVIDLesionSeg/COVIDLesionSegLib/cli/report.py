@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..errors import InputError, ReadError
-from ..manifest import case_id, read_manifest
+from ..manifest import UNNAMED, case_id, check_id, read_manifest
 from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace
 from ._batch import file_fingerprint, run_batch
 
@@ -51,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the earlier study")
     parser.add_argument("--record", help="run record of the segmentation; found beside the lesion mask if absent")
-    parser.add_argument("--id", help="what to call the case; the lesion mask's name if absent")
+    parser.add_argument(
+        "--id",
+        help=f"what to call the case in page and tables (default: {UNNAMED}, since names of files may be a patient's)",
+    )
     parser.add_argument("--label", type=as_label, help="which label of the lesion mask is lesion")
     parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder with several")
     parser.add_argument(
@@ -113,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write_tables(arguments, outcome.results)
     if arguments.json:
-        failed = [{"case": key, "error": message} for key, message in outcome.failed]
+        failed = [{"case": key, "error": message} for key, message in outcome.exported]
         cases_measured = [result["measured"] for result in outcome.results.values()]
         print(json.dumps({"cases": cases_measured, "failed": failed}, indent=2))
     else:
@@ -138,10 +142,12 @@ def _single(arguments: argparse.Namespace) -> dict[str, str]:
             )
         case |= dict(zip(_FILES[5:], parts, strict=False))
     # `segment` names masks ID_lesions
-    case["id"] = arguments.id or re.sub(r"_lesions?$", "", case_id(arguments.lesion))
-    output = arguments.output or Path(f"{case['id']}_report.html")
+    # a file's name may hold a patient's: it is good for a name of a file beside it, not for the page
+    case["id"] = UNNAMED if arguments.id is None else check_id(arguments.id)
+    name = arguments.id or re.sub(r"_lesions?$", "", case_id(arguments.lesion))
+    output = arguments.output or Path(f"{name}_report.html")
     if output.is_dir():
-        output /= f"{case['id']}_report.html"
+        output /= f"{name}_report.html"
     return case | {"output": str(output)}
 
 
@@ -227,10 +233,10 @@ def _record(paths: Mapping[str, Path]) -> dict[str, Any] | None:
     if given is None and not path.is_file():
         return None
     try:
-        return RunRecord.from_json(path.read_text(encoding="utf-8")).to_json()
-    except OSError as error:
-        raise ReadError(f"The run record {path.name} can't be read: {error.strerror}.") from error
-    except (InputError, UnicodeDecodeError) as error:
+        return RunRecord.from_json(read_json(path)).to_json()
+    except FileNotFoundError as error:
+        raise ReadError(f"The run record {path.name} is not there.") from error
+    except InputError as error:
         if given is None:
             _log.info("%s beside the mask is not a run record: %s", path.name, error)
             return None

@@ -97,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-inside-lungs",
         type=float,
         metavar="MM",
-        help="drop lesion further than this from the lungs (default: the model's; 1000 keeps all)",
+        help="drop lesion further than this from the lungs (default: the model's, and none on doubtful lungs; "
+        "1000 keeps all)",
     )
     parser.add_argument(
         "--smooth-across-slices",
@@ -182,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         title="segment",
     )
     if arguments.json:
-        failed = [{"id": key, "error": message} for key, message in outcome.failed]
+        failed = [{"id": key, "error": message} for key, message in outcome.exported]
         print(json.dumps({"results": list(outcome.results.values()), "failed": failed}, indent=2))
     print(outcome.summary(), file=sys.stderr)
     return _status_for_launcher(outcome) if launched else outcome.exit_status

@@ -23,8 +23,10 @@ MOST_EXTRA_BYTES = 16 << 20
 # NIfTI allows 7 and NRRD 16; ITK is built for fewer, and a CT has 3.
 _MOST_DIMENSIONS = 7
 # An offset or spacing beyond this is no length in a room; float32 still holds it.
-_LARGEST_NUMBER = 1e9
-_LONGEST_LINE = 4096
+LARGEST_NUMBER = 1e9
+# MetaIO gives up over longer ones, loudly; and NRRD keys take a time that grows with their square.
+_LONGEST_LINE = 480
+_MOST_LINES = 20_000
 # MetaIO takes a colon for a separator, too
 _META_NAME = re.compile(r"[^:=\x00-\x1f]{1,200}")
 # Which fields of a MetaImage header hold numbers, and how many: of axes, of axes squared, or so many.
@@ -34,13 +36,13 @@ _META_NUMBERS = {
 }
 
 
-def require_size(name: str, size: Sequence[int], voxel_bytes: float = 1.0) -> int:
+def require_size(name: str, size: Sequence[int], voxel_bytes: int = 1) -> int:
     """The voxels that a header claims.
 
     Args:
         name: of the file, for messages.
         size: along each axis.
-        voxel_bytes: what one takes in memory; not whole where voxels are bits.
+        voxel_bytes: what one takes in memory.
 
     Raises:
         ReadError: an axis without voxels, too many axes, or more voxels than fit into memory.
@@ -56,38 +58,45 @@ def require_size(name: str, size: Sequence[int], voxel_bytes: float = 1.0) -> in
             f"{name} claims {shown} voxels; at most {MOST_VOXELS} are read.",
             "The file is damaged, or has to be cut or resampled first.",
         )
+    require_memory(f"{name} claims {shown} voxels", count * voxel_bytes)
+    return count
+
+
+def require_memory(claim: str, needed: float) -> None:
+    """Raise ReadError where so many bytes are not free; the claim begins its sentence."""
     free = free_memory()
-    if free is not None and count * voxel_bytes > free:
+    if free is not None and needed > free:
         raise ReadError(
-            f"{name} claims {shown} voxels, which take {count * voxel_bytes / 1e9:.3g} GB; {free / 1e9:.3g} GB of "
-            "memory are free.",
+            f"{claim}, which take {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB of memory are free.",
             "Close other programs, or cut or resample the image.",
         )
-    return count
 
 
 def require_numbers(name: str, what: str, values: Iterable[float]) -> None:
     """Raise GeometryError unless all are finite and no larger than a length can be."""
-    if not all(math.isfinite(value) and abs(value) <= _LARGEST_NUMBER for value in values):
+    if not all(math.isfinite(value) and abs(value) <= LARGEST_NUMBER for value in values):
         raise GeometryError(
             f"{name}: the {what} in its header holds NaN, infinity, or a number that is no length.",
             "Export the image again.",
         )
 
 
-def require_nrrd(name: str, fields: Mapping[str, str]) -> tuple[int, ...]:
+def require_nrrd(name: str, fields: Mapping[str, str], lines: int) -> tuple[int, ...]:
     """The size that an NRRD header claims, components included; its numbers are checked.
 
     Args:
         name: of the file.
         fields: names in lower case.
+        lines: of the header, with those of keys and values.
 
     Raises:
         ReadError: dimension and sizes that no image has.
         GeometryError: a position that is none.
     """
-    dimension = _whole(name, "dimension", fields.get("dimension", ""))
-    size = tuple(_whole(name, "sizes", word) for word in fields.get("sizes", "").split()[: _MOST_DIMENSIONS + 1])
+    if lines > _MOST_LINES:
+        raise ReadError(f"{name} has {lines} lines in its header; at most {_MOST_LINES} are read.")
+    dimension = require_whole(name, "dimension", fields.get("dimension", ""))
+    size = tuple(require_whole(name, "sizes", word) for word in fields.get("sizes", "").split()[: _MOST_DIMENSIONS + 1])
     if len(size) != dimension:
         raise ReadError(f"{name} claims {dimension} dimensions, but sizes for {len(size)}.", "Check the file.")
     for field in ("space directions", "space origin", "spacings", "axis mins", "axis maxs"):
@@ -122,8 +131,8 @@ def require_meta(name: str, lines: Sequence[str]) -> dict[str, str]:
         fields[key] = value
     if "NDims" not in fields or "ElementDataFile" not in fields:
         raise ReadError(f"{name} is not a MetaImage.", "Check the file.")
-    dimension = _whole(name, "NDims", fields["NDims"])
-    size = [_whole(name, "DimSize", word) for word in fields.get("DimSize", "").split()[: _MOST_DIMENSIONS + 1]]
+    dimension = require_whole(name, "NDims", fields["NDims"])
+    size = [require_whole(name, "DimSize", word) for word in fields.get("DimSize", "").split()[: _MOST_DIMENSIONS + 1]]
     if len(size) != dimension or dimension < 1:
         raise ReadError(f"{name} claims {dimension} dimensions, but sizes for {len(size)}.", "Check the file.")
     for field, power in _META_NUMBERS.items():
@@ -132,10 +141,10 @@ def require_meta(name: str, lines: Sequence[str]) -> dict[str, str]:
             if len(numbers) != dimension**power:
                 raise ReadError(f"{name} has {len(numbers)} numbers as {field} for {dimension} dimensions.")
             require_numbers(name, field, numbers)
-    channels = _whole(name, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))
+    channels = require_whole(name, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))
     require_size(name, [*size, channels] if channels != 1 else size)
     for field in ("CompressedDataSize", "HeaderSize"):
-        _whole(name, field, fields.get(field, "0"), least=-1)
+        require_whole(name, field, fields.get(field, "0"), least=-1)
     return fields
 
 
@@ -159,7 +168,8 @@ def require_room(path: Path, needed: int, room: int, compressed: bool) -> None:
         )
 
 
-def _whole(name: str, field: str, text: str, least: int = 0) -> int:
+def require_whole(name: str, field: str, text: str, least: int = 0) -> int:
+    """The whole number that a field of a header holds, or ReadError."""
     # not int(): it takes underscores and digits of other scripts, which the libraries don't
     if not re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII) or int(text) < least:
         raise ReadError(f"{name} has {text[:40]!r} as {field} in its header; a whole number is needed.")

@@ -3,17 +3,19 @@
 SimpleITK alone is not enough here: its NIfTI reader gives 0 for NaN, for infinity and for what a truncated file lacks,
 and takes the voxels of ``ct.nii`` when asked for the ``ct.nii.gz`` beside it; its NRRD and MetaImage readers accept
 damaged compressed data. So the voxels are decoded once, straight into the array, and the checksums of the compressed
-stream are looked at. What is packed in some rarer way is left to SimpleITK.
+stream are looked at. What is packed in some rarer way is refused: over damaged files of such ITK ends the process.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +33,7 @@ from ._claims import (
     require_numbers,
     require_room,
     require_size,
+    require_whole,
 )
 
 _BLOCK = 1 << 20
@@ -47,19 +50,26 @@ class PackedVoxels:
     path: Path
     dtype: np.dtype[Any]
     offset: int
-    compressed: bool = False  # by gzip or zlib, from the offset on
+    packing: str = "raw"  # or "gzip" (gzip or zlib, from the offset on), or "text" (numbers with blanks between them)
     skip: int = 0  # bytes to skip after decompression
     slope: float = 1.0
     intercept: float = 0.0
+    forms_apart: float = 0.0  # how far NIfTI's qform and sform put one corner of the image apart, mm
+    layers: int = 0  # which axis of the file, the fastest first, counts the values of a voxel where it has several
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the bytes have to be unpacked."""
+        return self.packing == "gzip"
 
 
-def locate_voxels(path: Path, format_name: str) -> PackedVoxels | None:
-    """Where the voxels of a file are, or None where they are packed in a way that is left to SimpleITK.
+def locate_voxels(path: Path, format_name: str) -> PackedVoxels:
+    """Where the voxels of a file are.
 
     What the header claims is checked, so that SimpleITK may see it.
 
     Raises:
-        ReadError: not such a file, or its header is damaged.
+        ReadError: not such a file, its header is damaged, or its voxels are packed in a way that is not read.
         GeometryError: spacing that is not positive, where SimpleITK would hide it.
         OSError: the file can't be read.
     """
@@ -78,6 +88,8 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
         ReadError: cut short, failing the checksum of the compressed data, or holding far more than the voxels.
     """
     needed = count * packed.dtype.itemsize
+    if packed.packing == "text":
+        return _from_text(packed, count, shown)
     array = np.empty(count, packed.dtype)
     target = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
     with packed.path.open("rb") as file:
@@ -105,6 +117,19 @@ def decoded(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
     return array if packed.dtype.isnative else array.byteswap(inplace=True).view(packed.dtype.newbyteorder())
 
 
+def _from_text(packed: PackedVoxels, count: int, shown: Path) -> NDArray[Any]:
+    with packed.path.open("rb") as file:
+        file.seek(packed.offset)
+        # one word more than needed would be a damaged file, too
+        words = file.read().split(None, count)
+    if len(words) < count:
+        raise _truncated(shown, count * packed.dtype.itemsize, None)
+    try:
+        return np.array(words[:count]).astype(packed.dtype.newbyteorder("="))
+    except (ValueError, OverflowError) as error:
+        raise ReadError(f"{shown.name} is damaged: its voxels are not all numbers.", "Export it again.") from error
+
+
 def require_stored(packed: PackedVoxels, count: int, shown: Path) -> None:
     """Whether a file can hold its voxels, before anything is allocated for them.
 
@@ -112,10 +137,12 @@ def require_stored(packed: PackedVoxels, count: int, shown: Path) -> None:
         ReadError: it is too small for them, or far too large.
     """
     size = regular_file(packed.path).st_size - packed.offset
-    needed = count * packed.dtype.itemsize
+    # a number as text takes a digit and a blank at least
+    needed = 2 * count - 1 if packed.packing == "text" else count * packed.dtype.itemsize
     if needed + packed.skip > (size * HIGHEST_COMPRESSION if packed.compressed else size):
         raise _truncated(shown, needed, None if packed.compressed else max(size, 0))
-    require_room(shown, needed, size, packed.compressed)
+    if packed.packing != "text":
+        require_room(shown, needed, size, packed.compressed)
 
 
 def _truncated(path: Path, needed: int, found: int | None) -> ReadError:
@@ -176,7 +203,7 @@ _NIFTI_TYPES = {
 _NIFTI_SEVERAL = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}
 
 
-def _nifti_voxels(path: Path) -> PackedVoxels | None:
+def _nifti_voxels(path: Path) -> PackedVoxels:
     with open_regular(path) as file:
         compressed = file.read(2) == _GZIP
         file.seek(0)
@@ -223,14 +250,37 @@ def _nifti_voxels(path: Path) -> PackedVoxels | None:
         path,
         np.dtype(order + _NIFTI_TYPES[datatype]),
         0 if compressed else start,
-        compressed,
+        "gzip" if compressed else "raw",
         start if compressed else 0,
         float(slope),
         float(intercept) if np.isfinite(intercept) else 0.0,
+        forms_apart=_forms_apart(header, order, dims, pixdim) if qform > 0 and sform > 0 else 0.0,
     )
     count = require_size(path.name, dims[1 : dims[0] + 1], packed.dtype.itemsize)
     require_stored(packed, count, path)
     return packed
+
+
+def _forms_apart(header: bytes, order: str, dims: Sequence[int], pixdim: Sequence[float]) -> float:
+    """Largest distance (mm) of a corner's two places by qform (method 2 of the format) and sform (method 3).
+
+    Both are taken as they stand: ITK tells of the one that it chose only, and keeps the sign of ``pixdim[0]``, which
+    says whether the third axis is turned round, to itself.
+    """
+    b, c, d, *offset = struct.unpack_from(order + "6f", header, 256)
+    sform = np.array(struct.unpack_from(order + "12f", header, 280)).reshape(3, 4)
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    scale = np.array(pixdim[1:4]) * (1, 1, -1 if pixdim[0] < 0 else 1)
+    qform = np.column_stack([rotation * scale, offset])
+    corners = [[*index, 1] for index in itertools.product(*((0, n - 1) for n in dims[1:4]))]
+    return float(np.linalg.norm((sform - qform) @ np.transpose(corners), axis=0).max())
 
 
 _C_TYPES = {
@@ -239,6 +289,8 @@ _C_TYPES = {
     "int16_t": "i2", "ushort": "u2", "unsigned short": "u2", "unsigned short int": "u2", "uint16": "u2",
     "uint16_t": "u2", "int": "i4", "signed int": "i4", "int32": "i4", "int32_t": "i4", "uint": "u4",
     "unsigned int": "u4", "uint32": "u4", "uint32_t": "u4", "float": "f4", "double": "f8",
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
 }  # fmt: skip
 
 
@@ -250,29 +302,37 @@ def several_values(path: Path, count: int) -> ReadError:
     )
 
 
-def _nrrd_voxels(path: Path) -> PackedVoxels | None:
+def _nrrd_voxels(path: Path) -> PackedVoxels:
     head, offset = _text_header(path, rb"\r?\n\r?\n")
     if not head.startswith("NRRD"):
         raise ReadError(f"{path.name} is not an NRRD image.", "Check the file.")
     fields = {}
-    for line in head.split("\n")[1:]:
+    lines = head.split("\n")
+    for line in lines[1:]:
         name, separator, value = line.partition(": ")
         if separator and not line.startswith("#") and ":=" not in line[: len(name) + 2]:
             if name.strip().lower() in fields:
                 raise ReadError(f"{path.name} has the field {name.strip()} twice in its header.", "Check the file.")
             fields[name.strip().lower()] = value.strip()
-    size = require_nrrd(path.name, fields)
+    size = require_nrrd(path.name, fields, len(lines))
     encoding = fields.get("encoding", "").lower()
     if encoding in ("bzip2", "bz2"):
         raise ReadError(f"{path.name} is packed with bzip2, which is not read; save it with gzip or uncompressed.")
-    compressed = {"raw": False, "gzip": True, "gz": True}.get(encoding)
+    packing = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "ascii": "text", "text": "text", "txt": "text"}.get(encoding)
     kind = _C_TYPES.get(fields.get("type", "").lower())
-    # layers are interleaved voxel by voxel, as Slicer writes them; ITK reorders whatever else there is
-    interleaved = all(kind in ("domain", "space") for kind in fields.get("kinds", "").split()[1:])
-    odd = compressed is None or kind is None or not interleaved or "byte skip" in fields or "line skip" in fields
+    if packing is None or kind is None or fields.get("line skip", "0") != "0":
+        raise ReadError(
+            f"{path.name} holds values of the type {fields.get('type', '')[:20]!r}, packed as {encoding[:20]!r}, which "
+            "is not read.",
+            "Save it with gzip or uncompressed.",
+        )
     order = ">" if fields.get("endian", "little").lower() == "big" else "<"
     detached = fields.get("data file", fields.get("datafile"))
-    return _attached_or_beside(path, detached, offset, order + (kind or "u1"), compressed, size, odd)
+    # layers stand first, voxel by voxel, as Slicer writes them; others put them last
+    kinds = fields.get("kinds", "").split()
+    layers = next((axis for axis, word in enumerate(kinds) if word not in ("domain", "space")), 0)
+    skip = require_whole(path.name, "byte skip", fields.get("byte skip", "0"), least=-1)
+    return _attached_or_beside(path, detached, offset, order + kind, packing, size, skip, layers)
 
 
 _META_TYPES = {
@@ -282,7 +342,7 @@ _META_TYPES = {
 }  # fmt: skip
 
 
-def _meta_voxels(path: Path) -> PackedVoxels | None:
+def _meta_voxels(path: Path) -> PackedVoxels:
     head, offset = _text_header(path, rb"(?m)^ElementDataFile[ \t]*=[^\n]*\n?")
     fields = require_meta(path.name, head.split("\n"))
 
@@ -293,11 +353,15 @@ def _meta_voxels(path: Path) -> PackedVoxels | None:
         return any(fields.get(name, "").lower() in ("true", "1") for name in names)
 
     kind = _META_TYPES.get(fields.get("ElementType", ""))
-    odd = kind is None or not says("BinaryData") or fields.get("HeaderSize", "0") != "0"
+    if kind is None or fields.get("ObjectType", "Image") != "Image":
+        raise ReadError(f"{path.name} is not a MetaImage of numbers; save it as short or float.")
     order = ">" if says("BinaryDataByteOrderMSB", "ElementByteOrderMSB") else "<"
+    packing = ("gzip" if says("CompressedData") else "raw") if says("BinaryData") else "text"
     detached = None if fields["ElementDataFile"] == "LOCAL" else fields["ElementDataFile"]
-    size = meta_size(fields)
-    return _attached_or_beside(path, detached, offset, order + (kind or "u1"), says("CompressedData"), size, odd)
+    skip = int(fields.get("HeaderSize", "0"))
+    if skip > 0 and detached is None:
+        raise ReadError(f"{path.name} has a HeaderSize for voxels in the same file, which is not read.", "Export it.")
+    return _attached_or_beside(path, detached, offset, order + kind, packing, meta_size(fields), skip)
 
 
 def _text_header(path: Path, end: bytes) -> tuple[str, int]:
@@ -315,19 +379,24 @@ def _attached_or_beside(
     detached: str | None,
     offset: int,
     dtype: str,
-    compressed: bool | None,
+    packing: str,
     size: Sequence[int],
-    odd: bool,
-) -> PackedVoxels | None:
-    """Where the voxels are, or None where they are packed in an odd way, of which only the least size is known."""
-    if detached is None:
-        packed = PackedVoxels(path, np.dtype(dtype), offset, bool(compressed))
-    else:
-        packed = PackedVoxels(_data_file(path, detached), np.dtype(dtype), 0, bool(compressed))
-    count = require_size(path.name, size, packed.dtype.itemsize)
-    # text and hexadecimal digits take two bytes a value at least
-    require_stored(replace(packed, dtype=np.dtype("u1")) if odd else packed, count, path)
-    return None if odd else packed
+    skip: int,
+    layers: int = 0,
+) -> PackedVoxels:
+    """Where the voxels are; a skip of -1 says that they are the last bytes of their file."""
+    data, start = (path, offset) if detached is None else (_data_file(path, detached), 0)
+    kind = np.dtype(dtype)
+    count = require_size(path.name, size, kind.itemsize)
+    if (skip == -1 and packing != "raw") or not -1 <= skip <= MOST_EXTRA_BYTES:
+        raise ReadError(f"{path.name} skips {skip} bytes before its voxels, which is not read.", "Export it again.")
+    if skip == -1:
+        start = max(start, regular_file(data).st_size - count * kind.itemsize)
+    elif packing != "gzip":
+        start, skip = start + skip, 0
+    packed = PackedVoxels(data, kind, start, packing, max(skip, 0), layers=layers)
+    require_stored(packed, count, path)
+    return packed
 
 
 def _data_file(path: Path, detached: str) -> Path:

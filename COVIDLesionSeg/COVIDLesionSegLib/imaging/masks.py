@@ -109,15 +109,7 @@ def binary_mask(given: NDArray[Any] | LabelVolume, geometry: Geometry, what: str
         InputError: floats between 0 and 1, which are probabilities.
     """
     array = _on_grid(given, geometry, what)
-    if array.dtype == bool:
-        return array
-    mask = array != 0
-    if array.dtype.kind == "f" and not np.array_equal(array, mask):
-        raise InputError(
-            f"The {what} holds values between {np.nanmin(array):g} and {np.nanmax(array):g}, not just 0 and 1; "
-            "is it a probability map? Threshold it first."
-        )
-    return mask
+    return as_mask(array, what) if array.dtype.kind in "bf" else array != 0
 
 
 def integer_labels(given: NDArray[Any] | LabelVolume, geometry: Geometry, what: str) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from ..errors import GeometryError, InputError, ReadError
 from ..files import regular_file
 from ._image_file import FORMATS, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
+from .dicom._claims import require_sound_seg
 from .dicom.seg_reading import read_dicom_seg
 from .dicom.series import is_dicom, read_dicom
 from .geometry import Geometry
@@ -60,13 +61,14 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
             if path.name.upper() == "DICOMDIR":
                 path = path.parent
         found = read_dicom(path, series)
-        array, geometry, warnings = found.array, found.geometry, found.warnings
+        array, geometry, warnings, patient = found.array, found.geometry, found.warnings, found.patient_id
         source: dict[str, Any] = {"format": "DICOM", "files": len(found.files), "sha256": found.sha256}
     else:
         if series is not None:
             raise InputError(f"A series can be chosen in a DICOM folder only; {path.name} is one image.")
         file = read_image_file(path, hashed=True)
         array, geometry, warnings = rescaled(file.array, file.slope, file.intercept), file.geometry, file.warnings
+        patient = ""
         if 1 in geometry.size:
             warnings += ("The volume has one slice only.",)
         source = {"format": file.format, "files": len(file.files), "sha256": file.sha256}
@@ -81,7 +83,7 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
     if rescale is not None:
         array = rescaled(array, slope, intercept)
     source["rescale"] = None if rescale is None else [slope, intercept]
-    return check_hounsfield(Volume(array, geometry, image_stem(path), source, warnings))
+    return check_hounsfield(Volume(array, geometry, image_stem(path), source, warnings, patient))
 
 
 def read_labels(path: Path | str, label: int | str | None = None, geometry: Geometry | None = None) -> LabelVolume:
@@ -108,6 +110,7 @@ def read_labels(path: Path | str, label: int | str | None = None, geometry: Geom
     path = _existing(path)
     if path.is_dir() or not image_suffix(path):
         if path.is_file() and is_dicom(path):
+            require_sound_seg(path)
             return read_dicom_seg(path, label, geometry)
         what = "a folder" if path.is_dir() else "of a format that is not known"
         raise ReadError(

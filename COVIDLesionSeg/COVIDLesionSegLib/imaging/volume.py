@@ -27,6 +27,8 @@ class Volume:
         name: what to call it in messages and file names: the input's stem, free of patient data.
         source: facts for the run record, free of patient data and folders: format, file count, SHA-256, rescale.
         warnings: sentences about what was odd but usable (uneven slice gap within tolerance, clipped values, ...).
+        patient_id: as a DICOM series gives it, to see whether two CTs are of one patient; "" where it is not known. It
+            goes into no output.
     """
 
     array: NDArray[Any]
@@ -34,6 +36,7 @@ class Volume:
     name: str = "volume"
     source: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    patient_id: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         self.geometry.require_shape(self.array, "volume")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
-from ..files import atomic_path
+from ..files import atomic_path, check_target
 from ._image_file import image_suffix, name_is_utf8
 from ._segmentation import segment_fields
 from .geometry import Geometry
@@ -91,8 +91,11 @@ def require_other_file(output: Path | str, inputs: Iterable[Path | str]) -> None
         InputError: the output is one of the inputs, by whatever name.
     """
     output = Path(output)
+    if not output.is_dir():
+        check_target(output)
     for given in map(Path, inputs):
-        same = output.resolve() == given.resolve()
+        # realpath, other than resolve(), bears links that lead round
+        same = os.path.realpath(output) == os.path.realpath(given)
         if same or (output.exists() and given.exists() and output.samefile(given)):
             raise InputError(f"The output {output} is an input; choose another output.")
 

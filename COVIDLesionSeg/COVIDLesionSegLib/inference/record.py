@@ -90,7 +90,13 @@ class RunRecord:
         if not isinstance(value, Mapping) or any(name not in value for name in names if name not in _ADDED):
             raise InputError("This is not a run record of this program: keys are missing.")
         known = {name: value[name] for name in names if name in value}
-        return cls(**known | {"warnings": tuple(value["warnings"])})
+        texts = known["warnings"]
+        objects = ("input", "model", "device", "parameters", "postprocessing", "seconds", "versions")
+        if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)) or not all(
+            isinstance(known[name], Mapping) for name in objects
+        ):
+            raise InputError("This is not a run record of this program: its keys hold other values.")
+        return cls(**known | {"warnings": tuple(texts)})
 
 
 def describe_input(volume: Volume) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 
 from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError
-from ..files import sha256_file, write_json
+from ..files import regular_file, sha256_file, write_json
 from ..imaging import apply_window, body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
 from .data import TrainingCase
 
 STORE_VERSION = 3
 _log = logging.getLogger(__name__)
+# a slice of 8192 x 8192
+_MOST_PIXELS = 1 << 26
 Progress = Callable[[str, int, int], None]
 
 
@@ -260,7 +263,15 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     import SimpleITK as sitk
 
     try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        regular_file(path)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        if math.prod(reader.GetSize()) > _MOST_PIXELS:
+            raise InputError(f"{path.name} claims {' x '.join(map(str, reader.GetSize()))} pixels; it is no slice.")
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except OSError as error:
+        raise InputError(f"{path.name} can't be read: {error.strerror}.") from error
     except RuntimeError as error:
         raise InputError(f"{path.name} can't be read as a picture.") from error
     if array.ndim == 3:

@@ -6,9 +6,8 @@ other mask, in mm. All measures take bool masks (z, y, x) of one shape (or integ
 in mm. Empty masks: NaN where both are empty, +inf where one is.
 
 Most surface voxels of two masks that resemble each other lie within a few voxels of the other surface. Those are
-found by looking along the rows around them, nearest rows first; the few that remain ask a k-d tree. Where only a
-percentile is asked for, the distances of a few places bound all others, because the distance to a set changes by no
-more than the way between two places, and only voxels near the percentile are asked for exactly.
+found by looking along the rows around them, nearest rows first; the few that remain ask a k-d tree, and where only a
+percentile is asked for, only if it may lie among them.
 """
 
 from __future__ import annotations
@@ -38,12 +37,6 @@ _ROWS = 150
 _ALONG_X = 6
 # Points looked up at a time: their working arrays stay in the processor's cache.
 _CHUNK = 20_000
-# Sides of the blocks whose centers bound the distances of the points in them, in voxels' mean sides.
-_BLOCKS = (8.0, 3.0)
-# Below this many points a tree answers faster than the blocks save.
-_FEW = 2_000
-# Relative slack of bounds, far above rounding and far below a difference between two distances on a lattice.
-_SLACK = 1e-9
 
 
 def hausdorff_distance(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float]) -> float:
@@ -172,11 +165,16 @@ def surface_dice(to_reference: Distances, to_prediction: Distances, tolerance: f
 
 def hd95_directed(to_reference: Distances, to_prediction: Distances) -> float:
     """HD95 from both directions' distances, mm."""
-    return max(percentile(to_reference, 95.0), percentile(to_prediction, 95.0))
+    return max(_percentile(to_reference, 95.0), _percentile(to_prediction, 95.0))
+
+
+def _percentile(distances: Distances, percent: float) -> float:
+    """Linearly interpolated between ranks."""
+    return float(np.percentile(distances, percent))
 
 
 def _hd95_pooled(to_reference: Distances, to_prediction: Distances) -> float:
-    return percentile(np.concatenate([to_reference, to_prediction]), 95.0)
+    return _percentile(np.concatenate([to_reference, to_prediction]), 95.0)
 
 
 def _hd95_pymic(to_reference: Distances, to_prediction: Distances) -> float:
@@ -229,7 +227,6 @@ class SurfacePair:
     def __init__(self, prediction: Points, reference: Points, spacing: tuple[float, float, float]) -> None:
         self._points = (prediction, reference)
         self._spacing = np.asarray(spacing)
-        self._trees: list[SurfaceTree | None] = [None, None]
         self._distances = near_distances(prediction, reference, spacing)
         self._pending = [np.flatnonzero(np.isinf(found)) for found in self._distances]
 
@@ -244,30 +241,18 @@ class SurfacePair:
         return self._percentile(0, percent), self._percentile(1, percent)
 
     def _percentile(self, side: int, percent: float) -> float:
-        distances, pending = self._distances[side], self._pending[side]
-        low, high, share = percentile_ranks(len(distances), percent)
-        resolved = len(distances) - len(pending)
-        if high >= resolved and (low < resolved or len(pending) <= _FEW):
+        distances = self._distances[side]
+        # those that are pending are further away than all others: at high ranks
+        if math.floor(percent / 100 * (len(distances) - 1)) + 1 >= len(distances) - len(self._pending[side]):
             self._resolve(side)
-        elif high >= resolved:
-            # all that are pending are further away than all that are not
-            first, second = _ranked(
-                self._points[side][:, pending], self._tree(1 - side), (low - resolved, high - resolved)
-            )
-            return first + share * (second - first)
-        return percentile(distances, percent)
+        return _percentile(distances, percent)
 
     def _resolve(self, side: int) -> None:
         pending = self._pending[side]
         if len(pending):
-            self._distances[side][pending] = self._tree(1 - side).distances(self._points[side][:, pending])
+            tree = SurfaceTree(self._points[1 - side], self._spacing)
+            self._distances[side][pending] = tree.distances(self._points[side][:, pending])
             self._pending[side] = pending[:0]
-
-    def _tree(self, side: int) -> SurfaceTree:
-        tree = self._trees[side]
-        if tree is None:
-            tree = self._trees[side] = SurfaceTree(self._points[side], self._spacing)
-        return tree
 
 
 class SurfaceTree:
@@ -294,30 +279,11 @@ class SurfaceTree:
         # from the difference of indices, so that the same offset always gives the same number, wherever it lies
         return lengths(self.points[:, nearest] - points, self.spacing)
 
-    def distances_from(self, places: NDArray[np.float64]) -> Distances:
-        """Distance of each of (n, 3) places z, y, x in mm to the nearest voxel of the tree, mm."""
-        distances, _ = self._tree.query(places, workers=usable_threads())
-        return np.asarray(distances)
-
 
 def lengths(offsets: Points, spacing: NDArray[np.float64]) -> Distances:
     """Lengths in mm of (3, n) offsets in voxels."""
     z, y, x = (offsets[axis] * spacing[axis] for axis in range(3))
     return np.sqrt(z * z + y * y + x * x)
-
-
-def percentile_ranks(count: int, percent: float) -> tuple[int, int, float]:
-    """The two ranks, from 0, between which a percentile lies, and its share of the way from the first to the second."""
-    place = percent / 100.0 * (count - 1)
-    low = math.floor(place)
-    return low, min(low + 1, count - 1), place - low
-
-
-def percentile(distances: Distances, percent: float) -> float:
-    """A percentile, linearly interpolated between ranks."""
-    low, high, share = percentile_ranks(len(distances), percent)
-    ordered = np.partition(distances, (low, high))
-    return float(ordered[low] + share * (ordered[high] - ordered[low])) if share else float(ordered[low])
 
 
 def near_distances(
@@ -427,40 +393,3 @@ class Rows:
         # what is still here may have found something, but not surely the nearest
         result[left] = np.inf
         np.sqrt(result, out=result)
-
-
-def _ranked(points: Points, tree: SurfaceTree, ranks: tuple[int, int]) -> tuple[float, float]:
-    """The distances to a tree that have two neighboring ranks, counted from 0, among those of (3, n) points.
-
-    The distance to a set is 1-Lipschitz: within a block it differs from that of the block's center by at most the way
-    to the center. Bounds on the two ranks follow, and with them which points can't be at either.
-    """
-    places = points.T * tree.spacing
-    low, high = np.zeros(len(places)), np.full(len(places), np.inf)
-    active = np.arange(len(places))
-    below = 0
-    for side in _BLOCKS:
-        block = side * math.prod(tree.spacing.tolist()) ** (1 / 3)
-        centers, member = _blocks(places[active], block)
-        if 2 * len(centers) > len(active):
-            break
-        to_center = np.sqrt(((places[active] - centers[member]) ** 2).sum(axis=1))
-        of_center = tree.distances_from(centers)[member]
-        low[active] = np.maximum(low[active], of_center - to_center)
-        high[active] = np.minimum(high[active], of_center + to_center)
-        least = np.partition(low, ranks[0])[ranks[0]] * (1 - _SLACK)
-        most = np.partition(high, ranks[1])[ranks[1]] * (1 + _SLACK)
-        active = np.flatnonzero((high >= least) & (low <= most))
-        below = int(np.count_nonzero(high < least))
-    distances = np.partition(tree.distances(points[:, active]), (ranks[0] - below, ranks[1] - below))
-    return float(distances[ranks[0] - below]), float(distances[ranks[1] - below])
-
-
-def _blocks(places: NDArray[np.float64], side: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Centers, mm (k, 3), of the cubic blocks that hold (n, 3) places, and the block of each place."""
-    index = np.floor(places / side).astype(np.int64)
-    index -= index.min(axis=0)
-    size = index.max(axis=0) + 1
-    key = (index[:, 0] * size[1] + index[:, 1]) * size[2] + index[:, 2]
-    _, first, member = np.unique(key, return_index=True, return_inverse=True)
-    return (np.floor(places[first] / side) + 0.5) * side, member.ravel()

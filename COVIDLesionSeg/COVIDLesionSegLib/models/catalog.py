@@ -202,6 +202,7 @@ def _read_record(path: Path) -> ModelEntry:
         # the record is the user's to edit, but no edit may lead out of the folder
         if record["id"] != model_id or file_name not in {model_id + ending for ending in FILE_ENDINGS}:
             raise ValueError("the record names another model's file")
+        _require_record(fields)
         entry = ModelEntry(status=INSTALLED, path=path.with_name(file_name), **fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"its record {path.name} can't be read ({error})"
@@ -209,6 +210,17 @@ def _read_record(path: Path) -> ModelEntry:
     if not path.with_name(file_name).is_file():
         return replace(entry, status=DAMAGED, path=None, problem=f"its file {file_name} is gone")
     return entry
+
+
+def _require_record(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fields of a record are of the types that are shown and compared."""
+    for name, value in fields.items():
+        if name == "size_bytes":
+            good = value is None or (isinstance(value, int) and 0 <= value < 1 << 62)
+        else:
+            good = isinstance(value, str) or (name == "sha256" and value is None)
+        if not good:
+            raise ValueError(f"its {name} is {str(value)[:40]}")
 
 
 # --- ids and folders ------------------------------------------------------------------------------------------------

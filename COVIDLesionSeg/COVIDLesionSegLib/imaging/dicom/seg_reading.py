@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GeometryError, GridMismatchError, InputError, ReadError
+from ...files import open_regular
 from ..geometry import Geometry
 from ..segments import chosen_value
 from ..volume import LabelVolume
@@ -45,7 +46,7 @@ class _Frames:
 
 def is_dicom_seg(path: Path | str) -> bool:
     """Whether a file is a DICOM SEG, as far as its beginning tells."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(1024)
     return start[128:132] == b"DICM" and SEGMENTATION_STORAGE[:-1].encode() in start
 
