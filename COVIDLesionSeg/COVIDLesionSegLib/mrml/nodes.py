@@ -51,7 +51,7 @@ def addNode(className: str, name: str) -> Any:
 
 
 def removeNode(node: Any) -> None:
-    """Remove a node with its display and storage nodes, which would keep its data in memory."""
+    """Remove a node with its display and storage nodes, which would keep its data in memory; a chart with its lines."""
     if node is None or node.GetScene() is None:
         return
     scene = node.GetScene()
@@ -60,6 +60,9 @@ def removeNode(node: Any) -> None:
         if hasattr(node, f"GetNumberOf{kind}Nodes"):
             count = getattr(node, f"GetNumberOf{kind}Nodes")()
             attached += [getattr(node, f"GetNth{kind}Node")(index) for index in range(count)]
+    if node.IsA("vtkMRMLPlotChartNode"):
+        lines = [node.GetNthPlotSeriesNode(index) for index in range(node.GetNumberOfPlotSeriesNodes())]
+        attached += [*lines, *(line.GetTableNode() for line in lines if line is not None)]
     scene.RemoveNode(node)
     for other in attached:
         if other is not None and other.GetScene() is not None:

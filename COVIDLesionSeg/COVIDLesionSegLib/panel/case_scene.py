@@ -89,10 +89,8 @@ class CaseScene:
 
     def remove(self) -> None:
         """Take the nodes out of the scene; what was hidden for them is visible again."""
-        errors = mrml.moduleParameters().errorSegmentation
-        if errors is not None and self.volumeNode is not None and mrml.volumeOf(errors) is self.volumeNode:
-            mrml.removeNode(errors)
-        for node in (self.segmentationNode, self.lungNode, self.volumeNode):
+        made = [] if self.volumeNode is None else mrml.moduleParameters().madeFrom(self.volumeNode)
+        for node in (*made, self.segmentationNode, self.lungNode, self.volumeNode):
             mrml.removeNode(node)
         mrml.removeLostAnswers()
         for node in self._hidden:

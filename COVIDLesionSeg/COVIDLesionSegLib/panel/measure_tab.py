@@ -32,6 +32,8 @@ class MeasureTab:
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._note = session, note
         self._parameters: ModuleParameters | None = None
+        # the one that lies over the CT
+        self._map: Any = None
         self._steps = Steps(session.timer)
         self._export = Export(session, note, self.showState)
         self.form, self.ui = loadForm("Measure", scene)
@@ -47,7 +49,7 @@ class MeasureTab:
         ui.histogramButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showHistogram())
         ui.zonesButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showZones())
         ui.errorsButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showErrors())
-        ui.mapButton.connect("toggled(bool)", self._onMap)
+        ui.mapButton.connect("toggled(bool)", lambda *_ignored: self._showMap())
         for selector, name in (
             (ui.earlierSelector, "earlierVolume"),
             (ui.earlierSegmentationSelector, "earlierSegmentation"),
@@ -126,6 +128,7 @@ class MeasureTab:
             parameters.probabilityVolume is not None or parameters.uncertaintyVolume is not None
         )
         ui.mapButton.setEnabled(bool(maps))
+        self._showMap()
         earlier = parameters is not None and None not in (parameters.earlierVolume, parameters.earlierSegmentation)
         ui.compareButton.setEnabled(measured and earlier and not tools.busy)
         showText(ui.changeLabel, tools.changeText())
@@ -141,10 +144,16 @@ class MeasureTab:
             self.ui.tableView.setMRMLTableNode(node)
             self.ui.tableView.resizeColumnsToContents()
 
-    def _onMap(self, shown: bool, *_ignored: Any) -> None:
-        if self._parameters is not None:
-            node = self._parameters.probabilityVolume or self._parameters.uncertaintyVolume
-            mrml.showMapInViews(node if shown else None)
+    def _showMap(self) -> None:
+        """Lay the chosen CT's map over it, or take away the one that lies there."""
+        parameters, wanted = self._parameters, None
+        if parameters is not None and self.ui.mapButton.checked:
+            wanted = parameters.probabilityVolume or parameters.uncertaintyVolume
+            if wanted is None:
+                self.ui.mapButton.setChecked(False)
+        if wanted is not self._map:
+            self._map = wanted
+            mrml.showMapInViews(wanted)
 
     # ---- export -------------------------------------------------------------------------------------------------
 

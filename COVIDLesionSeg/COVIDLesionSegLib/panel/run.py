@@ -251,9 +251,8 @@ class SegmentationRun(VTKObservationMixin):
         return getattr(self._parameters, name) if self._isChosen else None
 
     def _choose(self, **values: Any) -> None:
-        """Let the panel work on the result; while it works on another CT, that one keeps its own."""
-        if self._isChosen:
-            self._parameters.update(**values)
+        """Let the panel work on the result, now or once its CT is chosen again."""
+        self._parameters.keepWith(self._volumeNode, **values)
 
     @property
     def _isChosen(self) -> bool:

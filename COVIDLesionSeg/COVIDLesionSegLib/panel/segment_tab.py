@@ -147,13 +147,7 @@ class SegmentTab:
     def _onInput(self, node: Any = None, *_ignored: Any) -> None:
         if self._parameters is None or node is self._parameters.inputVolume:
             return
-        # an earlier result on another CT must not be replaced by one on this
-        lesions = mrml.resultsOn(node) if node is not None else []
-        lungs = mrml.resultsOn(node, "lungs") if node is not None else []
-        changes = {"inputVolume": node, "lesionSegmentation": lesions[-1] if lesions else None}
-        if self._parameters.findLungs:
-            changes["lungSegmentation"] = lungs[-1] if lungs else None
-        self._set(**changes)
+        self._set(inputVolume=node)
         if node is not None and not mrml.volumeProblem(node):
             mrml.showInViews(node)
 
