@@ -142,13 +142,17 @@ def test_behind_a_prefix_the_models_of_this_computer_are_changed_here(page, pane
     assert "ssh" not in command and "/far/python" not in command
 
 
-def test_a_model_is_removed_and_another_one_taken_by_default(page, panel, models_folder):
+def test_a_model_is_removed_after_a_question_and_another_one_taken_by_default(page, panel, models_folder, answers):
     file = own_model(models_folder)
     panel.session.modelsChanged.emit()
     choose(page, panel, "tuned-one")
     page.defaultButton.click()
     assert "taken by default now" in said(panel)
     assert panel.session.registry.default() == "tuned-one"
+    answers.next = False
+    page.removeButton.click()
+    assert "The file of tuned-one is deleted" in answers.asked[0] and file.exists()
+    answers.next = True
     page.removeButton.click()
     assert "tuned-one was removed" in said(panel) and not file.exists()
     assert panel.session.registry.default() == "coplenet-ctseg"

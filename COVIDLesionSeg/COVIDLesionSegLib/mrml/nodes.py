@@ -107,13 +107,20 @@ def changeStamp(node: Any) -> tuple[Any, ...]:
     transform = node.GetParentTransformNode()
     moved = 0 if transform is None else transform.GetTransformToWorldMTime()
     if node.IsA("vtkMRMLSegmentationNode"):
-        segmentation = node.GetSegmentation()
-        source = segmentation.GetSourceRepresentationName()
-        segments = [segmentation.GetSegment(identity) for identity in segmentation.GetSegmentIDs()]
-        data = [segmentation, *(segment.GetRepresentation(source) for segment in segments)]
-    else:
-        data = [node.GetImageData()]
-    return (node.GetMTime(), moved, *(part.GetMTime() for part in data if part is not None))
+        return (node.GetMTime(), moved, node.GetSegmentation().GetMTime(), *voxelStamp(node))
+    image = node.GetImageData()
+    return (node.GetMTime(), moved, 0 if image is None else image.GetMTime())
+
+
+def voxelStamp(segmentationNode: Any) -> tuple[Any, ...]:
+    """Another one once segments came, went, or have other voxels; names and colors do not count."""
+    segmentation = segmentationNode.GetSegmentation()
+    source = segmentation.GetSourceRepresentationName()
+    found = []
+    for identity in segmentation.GetSegmentIDs():
+        data = segmentation.GetSegment(identity).GetRepresentation(source)
+        found.append((identity, 0 if data is None else data.GetMTime()))
+    return tuple(found)
 
 
 def nodesOfClass(className: str) -> list[Any]:

@@ -142,10 +142,14 @@ class CaseHold:
 
     def endHere(self) -> None:
         """The panel goes, and the child may end before it takes another request: keep and release in this process."""
-        if self.hasUnkept:
-            attempt(self._keepHere, self._note)
+        self.keepHere()
         if self.token:
             attempt(lambda: Store(self._folder).locks.release(self._case, self.token), self._note)
+
+    def keepHere(self) -> None:
+        """Keep the edits that are not kept, in this process: their nodes go."""
+        if self.hasUnkept:
+            attempt(self._keepHere, self._note)
 
     def stop(self) -> None:
         """Stop all timers."""
@@ -155,9 +159,10 @@ class CaseHold:
     def _keepHere(self) -> None:
         from ..cases.masks import as_labels
 
-        store = Store(self._folder)
+        edits, store = self._edits, Store(self._folder)
         labels = as_labels(self._scene.mask(), store.case(self._case), "mask")
         store.autosaves.write(self._case, self._store.rater, labels, self.seconds)
+        self._kept = edits
 
     def _renew(self) -> None:
         if self.token:

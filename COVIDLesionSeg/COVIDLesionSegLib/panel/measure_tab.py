@@ -57,6 +57,7 @@ class MeasureTab:
             selector.connect("currentNodeChanged(vtkMRMLNode*)", self._setter(name))
         ui.compareButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.compare())
         ui.saveButton.connect("clicked(bool)", self.onExport)
+        ui.caseEdit.connect("editingFinished()", self._keepCaseName)
         ui.dicomCheck.connect("toggled(bool)", lambda *_ignored: self._showDicomNote())
         session.live.changed.connect(self.showState)
         self._showDicomNote()
@@ -78,6 +79,7 @@ class MeasureTab:
         ui.referenceSelector.setCurrentNode(parameters.referenceSegmentation)
         ui.earlierSelector.setCurrentNode(parameters.earlierVolume)
         ui.earlierSegmentationSelector.setCurrentNode(parameters.earlierSegmentation)
+        ui.caseEdit.setText("" if parameters.inputVolume is None else mrml.caseName(parameters.inputVolume))
         self._parameters = parameters
         self.showState()
 
@@ -111,6 +113,10 @@ class MeasureTab:
 
     def _onReferenceSegment(self, *_ignored: Any) -> None:
         self._set(referenceSegmentId=chosenData(self.ui.referenceCombo) or "")
+
+    def _keepCaseName(self) -> None:
+        if self._parameters is not None and self._parameters.inputVolume is not None:
+            mrml.nameCase(self._parameters.inputVolume, self.ui.caseEdit.text.strip())
 
     # ---- what was measured --------------------------------------------------------------------------------------
 
@@ -169,6 +175,7 @@ class MeasureTab:
         ui = self.ui
         if self._parameters is None:
             return
+        self._keepCaseName()
         kinds = [
             name
             for name, check in (

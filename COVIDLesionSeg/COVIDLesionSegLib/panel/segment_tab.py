@@ -11,14 +11,11 @@ from ..errors import COVIDLesionSegError, ModelError
 from ..models.catalog import ModelEntry
 from ..mrml import LESION_VIEWS, ModuleParameters
 from .devices import AUTOMATIC
-from .forms import addShortcut, chooseData, chosenData, loadForm, showText
+from .forms import DOUBLE_CLICK_S, addShortcut, chooseData, chosenData, loadForm, showText
 from .model_text import cardHtml, licenseText
 from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .text import _, duration_text
-
-# A second press this soon after Apply is a double click, not a wish to cancel.
-_DOUBLE_CLICK_S = 0.5
 
 
 class SegmentTab:
@@ -212,7 +209,7 @@ class SegmentTab:
         """Begin a run, or cancel the one that is on."""
         run = self._session.run
         if run.busy:
-            if time.monotonic() - self._started > _DOUBLE_CLICK_S:
+            if time.monotonic() - self._started > DOUBLE_CLICK_S:
                 run.cancel()
             return
         if self._parameters is None:
