@@ -11,9 +11,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from .errors import InputError, ReadError
+from .files import read_bytes, user_path
 
 _log = logging.getLogger(__name__)
 _EXTENSIONS = (".nii.gz", ".seg.nrrd")
+_MOST_BYTES = 32 << 20
+_LONGEST_ID = 100
+# what a case is called where nobody named it
+UNNAMED = "study"
 # what no file system in use allows in a name, and a leading dot, which hides the file
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]|^\.|^\s*$')
 
@@ -64,7 +69,7 @@ def read_manifest(
         empty += [f"line {line}: {name}" for name in required if name not in row]
         for name in row:
             if name not in text and name != "id":
-                row[name] = str(absolute_path(path.absolute().parent / Path(row[name]).expanduser()))
+                row[name] = str(absolute_path(path.absolute().parent / user_path(row[name])))
         row.setdefault("id", case_id(row.get(required[0], "")))
         cases.append(row)
     if empty:
@@ -92,11 +97,25 @@ def case_id(path: Path | str) -> str:
 _SUFFIXES = {".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz", ".csv", ".json", ".png", ".npz"}
 
 
+def check_id(text: str) -> str:
+    """The id itself, if it can be part of a file name.
+
+    Raises:
+        InputError: it can't.
+    """
+    if _UNSAFE.search(text) or len(text) > _LONGEST_ID:
+        raise InputError(
+            f"The id {text[:_LONGEST_ID]!r} can't be part of a file name; "
+            "use letters, digits, '-', '_', '.' and no leading dot."
+        )
+    return text
+
+
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         if not path.is_file():
             raise ReadError(f"The manifest {path} is not there; give a CSV file with one case a row.")
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadError(f"The manifest {path.name} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
     except OSError as error:
@@ -135,11 +154,10 @@ def _check_columns(path: Path, names: list[str], required: Sequence[str], wanted
 def _check_ids(path: Path, cases: list[dict[str, str]], lines: list[int], given: bool) -> None:
     first: dict[str, int] = {}
     for case, line in zip(cases, lines, strict=True):
-        if _UNSAFE.search(case["id"]):
-            raise InputError(
-                f"{path.name}, line {line}: the id {case['id']!r} can't be part of a file name; "
-                "use letters, digits, '-', '_', '.' and no leading dot."
-            )
+        try:
+            check_id(case["id"])
+        except InputError as error:
+            raise InputError(f"{path.name}, line {line}: {error}") from error
         # files of two ids that differ in case only would overwrite each other on Windows and macOS
         key = case["id"].casefold()
         if key in first:

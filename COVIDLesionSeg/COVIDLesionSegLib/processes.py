@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .errors import InputError
 
 _WINDOWS = sys.platform == "win32"
 _PROC = Path("/proc")
@@ -27,6 +30,44 @@ class _Entry(NamedTuple):
     group: int
     session: int
     state: str
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Somebody asked this process to end (SIGTERM); like Ctrl-C it passes whatever handles errors of the work."""
+
+
+@contextlib.contextmanager
+def ending_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises :class:`TerminatedError`, so that files that are being written vanish.
+
+    Only the main thread may set handlers; elsewhere nothing changes.
+    """
+
+    def end(number: int, _: object) -> None:
+        # whoever sends it twice must not disturb the tidying up
+        signal.signal(number, signal.SIG_IGN)
+        raise TerminatedError
+
+    before = None
+    with contextlib.suppress(ValueError):
+        before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def launcher_number(name: str, default: int) -> int:
+    """A number that ``torchrun`` sets in the environment, e.g. WORLD_SIZE.
+
+    Raises:
+        InputError: it is no whole number from 0.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > 9:
+        raise InputError(f"The environment variable {name} is {text!r}; a launcher such as torchrun sets a number.")
+    return int(text)
 
 
 def kill_tree(pid: int) -> None:
@@ -121,14 +162,33 @@ def start_time(pid: int) -> str | None:
     return done.stdout.strip() or None
 
 
-def usable_processors() -> int:
-    """Processors that this process may use: its affinity, and the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    return max(1, count)
+def free_memory() -> int | None:
+    """Bytes of memory that this process can still take, or None if nobody tells."""
+    figures = [f for f in (_system_memory(), _control_group_memory()) if f is not None]
+    return min(figures, default=None)
+
+
+def _system_memory() -> int | None:
+    info = _PROC / "meminfo"
+    if info.is_file():
+        line = re.search(r"^MemAvailable:\s*(\d+) kB", info.read_text(encoding="ascii"), re.MULTILINE)
+        return int(line[1]) * 1024 if line else None
+    if hasattr(os, "sysconf") and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _control_group_memory() -> int | None:
+    """What a container's limit leaves (control groups, version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        # pages of files that were read count as used, and are given up when somebody needs them
+        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+        return max(int(limit) - int(used) + (int(cached[1]) if cached else 0), 0)
+    except (OSError, ValueError):
+        # no such files, or the limit is "max": there is none
+        return None
 
 
 def _processes(only: int | None = None) -> Iterator[_Entry]:

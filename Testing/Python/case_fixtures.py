@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from COVIDLesionSegLib.cases import Store
+from COVIDLesionSegLib.cases.gate import CaseFigures, GateDecision, GateRule, decide
 from COVIDLesionSegLib.models.card import CARD_KEY, ModelCard
 
 SHAPE = (6, 24, 28)
@@ -71,3 +73,27 @@ def write_model(path: Path, **card: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(range(16)))
     return path
+
+
+def figures(dice: float, reference: float = 10.0, prediction: float = 10.0) -> CaseFigures:
+    """Figures of one case that matter to the gate."""
+    return CaseFigures(dice, 0.1, 4.0, prediction, reference)
+
+
+def decision(
+    new: str,
+    old: str,
+    after: Sequence[float],
+    before: Sequence[float],
+    *,
+    split: Mapping[str, object] | None = None,
+    rule: GateRule | None = None,
+) -> GateDecision:
+    """What the gate says of two models' Dice on case-0001, case-0002, ..., each of another patient; one may decide."""
+    names = [f"case-{number:04d}" for number in range(1, len(after) + 1)]
+    found = {
+        old: dict(zip(names, map(figures, before), strict=True)),
+        new: dict(zip(names, map(figures, after), strict=True)),
+    }
+    rule = rule or GateRule(minimum_patients=1)
+    return decide(new, old, old, found, {name: name for name in names}, split=split or {}, rule=rule)

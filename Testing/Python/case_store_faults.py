@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from case_fixtures import lesion
+from case_fixtures import decision, lesion
 
 # imported before any fork, so that each child need not do it again
 import COVIDLesionSegLib.cases.checking
@@ -39,8 +39,7 @@ import COVIDLesionSegLib.learning.data
 import COVIDLesionSegLib.measurement.raters  # noqa: F401
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.agreement import make_consensus
-from COVIDLesionSegLib.cases.gate import CaseFigures, decide
-from COVIDLesionSegLib.cases.migration import migrate
+from COVIDLesionSegLib.codec import to_json
 
 INPUTS, SCRATCH = (Path(name) for name in sys.argv[1:3]) if len(sys.argv) > 2 else (Path(), Path())
 FLUSH = "fsync"
@@ -125,8 +124,7 @@ def prepared(folder: Path) -> None:
 
 
 def gate_decision(store: Store) -> Any:
-    figures = {"case-0003": CaseFigures(0.8, 0.1, 3.0, 10.0, 11.0)}
-    return decide("toy", model_id(store), figures, figures, store.split.statement([store.case("case-0003")]))
+    return decision(model_id(store), "toy", [0.8], [0.8], split=store.split.statement([store.case("case-0003")]))
 
 
 def model_id(store: Store) -> str:
@@ -144,20 +142,6 @@ def recovered(store: Store) -> None:
     with store.open("case-0003", "bert") as session:
         assert session.recovered is not None or store.case("case-0003").latest("bert") is not None
         session.save(session.start_mask)
-
-
-def older(store: Store) -> None:
-    """The store as version 1 had it, then brought up to date; ends in between are what is tried."""
-    migrate(store.folder)
-
-
-def as_version_1(folder: Path) -> None:
-    values = json.loads((folder / "store.json").read_text())
-    split = json.loads((folder / "split.json").read_text())
-    salt = json.loads((folder / "private" / "patient-key.json").read_text())["salt"]
-    (folder / "store.json").write_text(json.dumps({**values, "version": 1, "split": split["patients"], "salt": salt}))
-    (folder / "split.json").unlink()
-    (folder / "private" / "patient-key.json").unlink()
 
 
 def without_split(folder: Path) -> None:
@@ -183,16 +167,15 @@ def damaged(folder: Path) -> None:
     os.utime(folder / "locks" / "case-0001.lock", (0, 0))
     model = next((folder / "models").glob("*/model.json"))
     store = Store(folder)
-    gate = gate_decision(store).to_json()
+    gate = to_json(gate_decision(store))
     model.write_text(json.dumps({**json.loads(model.read_text()), "gate": gate}))
 
 
 # operations whose store can't be opened before
-WITHOUT_STORE = ("make a store", "migrate")
+WITHOUT_STORE = ("make a store",)
 # what an operation begins with instead of the usual store
 STARTS: dict[str, Callable[[Path], None]] = {
     "make a store": lambda folder: (shutil.rmtree(folder), folder.mkdir())[1],
-    "migrate": as_version_1,
     "freeze the split": without_split,
     "extend the split": one_patient_new,
     "check and repair": damaged,
@@ -201,7 +184,7 @@ OPERATIONS: dict[str, Operation] = {
     "make a store": lambda store: (store.folder / "store.json").exists() or Store.create(store.folder),
     "add a copy": lambda store: store.add(INPUTS / "4.nii.gz", patient="Patient 4"),
     "add a reference": lambda store: store.add(INPUTS / "4.nii.gz", copy=False, keep_identity=True),
-    "store an answer": lambda store: store.set_prediction("case-0002", lesion(7), "toy", lungs=lesion(8)),
+    "store a prediction": lambda store: store.set_prediction("case-0002", lesion(7), "toy", lungs=lesion(8)),
     "open, autosave, save, close": worked,
     "recover and save": recovered,
     "save a revision": lambda store: store.save_revision("case-0002", lesion(9), "bert"),
@@ -213,6 +196,7 @@ OPERATIONS: dict[str, Operation] = {
     "choose a label": lambda store: store.set_label("case-0001", 1),
     "freeze the split": lambda store: store.split.is_frozen or store.split.freeze(["case-0003"]),
     "extend the split": lambda store: store.split.extend(),
+    "say whose a case is": lambda store: store.split.set_patient("case-0002", "case-0003", "chief"),
     "move a patient": lambda store: (
         store.split.side(store.case("case-0002")) == "validation"
         or store.split.move("case-0002", "validation", "chief", "wanted")
@@ -228,11 +212,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "record the gate": lambda store: store.models.record_gate(model_id(store), gate_decision(store)),
     "choose the default": lambda store: (
-        store.models.record_gate(model_id(store), replace(gate_decision(store), passed=True)),
+        store.models.record_gate(model_id(store), replace(gate_decision(store), verdict="passed")),
         store.models.set_default(model_id(store), "chief"),
     ),
     "check and repair": lambda store: store.check(),
-    "migrate": older,
 }
 
 
@@ -349,8 +332,7 @@ def main() -> int:
             in_child(lambda: STARTS[name](start))  # noqa: B023
         if name == "make a store":
             before = {}
-        elif name != "migrate":
-            # a store of an older version can't be opened: it must become what it was made from
+        else:
             _, before = in_child(lambda: facts(start))  # noqa: B023
         trial = SCRATCH / "trial"
         shutil.copytree(start, trial)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import shared_data
+
 # one that imports from another stands after it
 pytest_plugins = [
     "box_chest",
@@ -57,7 +59,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if "CI" not in os.environ or reporter is None or hasattr(session.config, "workerinput"):
         return
-    allowed = (*MAY_BE_MISSING, *BASELINES, *(() if shared_folder().is_dir() else (NO_SHARED_DATA,)))
+    allowed = (*MAY_BE_MISSING, *BASELINES, *(() if shared_data.SHARED.is_dir() else (NO_SHARED_DATA,)))
     skipped = [report.longrepr for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
     faults = sorted({reason for *_, reason in skipped if not any(words in reason for words in allowed)})
     if faults:
@@ -66,14 +68,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def shared_folder() -> Path:
-    """Where the shared data are, if they are."""
-    return Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
-
-
 def shared_path(relative: str) -> Path:
     """A file or folder of the shared data, or a skip that says what is missing."""
-    path = shared_folder() / relative
+    path = shared_data.SHARED / relative
     if not path.exists():
         pytest.skip(f"{relative} {NO_SHARED_DATA} (set COVIDLESIONSEG_SHARED)")
     return path
@@ -83,6 +80,16 @@ def shared_path(relative: str) -> Path:
 def shared():
     """Function from a relative name to a path in the shared data; skips the test where it is absent."""
     return shared_path
+
+
+@pytest.fixture(scope="session")
+def ct_seg():
+    """Function from the number of a patient of COVID-19-CT-Seg to the whole CT's files; skips where it is absent."""
+
+    def unpacked(number: str) -> shared_data.Case:
+        return shared_data.ct_seg(shared_path(f"data/covid19-ct-seg/coronacases_{number}.zip").stem)
+
+    return unpacked
 
 
 @pytest.fixture(scope="session")

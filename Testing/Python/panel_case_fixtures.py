@@ -18,14 +18,13 @@ def another_chest(number: int) -> np.ndarray:
 def store(tmp_path):
     """A store with three CTs, each of another patient."""
     from COVIDLesionSegLib.cases import Store
-    from COVIDLesionSegLib.cases.adding import add_case
     from COVIDLesionSegLib.imaging import Geometry, Volume
 
     made = Store.create(tmp_path / "store")
     geometry = Geometry((80, 64, 24), (1.5, 1.5, 2.5), (-60.0, -48.0, -30.0))
     for number in range(3):
         volume = Volume(another_chest(number), geometry, "CT", {"format": "test"})
-        add_case(made, "CT", f"Patient {number}", volume=volume)
+        made.add("CT", f"Patient {number}", volume=volume)
     return made
 
 

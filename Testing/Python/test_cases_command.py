@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from case_fixtures import SHAPE, hounsfield, lesion, make_store, write_ct, write_mask, write_model
+from case_fixtures import SHAPE, decision, hounsfield, lesion, make_store, write_ct, write_mask, write_model
 
 from COVIDLesionSegLib.cases import Store
-from COVIDLesionSegLib.cases.gate import CaseFigures, decide
 from COVIDLesionSegLib.cli import main
 
 
@@ -62,8 +61,8 @@ def test_a_mask_is_submitted_shown_and_approved(cases):
     assert out.startswith("case-0001: saved as revision 1, 0.1 mL, Dice 0.8")
     assert store.case("case-0001").lock is None
     status, out, _ = cases("show", "case-0001")
-    assert "answer 1: toy, 0.1 mL, tta_entropy 0.123" in out
-    assert "revision 1: anna, 0.1 mL, 90 s, Dice 0.8" in out and "(label)" in out
+    assert "prediction 1: toy, 0.1 mL, tta_entropy 0.123" in out
+    assert "revision 1: anna, 0.1 mL, 90 s, Dice 0.8" in out and "drafted by toy (label)" in out
     assert cases("approve", "case-0001", "--by", "chief")[0] == 0
     assert "(label, approved)" in cases("show", "case-0001")[1]
     assert cases("note", "case-0001", "typical")[0] == 0
@@ -142,7 +141,6 @@ def test_import_export_and_check(cases):
     report = json.loads(out)
     assert status == 3 and not report["is_sound"]
     assert [finding["where"] for finding in report["findings"]] == ["case-0001"]
-    assert cases("migrate")[1] == "The store is up to date.\n"
 
 
 def test_split_review_and_agreement(cases):
@@ -184,15 +182,14 @@ def test_models_are_shown_chosen_and_overridden(cases, monkeypatch):
         write_model(cases.folder / "m.safetensors"), "toy", 1, split={"text": ""}, trained_on={"name": "cases"}
     ).id
     status, _, err = cases("models", "--default", model, "--by", "anna")
-    assert status == 2 and "was not judged" in err
-    good, bad = CaseFigures(0.9, 0, 1, 1, 1), CaseFigures(0.1, 0, 1, 1, 1)
-    store.models.record_gate(model, decide("old", model, {"a": good}, {"a": bad}, {"text": ""}))
+    assert status == 2 and "was not validated" in err
+    store.models.record_gate(model, decision(model, "old", [0.1], [0.9]))
     status, _, err = cases("models", "--default", model, "--by", "anna")
-    assert status == 2 and "did not pass the gate" in err
+    assert status == 2 and f"{model} failed validation against old" in err
     assert cases("models", "--override", model, "accept", "--by", "chief", "--reason", "better on vessels")[0] == 0
     status, out, _ = cases("models", "--default", model, "--by", "chief")
-    assert out.splitlines()[0] == f"default: {model}"
-    assert "chief accepted it all the same: better on vessels." in out
+    assert out.splitlines()[0] == f"active: {model}"
+    assert "chief accepted it despite failed validation: better on vessels." in out
     assert cases("models", "--default", "coplenet-ctseg", "--by", "chief", "--reason", "back")[0] == 0
     assert Store(store.folder).models.default() == "coplenet-ctseg"
     shown = json.loads(cases("models", "--json")[1])

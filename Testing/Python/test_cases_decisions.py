@@ -7,16 +7,19 @@ import math
 
 import numpy as np
 import pytest
-from case_fixtures import SHAPE, lesion, make_store, write_ct, write_model
+from case_fixtures import SHAPE, decision, figures, lesion, make_store, write_ct, write_mask, write_model
+from conftest import REPOSITORY
 from safetensors.numpy import load_file, save_file
+from synthetic_dicom import small_chest, write_series
 
 from COVIDLesionSegLib.cases import Store, center_ras
 from COVIDLesionSegLib.cases.gate import CaseFigures, GateDecision, GateRule, decide
-from COVIDLesionSegLib.cases.planning import plan_training
 from COVIDLesionSegLib.cases.queue import ORDERS
+from COVIDLesionSegLib.codec import from_json, to_json
 from COVIDLesionSegLib.errors import InputError, ModelError
 from COVIDLesionSegLib.models import read_card
 from COVIDLesionSegLib.models.card import rewrite_card, tensors_sha256
+from COVIDLesionSegLib.resources import load_json
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_second_case_of_a_validation_patient_never_trains(tmp_path):
     labeled(store, 1, 2)
     store.split.freeze(["case-0001"])
     labeled(store, 3)
-    assert plan_training(store).cases == {"case-0001": "validation", "case-0002": "train", "case-0003": "validation"}
+    assert store.training.plan().cases == {"case-0001": "validation", "case-0002": "train", "case-0003": "validation"}
 
 
 def test_moving_a_patient_is_recorded_and_said_on_the_card(store):
@@ -109,14 +112,82 @@ def test_excluded_cases_neither_train_nor_judge(store):
     labeled(store, 1, 2, 3)
     store.split.freeze(["case-0001"])
     store.exclude("case-0003", "motion")
-    assert set(plan_training(store).cases) == {"case-0001", "case-0002"}
+    assert set(store.training.plan().cases) == {"case-0001", "case-0002"}
     store.exclude("case-0001", "motion")
     with pytest.raises(InputError, match="No validation case has a label"):
-        plan_training(store)
+        store.training.plan()
     store.include("case-0001")
     store.exclude("case-0002", "motion")
     with pytest.raises(InputError, match="No training case has a label"):
-        plan_training(store)
+        store.training.plan()
+
+
+# --- whose a case is -------------------------------------------------------------------------------------------------
+
+
+def test_a_patient_who_is_a_files_name_is_warned_about(tmp_path, caplog):
+    """A follow-up in another file counts as another patient, and would stand on the other side."""
+    store = Store.create(tmp_path / "store")
+    for number, name in enumerate(("smith_march", "smith_may", "jones"), start=1):
+        ct = write_ct(tmp_path / "pairs" / f"{name}_ct.nii.gz", number)
+        write_mask(tmp_path / "pairs" / f"{name}_lesion.nii.gz", lesion(number), ct)
+    report = store.import_cases(tmp_path / "pairs")
+    assert len(report.warnings) == 1
+    assert report.warnings[0].startswith("3 cases of 3 are known by a file's name only: a follow-up")
+    assert {case.patient_from for case in store.cases()} == {"name"}
+    jones, march, may = (store.case(f"case-000{number}") for number in (1, 2, 3))
+    sides = store.split.freeze([march.id])
+    assert "may stand on both sides" in caplog.text
+    # this is the leak that the warning is about
+    assert (sides[march.patient], sides[may.patient]) == ("validation", "train")
+    assert store.split.statement([march])["warning"].startswith("3 cases of 3")
+    assert any("known by a file's name only" in note for note in store.training.plan().notes)
+    store.split.set_patient(may.id, march.id, "chief")
+    assert store.case(may.id).patient == march.patient and Store(store.folder).case(may.id).is_named
+    assert store.training.plan().cases == {jones.id: "train", march.id: "validation", may.id: "validation"}
+    act = store.split.history()[-1]
+    assert (act["act"], act["by"], act["case"], act["to"]) == ("patient", "chief", may.id, march.patient)
+    assert store.check().findings == ()
+    # what was named is rebuilt with its patient
+    store.layout.case_file(may.id).unlink()
+    assert store.case(may.id).patient == march.patient
+    with pytest.raises(InputError, match="Say whose case-0003 is"):
+        store.split.set_patient(may.id, " ", "chief")
+
+
+def test_a_manifests_column_keeps_a_follow_up_on_its_patients_side(tmp_path):
+    store = Store.create(tmp_path / "store")
+    lines = ["id,patient,ct,lesion"]
+    for number, (name, patient) in enumerate((("a1", "Smith"), ("a2", " Smith "), ("b1", "Jones")), start=1):
+        ct = write_ct(tmp_path / f"{name}_ct.nii.gz", number)
+        write_mask(tmp_path / f"{name}_lesion.nii.gz", lesion(number), ct)
+        lines.append(f"{name},{patient},{name}_ct.nii.gz,{name}_lesion.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
+    report = store.import_cases(tmp_path / "cases.csv")
+    assert report.warnings == () and {case.patient_from for case in store.cases()} == {"given"}
+    sides = store.split.freeze(["case-0001"])
+    assert len(sides) == 2
+    assert store.training.plan().cases == {"case-0001": "validation", "case-0002": "validation", "case-0003": "train"}
+
+
+def test_the_dicom_patient_id_counts_and_joins_what_was_named_otherwise(tmp_path, caplog):
+    store = Store.create(tmp_path / "store")
+    added = []
+    for number, (patient_id, given) in enumerate(
+        (("123", "Smith"), ("123", None), ("456", None), ("123", "Jones")), start=1
+    ):
+        folder = tmp_path / f"series-{number}"
+        chest = small_chest()
+        chest[number] += number
+        write_series(folder, chest, PatientID=patient_id)
+        added.append(store.add(folder, given))
+    first, second, third, fourth = added
+    assert second.patient == first.patient and second.patient_from == "dicom"
+    assert third.patient != first.patient
+    # a person's word counts more, and is doubted
+    assert fourth.patient != first.patient and fourth.patient_from == "given"
+    assert "The DICOM PatientID of this CT is that of case-0001, case-0002" in caplog.text
+    assert len(caplog.records) == 1
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------
@@ -142,7 +213,7 @@ def test_the_next_case_comes_in_the_wanted_order_with_its_reason(store):
     assert reasons["disagreement"].endswith("student and teacher overlap with Dice 0.50.")
     assert reasons["lesion-size"] == "The largest lesion of those that wait: 0.1 mL."
     assert reasons["age"].startswith("The longest waiting: added 20")
-    assert reasons["random"] == "Drawn by chance from 4 waiting cases."
+    assert reasons["random"] == "Drawn at random from 4 waiting cases."
     assert {store.next("anna", "random", seed=seed).case.id for seed in range(20)} == {c.id for c in store.cases()}
     assert all(suggestion.waiting == 4 for suggestion in found.values())
 
@@ -191,7 +262,7 @@ def test_decisions_about_labels_are_remembered_and_used(store):
     decided = store.review.items(decided=True)
     assert [(item.decision, item.by) for item in decided] == [("right", "anna"), ("fix", "anna")]
     # the next training leaves the slice out, and the case comes to the front of the queue
-    plan = plan_training(store)
+    plan = store.training.plan()
     assert plan.excluded == (("case-0002", 3),)
     assert "1 slice marked 'fix it' is left out." in plan.notes
     found = store.next("bert")
@@ -202,7 +273,7 @@ def test_decisions_about_labels_are_remembered_and_used(store):
     # a newer revision settles it
     store.save_revision("case-0002", lesion(5), "anna")
     assert store.review.items() == []
-    assert plan_training(store).excluded == ()
+    assert store.training.plan().excluded == ()
     assert store.next("bert").case.id == "case-0004"
     assert len(Store(store.folder).case("case-0002").review) == 2
 
@@ -227,71 +298,136 @@ def test_a_viewer_can_jump_to_a_slice(store):
 
 # --- the gate --------------------------------------------------------------------------------------------------------
 
-
-def figures(dice: float, reference: float = 10.0, prediction: float = 10.0) -> CaseFigures:
-    return CaseFigures(dice, 0.1, 4.0, prediction, reference)
+EVEN = [0.5, 0.6, 0.7, 0.8, 0.75, 0.65]
 
 
-SPLIT = {"validation_patients": 6, "moves": []}
+def moved(*by: float) -> list[float]:
+    return [dice + change for dice, change in zip(EVEN, by, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "passes", "words"),
+    ("new", "verdict", "words"),
     [
-        ([0.8, 0.7], [0.8, 0.7], True, "Mean Dice 0.750 against 0.750"),
-        ([0.8, 0.7], [0.79, 0.7], True, "Mean Dice 0.745 against 0.750"),
-        ([0.8, 0.7], [0.789, 0.7], False, "lower by more than 0.005"),
-        ([0.8, 0.7], [0.75, 0.76], True, "Mean Dice 0.755"),
-        ([0.8, 0.7], [0.749, 0.9], False, "c0 fell from Dice 0.800 to 0.749, by more than 0.05"),
-        ([0.0, 0.7], [0.6, 0.7], True, "Mean Dice 0.650"),
+        (EVEN, "passed", "Mean Dice +0.000 to old in 6 patients (95% bounds +0.000 and +0.000): not lower"),
+        # all a little lower, and surely not by more than 0.02
+        (moved(-0.015, -0.01, -0.012, -0.014, -0.01, -0.016), "passed", "Mean Dice -0.013"),
+        (moved(-0.03, -0.025, -0.03, -0.02, -0.025, -0.03), "failed", "lower than 0.02 allow"),
+        # the mean is even, but half of the patients lose what the others gain
+        (moved(0.08, -0.08, 0.06, -0.06, 0.07, -0.07), "undecided", "differ too much, to rule out a loss"),
+        # one patient falls, and the mean says that it is chance
+        (moved(0.02, 0.02, 0.02, -0.06, 0.02, 0.02), "passed", "Mean Dice +0.007"),
     ],
 )
-def test_the_gate_lets_no_worse_model_through(old, new, passes, words):
-    def cases(values):
-        return {f"c{number}": figures(value) for number, value in enumerate(values)}
+def test_the_gate_decides_by_an_interval_of_the_paired_differences(new, verdict, words):
+    found = decision("new", "old", new, EVEN, rule=GateRule.shipped())
+    assert found.verdict == verdict
+    assert words in found.text
+    # as text, since NaN is not equal to itself
+    written = json.dumps(to_json(found))
+    assert json.dumps(to_json(from_json(GateDecision, json.loads(written)))) == written
+    # the draw of the bootstrap is no matter of luck
+    again = decision("new", "old", new, EVEN, rule=GateRule.shipped())
+    assert to_json(again.differences) == to_json(found.differences)
 
-    decision = decide("old", "new", cases(old), cases(new), SPLIT)
-    assert decision.passed is passes
-    assert words in decision.text
-    assert GateDecision.from_json(decision.to_json()) == decision
+
+def test_a_case_that_falls_is_named():
+    found = decision("new", "old", moved(0.02, 0.02, 0.02, -0.06, 0.02, 0.02), EVEN, rule=GateRule.shipped())
+    assert found.warnings == ("case-0004 fell from Dice 0.800 to 0.740; look at it.",)
 
 
-def test_false_lesion_in_a_case_without_lesion_counts():
-    old = {"a": figures(0.8), "free": figures(0.0, reference=0.0, prediction=2.0)}
-    for prediction, passes in ((3.0, True), (3.1, False)):
-        new = {"a": figures(0.8), "free": figures(0.0, reference=0.0, prediction=prediction)}
-        decision = decide("old", "new", old, new, SPLIT)
-        assert decision.passed is passes
-        assert decision.mean_dice_new == 0.8
-    assert "free has no lesion, and what the model marks in it grew from 2.0 to 3.1 mL" in decision.text
-    only = {"free": old["free"]}
-    decision = decide("old", "new", only, only, SPLIT)
-    assert math.isnan(decision.mean_dice_old) and decision.passed
-    assert "No validation case has lesion" in decision.warnings[-1]
-    again = GateDecision.from_json(decision.to_json())
-    assert math.isnan(again.mean_dice_new) and again.cases == decision.cases
+def test_the_cases_of_a_patient_count_as_one():
+    before = {f"case-{n}": figures(0.8) for n in range(12)}
+    # ten cases of one patient gain much, two patients lose a little
+    after = {name: figures(0.9 if n < 10 else 0.75) for n, name in enumerate(before)}
+    patients = {name: "one" if n < 10 else name for n, name in enumerate(before)}
+    found = decide("new", "old", "old", {"old": before, "new": after}, patients, rule=GateRule(minimum_patients=3))
+    (difference,) = found.differences
+    assert difference.patients == 3
+    assert difference.mean == pytest.approx(0.0)
+    assert difference.low == pytest.approx(-0.05)
+    assert found.verdict == "undecided"
+
+
+def test_with_few_patients_a_person_has_to_choose():
+    found = decision("new", "old", [0.9, 0.9, 0.9, 0.9], [0.5, 0.5, 0.5, 0.5], rule=GateRule.shipped())
+    assert (found.verdict, found.passed, found.accepted) == ("undecided", False, False)
+    assert "fewer than 5 patients count, so nothing is decided" in found.text
+    assert "a person has to choose" in found.text
+    chosen = found.overridden(True, "chief", "better on consolidation")
+    assert chosen.accepted and chosen.text.endswith("chief accepted it: better on consolidation.")
+
+
+def test_labels_that_do_not_count_decide_nothing():
+    """Saved as the active model left them, they give it a Dice of 1, and a better model would be refused for good."""
+    names = [f"case-{n}" for n in range(8)]
+    before = {name: figures(1.0 if n < 3 else 0.85) for n, name in enumerate(names)}
+    after = {name: figures(0.91) for name in names}
+    models, patients = {"old": before, "new": after}, {name: name for name in names}
+    assert sum(f.dice for f in after.values()) > sum(f.dice for f in before.values())
+    assert not decide("new", "old", "old", models, patients).passed
+    left_out = dict.fromkeys(names[:3], "its label was drafted by old; let it be read blind.")
+    found = decide("new", "old", "old", models, patients, left_out)
+    assert found.passed and found.differences[0].patients == 5
+    assert found.differences[0].mean == pytest.approx(0.06)
+    assert (found.mean_dice_old, found.mean_dice_new) == (pytest.approx(0.85), pytest.approx(0.91))
+    # what does not count is shown all the same
+    assert set(found.cases) == set(names)
+    assert "case-0 does not count: its label was drafted by old; let it be read blind." in found.warnings
+    nothing = decide("new", "old", "old", models, patients, dict.fromkeys(names, "x"))
+    assert nothing.verdict == "undecided" and math.isnan(nothing.mean_dice_old)
+
+
+def test_ten_rounds_that_each_lose_a_little_do_not_add_up():
+    best = {f"case-{n}": figures(dice) for n, dice in enumerate(EVEN)}
+    active, new = ({name: figures(f.dice - loss) for name, f in best.items()} for loss in (0.015, 0.03))
+    patients = {name: name for name in best}
+    models = {"best": best, "active": active, "new": new}
+    assert decide("new", "active", "active", models, patients).passed
+    found = decide("new", "active", "best", models, patients)
+    assert found.verdict == "failed"
+    assert [difference.verdict for difference in found.differences] == ["passed", "failed"]
+    assert "Mean Dice -0.030 to best" in found.text
+    assert found.cases["case-0"]["best"] == best["case-0"]
+
+
+def test_false_lesion_in_patients_without_lesion_counts():
+    def with_free(prediction: float) -> dict[str, CaseFigures]:
+        return {"a": figures(0.8), "free": figures(0.0, reference=0.0, prediction=prediction)}
+
+    patients, rule = {"a": "a", "free": "free"}, GateRule(minimum_patients=1)
+    for prediction, verdict in ((3.0, "passed"), (3.1, "failed")):
+        models = {"old": with_free(2.0), "new": with_free(prediction)}
+        found = decide("new", "old", "old", models, patients, rule=rule)
+        assert found.verdict == verdict
+        assert found.mean_dice_new == 0.8
+    assert "In 1 patient without lesion it marks 1.1 mL more than old, above 1 mL." in found.text
+    only = {name: {"free": both["free"]} for name, both in models.items()}
+    found = decide("new", "old", "old", {**only, "new": only["old"]}, patients, rule=rule)
+    assert found.verdict == "undecided" and math.isnan(found.mean_dice_old)
+    assert "No label with lesion counts" in found.text
+    again = from_json(GateDecision, json.loads(json.dumps(to_json(found))))
+    assert math.isnan(again.mean_dice_new) and again.cases == found.cases
 
 
 def test_figures_that_are_not_finite_survive_json():
-    missed = CaseFigures(0.0, 1.0, math.inf, 0.0, 12.0)
-    decision = decide("old", "new", {"a": missed}, {"a": missed}, SPLIT)
-    assert GateDecision.from_json(decision.to_json()).cases["a"]["new"].hausdorff_distance_95 == math.inf
+    missed = {"a": CaseFigures(0.0, 1.0, math.inf, 0.0, 12.0)}
+    found = decide("new", "old", "old", {"old": missed, "new": missed}, {"a": "a"})
+    again = from_json(GateDecision, json.loads(json.dumps(to_json(found))))
+    assert again.cases["a"]["new"].hausdorff_distance_95 == math.inf
 
 
-def test_one_patient_who_judges_is_a_warning():
-    decision = decide("old", "new", {"a": figures(0.8)}, {"a": figures(0.8)}, {"validation_patients": 1})
-    assert decision.passed
-    assert decision.warnings[0].startswith("One patient judges")
-
-
-def test_models_judged_on_different_cases_are_not_compared():
+def test_models_validated_on_different_cases_are_not_compared():
     for new in ({"b": figures(0.8)}, {}):
         with pytest.raises(InputError, match="on the same cases"):
-            decide("old", "new", {"a": figures(0.8)} if new else {}, new, SPLIT)
+            decide("new", "old", "old", {"old": {"a": figures(0.8)} if new else {}, "new": new}, {"a": "a", "b": "b"})
 
 
 def test_the_shipped_rule_is_the_one_of_the_documents():
-    assert GateRule.shipped() == GateRule(0.005, 0.05, 1.0)
+    assert GateRule.shipped() == GateRule()
+    page = (REPOSITORY / "docs" / "case-store.md").read_text(encoding="utf-8")
+    for name, entry in load_json("Gate.json").items():
+        if isinstance(entry, dict):
+            assert f"`{name}`" in page and f"{entry['value']:g}" in page, name
 
 
 # --- models of the store ---------------------------------------------------------------------------------------------
@@ -300,13 +436,11 @@ def test_the_shipped_rule_is_the_one_of_the_documents():
 def with_model(store: Store, folder, training_round: int, passed: bool = True) -> str:
     file = write_model(folder / "new.safetensors", metrics={"validation": {"dice": 0.8}})
     model = store.models.add(file, "toy", training_round, split={"text": "x"}, trained_on={"name": "cases"})
-    now = {"case-0001": figures(0.8)}
-    then = {"case-0001": figures(0.8 if passed else 0.9)}
-    store.models.record_gate(model.id, decide("toy", model.id, then, now, {"validation_patients": 2, "text": "x"}))
+    store.models.record_gate(model.id, decision(model.id, "toy", [0.8], [0.8 if passed else 0.9], split={"text": "x"}))
     return model.id
 
 
-def test_the_default_has_a_history_and_goes_back_in_one_call(store, tmp_path, monkeypatch):
+def test_the_active_model_has_a_history_and_goes_back_in_one_call(store, tmp_path, monkeypatch):
     monkeypatch.setenv("COVIDLESIONSEG_MODELS", str(tmp_path / "registry"))
     beginning = store.models.default()
     first, second = (with_model(store, tmp_path, number) for number in (1, 2))
@@ -322,7 +456,7 @@ def test_the_default_has_a_history_and_goes_back_in_one_call(store, tmp_path, mo
 def test_a_model_that_did_not_pass_needs_an_override_that_its_card_records(store, tmp_path):
     model = with_model(store, tmp_path, 1, passed=False)
     weights = tensors_sha256(store.models.folder(model) / "model.safetensors")
-    with pytest.raises(InputError, match=r"did not pass the gate against toy\. Mean Dice 0.800 against 0.900"):
+    with pytest.raises(InputError, match=r"failed validation against toy\. Mean Dice -0.100 to toy"):
         store.models.set_default(model, "anna")
     with pytest.raises(InputError, match="Say why"):
         store.models.override(model, True, "chief", " ")
@@ -330,7 +464,7 @@ def test_a_model_that_did_not_pass_needs_an_override_that_its_card_records(store
     store.models.set_default(model, "chief")
     card = read_card(store.models.path(model))
     gate = card.metrics["gate"]
-    assert not gate["passed"]
+    assert gate["verdict"] == "failed"
     assert (gate["override"], gate["override_by"]) == ("accepted", "chief")
     assert gate["override_reason"] == "the old one misses consolidation"
     assert card.metrics["validation"] == {"dice": 0.8}
@@ -343,17 +477,17 @@ def test_a_model_that_did_not_pass_needs_an_override_that_its_card_records(store
 def test_a_good_model_can_be_rejected(store, tmp_path):
     model = with_model(store, tmp_path, 1)
     store.models.override(model, False, "chief", "wrong on vessels")
-    with pytest.raises(InputError, match=r"passed the gate.*chief rejected it"):
+    with pytest.raises(InputError, match=r"passed validation.*chief rejected it"):
         store.models.set_default(model, "anna")
-    assert "chief rejected it all the same: wrong on vessels." in store.models.get(model).gate.text
+    assert "chief rejected it although it passed validation: wrong on vessels." in store.models.get(model).gate.text
 
 
-def test_a_model_that_was_not_judged_is_no_default(store, tmp_path):
+def test_a_model_that_was_not_validated_is_not_active(store, tmp_path):
     file = write_model(tmp_path / "new.safetensors")
     model = store.models.add(file, "toy", 1, split={}, trained_on={"name": "cases"})
-    with pytest.raises(InputError, match="was not judged"):
+    with pytest.raises(InputError, match="was not validated"):
         store.models.set_default(model.id, "anna")
-    with pytest.raises(InputError, match="has not decided"):
+    with pytest.raises(InputError, match="was not validated yet"):
         store.models.override(model.id, True, "anna", "x")
 
 

@@ -12,7 +12,6 @@ from case_fixtures import SHAPE, hounsfield, lesion, make_store, write_ct, write
 from synthetic_dicom import small_chest, write_series
 
 from COVIDLesionSegLib.cases import Store
-from COVIDLesionSegLib.cases.exporting import export_nnunet
 from COVIDLesionSegLib.errors import CancelledError, InputError, ReadError
 from COVIDLesionSegLib.imaging import read_labels, read_volume
 
@@ -269,7 +268,7 @@ def test_the_labels_go_to_nnunet_with_the_frozen_split(tmp_path):
     for number in (1, 2, 3):
         store.save_revision(f"case-000{number}", lesion(number), "anna")
     store.split.freeze(["case-0002"])
-    target = export_nnunet(store, tmp_path / "raw", 7, "Lesions")
+    target = store.export_nnunet(tmp_path / "raw", 7, "Lesions")
     assert target == tmp_path / "raw" / "Dataset007_Lesions"
     description = json.loads((target / "dataset.json").read_text())
     assert description["labels"] == {"background": 0, "lesion": 1}
@@ -291,11 +290,11 @@ def test_the_labels_go_to_nnunet_with_the_frozen_split(tmp_path):
 def test_an_export_that_cannot_be_is_refused(tmp_path):
     store = make_store(tmp_path)
     with pytest.raises(InputError, match="nothing to export"):
-        export_nnunet(store, tmp_path)
+        store.export_nnunet(tmp_path)
     store.save_revision("case-0001", lesion(1), "anna")
     for number, name in ((0, "x"), (1000, "x"), (5, "a/b")):
         with pytest.raises(InputError, match="no name of nnU-Net's"):
-            export_nnunet(store, tmp_path, number, name)
-    export_nnunet(store, tmp_path)
+            store.export_nnunet(tmp_path, number, name)
+    store.export_nnunet(tmp_path)
     with pytest.raises(InputError, match="is there already"):
-        export_nnunet(store, tmp_path)
+        store.export_nnunet(tmp_path)

@@ -14,7 +14,7 @@ from case_fixtures import lesion, make_store, write_ct, write_model
 from conftest import REPOSITORY
 from file_faults import open_folder, small_disk, without_rights
 
-from COVIDLesionSegLib.cases import Store
+from COVIDLesionSegLib.cases import Store, case_files
 from COVIDLesionSegLib.errors import COVIDLesionSegError, OutputError, ReadError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing at write points needs fork")
@@ -80,16 +80,16 @@ def test_a_case_file_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, 
     store.save_revision("case-0001", lesion(1), "anna")
     store.approve("case-0001", "chief")
     file = store.layout.case_file("case-0001")
-    before, read = file.read_bytes(), Path.read_bytes
+    before, read = file.read_bytes(), case_files.read_bytes
 
-    def held(path: Path) -> bytes:
+    def held(path: Path, most: int) -> bytes:
         if path == file:
             raise PermissionError(13, "used by another process")
-        return read(path)
+        return read(path, most)
 
     again = Store(store.folder)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", held)
+        patch.setattr(case_files, "read_bytes", held)
         for refused in (again.cases, lambda: again.case("case-0001"), lambda: again.exclude("case-0001", "motion")):
             with pytest.raises(ReadError, match=r"case.json can't be read now \(used by another process\)"):
                 refused()

@@ -14,7 +14,7 @@ import pytest
 from case_fixtures import lesion, make_store
 from conftest import REPOSITORY
 
-from COVIDLesionSegLib.cases import CaseOpenError, Store, work_locks
+from COVIDLesionSegLib.cases import CaseOpenError, Store, work
 from COVIDLesionSegLib.errors import InputError
 
 SAVE = """
@@ -101,7 +101,7 @@ def test_a_clock_that_jumped_back_does_not_keep_a_dead_lock_alive_for_ever(tmp_p
     lock_of_another_machine(store, "case-0001", age_s=-1e6)
     assert not store.case("case-0001").lock.abandoned
     now = time.monotonic()
-    monkeypatch.setattr(work_locks.time, "monotonic", lambda: now + work_locks.ABANDONED_S + 1)
+    monkeypatch.setattr(work.time, "monotonic", lambda: now + work.ABANDONED_S + 1)
     assert store.case("case-0001").lock.abandoned
     # another sign of life begins the watch anew
     file = store.layout.locks / "case-0001.lock"
@@ -112,9 +112,9 @@ def test_a_clock_that_jumped_back_does_not_keep_a_dead_lock_alive_for_ever(tmp_p
 
 def test_order_and_numbers_do_not_come_from_the_clock(tmp_path, monkeypatch):
     store = make_store(tmp_path, 1)
-    monkeypatch.setattr("COVIDLesionSegLib.cases.saving.now", lambda: "2031-01-01T00:00:00+00:00")
+    monkeypatch.setattr("COVIDLesionSegLib.cases.case_files.now", lambda: "2031-01-01T00:00:00+00:00")
     store.save_revision("case-0001", lesion(1), "anna")
-    monkeypatch.setattr("COVIDLesionSegLib.cases.saving.now", lambda: "1999-01-01T00:00:00+00:00")
+    monkeypatch.setattr("COVIDLesionSegLib.cases.case_files.now", lambda: "1999-01-01T00:00:00+00:00")
     store.save_revision("case-0001", lesion(2), "anna")
     assert [revision.saved[:4] for revision in store.case("case-0001").revisions] == ["2031", "1999"]
     assert np.array_equal(store.read_revision("case-0001").mask(), lesion(2))

@@ -144,9 +144,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     again = annotator.fine_tune(STEPS, "", settings_file, ask=False)
     assert again.state == "done", again.error
     assert again.result["round"] == 2 and store.split.sides() == split
-    from COVIDLesionSegLib.cases.planning import rounds
-
-    record = rounds(store)[1]
+    record = store.training.rounds()[1]
     assert record["plan"]["fresh"] == ["case-0002"] and set(record["plan"]["replayed"]) == {"case-0001", "case-0003"}
     assert record["by"] == "anna"
     # another start of Slicer finds what was trained
@@ -161,6 +159,14 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     Store(folder).add(more / "emil_ct.nii.gz", "emil", lungs=more / "emil_lungs.nii.gz")
     annotator.page.store.refresh()
     annotator.rest()
+    # the validation case comes first, to be read without the prediction that drafted its label
+    ui.nextButton.click()
+    annotator.rest()
+    assert panel.learn.cases.work.caseId == "case-0004" and panel.learn.cases.work.startFrom == "an empty mask"
+    assert "without any model's prediction" in ui.caseLabel.text
+    ui.noLesionButton.click()
+    annotator.rest()
+    assert store.case("case-0004").latest().drafts == () and store.case("case-0004").revisions[0].drafts == (1,)
     ui.nextButton.click()
     annotator.rest()
     assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == gate["new"]

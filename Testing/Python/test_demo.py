@@ -83,7 +83,10 @@ def test_the_table_has_units_and_the_known_volumes(a_finished_demo, a_small_ches
     truth = a_small_chest(0).truth
     table = rows(folder)
     assert len(table) == 9
-    assert all(re.search("_(ml|percent_of_lung|hu)$", name) for name in table["whole CT"] if name != "region")
+    assert all(
+        re.search("_(ml|percent_of_lung|hu)$", name) for name in table["whole CT"] if name not in ("region", "status")
+    )
+    assert {row["status"] for row in table.values()} == {"ok"}
     assert float(table["whole CT"]["known_lesion_ml"]) == pytest.approx(truth["lesion"], abs=0.01)
     assert float(table["left lung"]["known_consolidation_ml"]) == pytest.approx(
         truth["regions"]["left_lung"]["consolidation"], abs=0.01
@@ -168,7 +171,8 @@ def test_a_full_disk_leaves_nothing(a_small_chest, tmp_path, monkeypatch, capsys
 
         def segment(self, volume, progress):
             chest = a_small_chest(0)
-            return SimpleNamespace(mask=chest.lesion, lungs=chest.lungs, record=SimpleNamespace(seconds={}))
+            record = SimpleNamespace(seconds={})
+            return SimpleNamespace(mask=chest.lesion, lungs=chest.lungs, located_lungs=chest.lungs, record=record)
 
     monkeypatch.setattr(phantom, "synthetic_chest", a_small_chest)
     monkeypatch.setattr(inference, "Predictor", KnowsTheAnswer, raising=False)

@@ -377,6 +377,54 @@ def test_values_that_the_series_calls_something_else_are_refused(tmp_path):
         read_volume(tmp_path)
 
 
+def mixed(keyword, value):
+    """Slices of which the upper half says something else."""
+
+    def change(dataset, k):
+        if k >= 6:
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("keyword", "what"),
+    [("PatientID", "ID"), ("PatientName", "name"), ("PatientBirthDate", "birth date")],
+)
+def test_a_series_of_two_patients_is_refused(tmp_path, keyword, what):
+    write_series(tmp_path, change=mixed(keyword, "19700101"))
+    with pytest.raises(ReadError, match=f"slices of 2 patients: they differ in the patient's {what}") as caught:
+        read_volume(tmp_path)
+    assert not any(word in str(caught.value) for word in ("4711", "19700101", "Mustermann"))
+
+
+def test_another_patients_copy_of_a_slice_is_no_copy(tmp_path):
+    uid = write_series(tmp_path / "a", SOPInstanceUID="1.2.3")
+    write_series(tmp_path / "b", uid=uid, SOPInstanceUID="1.2.3", PatientID="4712")
+    with pytest.raises(ReadError, match="2 patients"):
+        read_volume(tmp_path)
+
+
+def test_patients_who_are_left_out_of_some_slices_are_none(tmp_path):
+    write_series(tmp_path, change=mixed("PatientName", ""))
+    assert read_volume(tmp_path).patient_id == "4711"
+    write_series(tmp_path / "anonymous", PatientID=None, PatientName="", PatientBirthDate=None)
+    assert read_volume(tmp_path / "anonymous").patient_id == ""
+
+
+def test_a_series_in_two_frames_of_reference_is_refused(tmp_path):
+    write_series(tmp_path, FrameOfReferenceUID="1.2.3", change=mixed("FrameOfReferenceUID", "1.2.4"))
+    with pytest.raises(GeometryError, match="2 frames of reference"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["all", "some"])
+def test_a_rescale_slope_of_0_is_refused(tmp_path, part):
+    write_series(tmp_path, **({"RescaleSlope": 0} if part == "all" else {"change": mixed("RescaleSlope", 0)}))
+    with pytest.raises(IntensityError, match=f"{12 if part == 'all' else 6} of 12 slices have a rescale slope of 0"):
+        read_volume(tmp_path)
+
+
 def test_values_without_rescale_need_the_user(tmp_path):
     write_series(tmp_path, CHEST, RescaleSlope=None, RescaleIntercept=None)
     with pytest.raises(IntensityError, match="--rescale 1 -1024"):

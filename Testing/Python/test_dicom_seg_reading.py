@@ -87,6 +87,17 @@ def test_fractions_are_refused_unless_they_are_all_or_nothing(of_others):
         read_labels(path, geometry=geometry)
 
 
+def test_frames_with_gaps_find_their_slices_though_the_file_does_not_say_how_far_these_lie_apart(of_others):
+    pixels = np.zeros((12, 24, 20), np.uint8)
+    pixels[[1, 4, 6, 11], 4:9, 5:11] = 1
+    geometry, path = of_others(pixels)
+    seg = pydicom.dcmread(path)
+    seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+    del seg.FrameOfReferenceUID, seg.DimensionIndexSequence
+    seg.save_as(path)
+    assert np.array_equal(read_labels(path, geometry=geometry).array, pixels)
+
+
 def test_one_slice_is_put_on_the_grid(of_others):
     pixels = np.zeros((12, 24, 20), np.uint8)
     pixels[7, 4:9, 5:11] = 1
@@ -112,6 +123,20 @@ def test_a_grid_that_it_was_not_drawn_on_is_refused(a_ct, other, words):
     path, _ = written(a_ct, [a_segment(spotted((12, 24, 20)))])
     with pytest.raises(GridMismatchError, match=words):
         read_labels(path, geometry=other)
+
+
+@pytest.mark.parametrize("height", [float("nan"), float("inf"), 1e300, 4e8])
+@pytest.mark.parametrize("on_the_grid", [True, False])
+def test_a_frame_that_lies_nowhere_is_refused(a_ct, tmp_path, height, on_the_grid):
+    path, _ = written(a_ct, [a_segment(spotted((12, 24, 20)))])
+    seg = pydicom.dcmread(path)
+    place = seg.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0]
+    # pydicom checks what is assigned
+    place["ImagePositionPatient"]._value = [-50.0, -60.0, height]
+    seg.save_as(tmp_path / "far.dcm")
+    geometry = read_volume(a_ct).geometry if on_the_grid else None
+    with pytest.raises(ReadError, match="a frame lies nowhere"):
+        read_labels(tmp_path / "far.dcm", geometry=geometry)
 
 
 def test_what_is_no_segmentation_or_damaged_is_refused(a_ct, tmp_path):

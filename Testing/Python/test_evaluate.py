@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import jsonschema
 import numpy as np
 import pytest
 from conftest import REPOSITORY, VECTORS
@@ -32,6 +33,7 @@ from COVIDLesionSegLib.measurement import (
     volume_ml,
 )
 from COVIDLesionSegLib.measurement.slices import CONVENTIONS
+from COVIDLesionSegLib.resources import load_json
 
 SPACING = (8.0, 0.7, 0.7)
 
@@ -246,6 +248,12 @@ def test_a_box_that_is_none_is_refused(a_case_to_edit):
         live.update(a_case_to_edit[0], (slice(0, 1), slice(0, 1)))
     with pytest.raises(GridMismatchError):
         live.update(a_case_to_edit[0][1:])
+
+
+def test_the_quantities_follow_their_schema():
+    schema = load_json("Evaluation.schema.json")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(load_json("Evaluation.json"), schema)
 
 
 def test_the_page_of_definitions_names_every_quantity_variant_and_convention():

@@ -33,7 +33,7 @@ def turned(geometry: Geometry, degrees: float, shift: tuple[float, float, float]
 @pytest.fixture(scope="module")
 def follow_up(synthetic_patient):
     """One lesion gone, one half gone, a new one, and the patient turned by 7 degrees and moved."""
-    from COVIDLesionSegLib.measurement.components import find_components
+    from COVIDLesionSegLib.measurement.lesions import find_components
 
     p = synthetic_patient
     geometry, motion = turned(p.volume.geometry, 7.0, (12.0, -9.0, 14.0))

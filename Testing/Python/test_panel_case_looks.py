@@ -88,7 +88,6 @@ def test_everything_fits_into_320_pixels(page, reviewed):
         "overrideButton",
         "agreementBrowser",
         "reportLabel",
-        "migrateButton",
     )
     assert [name for name in hidden if getattr(page.ui, name).isVisibleTo(page.form)] == []
 

@@ -187,7 +187,7 @@ WAYS_OUT = {
 @pytest.fixture
 def full_disk(monkeypatch):
     """Function that fills the disk, as far as autosaves are concerned."""
-    from COVIDLesionSegLib.cases.autosaves import Autosaves
+    from COVIDLesionSegLib.cases.work import Autosaves
     from COVIDLesionSegLib.errors import OutputError
 
     def full(*_arguments, **_options):
@@ -267,7 +267,7 @@ def test_a_case_that_is_edited_while_it_is_saved_stays_open(page, panel, store):
 
 
 def test_a_renewal_that_fails_is_tried_again(page, panel, store, monkeypatch):
-    from COVIDLesionSegLib.cases.work_locks import WorkLocks
+    from COVIDLesionSegLib.cases.work import WorkLocks
     from COVIDLesionSegLib.errors import OutputError
 
     def busy(*_arguments):

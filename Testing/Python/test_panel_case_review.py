@@ -98,27 +98,27 @@ def test_a_second_rater_gets_what_the_first_has_saved(page, store):
 
 def test_a_patient_changes_sides_with_a_reason_that_is_kept(page, panel, store):
     ui = page.ui
-    assert not ui.moveCombo.enabled and not ui.moveButton.enabled, "nobody judges yet"
+    assert not ui.moveCombo.enabled and not ui.moveButton.enabled, "nobody validates yet"
     for number in (1, 2, 3):
         store.save_revision(f"case-000{number}", chest()[1], "bert")
     store.split.freeze(["case-0003"])
     page.store.refresh()
     wait_for(lambda: page.store.overview["frozen"], "the overview")
     texts = [ui.moveCombo.itemText(row) for row in range(ui.moveCombo.count)]
-    assert texts == ["case-0001, trains", "case-0002, trains", "case-0003, judges"]
+    assert texts == ["case-0001, training", "case-0002, training", "case-0003, validation"]
     ui.moveCombo.setCurrentIndex(1)
-    assert ui.moveButton.text == "Let the patient judge" and not ui.moveButton.enabled
+    assert ui.moveButton.text == "Move to validation set" and not ui.moveButton.enabled
     ui.moveReasonEdit.setText("same hospital as case-0003")
     assert not ui.moveButton.enabled, "a reason alone is no consent"
     ui.moveCheck.setChecked(True)
     ui.moveButton.click()
-    wait_for_words(panel, "case-0002: the patient only judges from now on.")
+    wait_for_words(panel, "case-0002: the patient validates from now on.")
     assert store.split.side(store.case("case-0002")) == "validation"
     act = store.split.history()[-1]
     assert (act["act"], act["by"], act["from"], act["to"]) == ("move", "anna", "train", "validation")
     assert act["why"] == "same hospital as case-0003"
     rest(page)
-    assert ui.moveCombo.currentText == "case-0002, judges" and ui.moveButton.text == "Let the patient train"
+    assert ui.moveCombo.currentText == "case-0002, validation" and ui.moveButton.text == "Move to training set"
     assert not ui.moveCheck.checked and not ui.moveReasonEdit.text and not ui.moveButton.enabled
 
 

@@ -74,33 +74,6 @@ def test_a_folder_of_cts_is_added_and_pairs_are_imported(page, panel, store, tmp
     assert "case-0006" in page.ui.reportLabel.text
 
 
-def test_a_store_of_an_older_version_is_brought_up_to_date(panel, slicer_gui, tmp_path):
-    from case_fixtures import make_store
-    from case_store_faults import as_version_1
-
-    from COVIDLesionSegLib.cases import Store
-
-    store = make_store(tmp_path)
-    store.save_revision("case-0001", lesion_of("case-0001"), "bert")
-    store.save_revision("case-0002", lesion_of("case-0002"), "bert")
-    store.split.freeze(["case-0002"])
-    sides = store.split.sides()
-    as_version_1(store.folder)
-    page = panel.learn.cases
-    page.ui.filesButton.collapsed = False
-    assert not page.ui.migrateButton.isVisibleTo(page.form)
-    page.ui.storePath.setProperty("currentPath", str(store.folder))
-    wait_for(lambda: page.ui.migrateButton.isVisibleTo(page.form), "the offer")
-    assert "version 1" in page.ui.migrateLabel.text and "older version" in page.ui.storeState.text
-    assert not page.ui.migrateButton.enabled and not page.ui.checkButton.enabled and not page.store.overview
-    page.ui.migrateCheck.setChecked(True)
-    page.ui.migrateButton.click()
-    wait_for_words(panel, "The store is up to date.")
-    wait_for(lambda: page.store.cases, "the overview")
-    assert Store(store.folder).split.sides() == sides
-    assert not page.ui.migrateButton.isVisibleTo(page.form) and page.ui.checkButton.enabled
-
-
 def lesion_of(case: str) -> np.ndarray:
     from case_fixtures import lesion
 
@@ -182,29 +155,25 @@ def test_settings_of_another_computer_do_not_reach_the_store(shared_session, sli
 
 
 def test_going_back_to_an_earlier_model_and_against_the_gate(page, panel, store, tmp_path):
-    from case_fixtures import write_model
+    from case_fixtures import decision, write_model
 
-    from COVIDLesionSegLib.cases.gate import CaseFigures, decide
-
-    good, bad = CaseFigures(0.8, 0.1, 5.0, 10.0, 11.0), CaseFigures(0.6, 0.3, 9.0, 7.0, 11.0)
-    for number, figures in ((1, good), (2, bad)):
+    for number, dice in ((1, 0.8), (2, 0.6)):
         file = write_model(tmp_path / f"{number}.safetensors", weights_sha256=f"{number}" * 64)
         made = store.models.add(file, "base", number, split={}, trained_on={"name": "x"})
-        decision = decide("base", made.id, {"case-0001": good}, {"case-0001": figures}, {"text": "One patient judges."})
-        store.models.record_gate(made.id, decision)
+        store.models.record_gate(made.id, decision(made.id, "base", [dice], [0.8], split={"text": "One patient."}))
     first, second = [model.id for model in store.models.list()]
     store.models.set_default(first, "gate")
     page.ui.refreshButton.click()
     ui = page.ui
     wait_for(lambda: ui.storeModelList.count == 3, "the models")
-    assert "answers now" in ui.storeModelList.item(1).text()
+    assert "active" in ui.storeModelList.item(1).text()
     ui.storeModelList.setCurrentRow(2)
     shown = ui.gateBrowser.toPlainText()
-    assert "did not pass" in shown and "0.8 → 0.6" in shown and "One patient judges." in shown
+    assert "failed validation" in shown and "0.8 → 0.6" in shown and "One patient." in shown
     assert not ui.useButton.enabled and not ui.overrideButton.enabled
     ui.overrideEdit.setText("better at the bases")
     ui.overrideButton.click()
-    wait_for_words(panel, f"{second} answers from now on.")
+    wait_for_words(panel, f"{second} is the active model now.")
     gate = store.models.get(second).gate
     assert (gate.override, gate.override_by, gate.override_reason) == ("accepted", "anna", "better at the bases")
     rest(page)
@@ -216,14 +185,12 @@ def test_going_back_to_an_earlier_model_and_against_the_gate(page, panel, store,
 
 def test_the_model_of_a_store_travels_with_the_request(page, store, tmp_path, worker):
     """Its path means nothing on another computer."""
-    from case_fixtures import write_model
+    from case_fixtures import decision, write_model
 
-    from COVIDLesionSegLib.cases.gate import CaseFigures, decide
     from COVIDLesionSegLib.worker import Client
 
     made = store.models.add(write_model(tmp_path / "m.safetensors"), "base", 1, split={}, trained_on={"name": "x"})
-    figures = {"case-0001": CaseFigures(0.8, 0.1, 5.0, 10.0, 11.0)}
-    store.models.record_gate(made.id, decide("base", made.id, figures, figures, {}))
+    store.models.record_gate(made.id, decision(made.id, "base", [0.8], [0.8]))
     store.models.set_default(made.id, "gate")
     page.store.refresh()
     wait_for(lambda: page.store.overview["default"] == made.id, "the overview")

@@ -70,7 +70,7 @@ def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store)
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     node = mrml.moduleParameters().lesionSegmentation
     assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasAnswer(node)
-    assert page.work.startFrom.startswith("the answer of")
+    assert page.work.startFrom.startswith("the prediction of")
 
 
 def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page, panel, store, answers):
@@ -138,7 +138,7 @@ def test_approve_and_exclude_with_a_note(page, panel, store):
     page.ui.excludeButton.click()
     wait_for(lambda: store.case("case-0002").state == "excluded", "the exclusion")
     rest(page)
-    assert page.ui.excludeButton.text == "Take in again"
+    assert page.ui.excludeButton.text == "Re-include"
     page.ui.excludeButton.click()
     wait_for(lambda: store.case("case-0002").state == "new", "the return")
     rest(page)

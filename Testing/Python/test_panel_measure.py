@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_worker import DIE, HOLD
+from fake_worker import DIE, HOLD, segment_by_threshold
 from panel_fixtures import (
     SPACING,
     VOXEL_ML,
@@ -15,11 +15,13 @@ from panel_fixtures import (
     chest,
     choose_reference,
     let_run,
+    said,
     settle,
     wait_for,
 )
 
 from COVIDLesionSegLib.worker import Request
+from COVIDLesionSegLib.worker import protocol as p
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def parameters(panel, mrml):
 def figures(panel):
     """What the list shows: name -> value."""
     table = panel.measure.ui.figureTable
-    return {table.item(row, 0).text(): table.item(row, 1).text() for row in range(table.rowCount)}
+    return {table.item(row, 0).text().partition("\n")[0]: table.item(row, 1).text() for row in range(table.rowCount)}
 
 
 def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameters):
@@ -325,3 +327,41 @@ def test_two_panels_share_one_measurement(panel, open_panel, segmentation, worke
     settle(panel)
     assert figures(panel) == figures(other)
     assert len(worker.named("open")) == 1
+
+
+def test_doubtful_lungs_are_said_beside_the_figures_and_in_the_messages(panel, worker, mrml):
+    from COVIDLesionSegLib.imaging import LungQuality, assess_lungs
+
+    hu = chest()[0]
+    # a white left lung, which the worker of these tests doesn't find
+    hu[3:-3, 12:-12, 44:72] = 40
+    node = add_ct(array=hu)
+    quality = assess_lungs(mrml.volumeFromNode(node), (hu < -500).view(np.uint8))
+    assert quality == LungQuality.from_json(quality.to_json()) and quality.is_doubtful
+    panel.segment.ui.inputSelector.setCurrentNode(node)
+    apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    line = "Lungs doubtful: The left lung is missing."
+    wait_for(lambda: panel.measure.ui.stateLabel.text == line, "the line")
+    table = panel.measure.ui.figureTable
+    shown = [table.item(row, 0).text() for row in range(table.rowCount)]
+    assert "Lung involved\n(the lung mask is doubtful)" in shown and "Lesion volume" in shown
+    assert figures(panel)["Lung involved"].endswith("%")
+    table = mrml.moduleParameters().measurementTable
+    assert "the lung mask is doubtful" in table.GetCellText(0, table.GetColumnIndex("remarks"))
+
+
+def test_what_the_worker_warns_of_does_not_hide_the_way_back(panel, ct, worker):
+    apply_and_wait(panel)
+    worker.tasks["segment"] = lambda *_: HOLD
+    panel.session.run.start(panel.segment._parameters, panel.correct.undoFor)
+    wait_for(lambda: len(worker.named("segment")) == 2, "the second run")
+    child = next(child for child in worker.children if child.kind == "lesions")
+    line = "Lungs doubtful: The left lung is missing. Therefore the whole body was searched."
+    child._say(p.Note(child._held.id, line))
+    asked = worker.named("segment")[-1]
+    child.release(*segment_by_threshold(asked.parameters, asked.arrays))
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert line in said(panel)
+    assert panel.messages.ui.undoButton.isVisible()

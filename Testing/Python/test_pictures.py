@@ -15,9 +15,8 @@ from PIL import Image
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, OutputError
 from COVIDLesionSegLib.imaging import Geometry, Volume
 from COVIDLesionSegLib.measurement.report import _figure as style
-from COVIDLesionSegLib.measurement.report._planes import View
 from COVIDLesionSegLib.measurement.report.charts import change_chart, histogram_picture, zone_chart
-from COVIDLesionSegLib.measurement.report.pictures import error_map_picture, lesion_pictures, overlay_sheet
+from COVIDLesionSegLib.measurement.report.pictures import View, error_map_picture, lesion_pictures, overlay_sheet
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1.0, -1.0), repeat=3)

@@ -12,7 +12,7 @@ from predictor_fixtures import CPU, MARGIN, a_chest, a_model, some_lungs, the_pl
 from torch import nn
 
 from COVIDLesionSegLib.errors import InputError, ModelError
-from COVIDLesionSegLib.imaging import Geometry, Volume
+from COVIDLesionSegLib.imaging import Geometry, LocatedLungs, LungQuality, Volume
 from COVIDLesionSegLib.inference import Predictor, optimize
 from COVIDLesionSegLib.inference.slices import channels_last
 from COVIDLesionSegLib.networks import CAResUNet, COPLENet
@@ -44,7 +44,8 @@ def test_outside_of_the_crop_nothing_is_found(a_small_network):
     lungs = np.zeros(volume.array.shape, dtype=bool)
     lungs[2, 20:25, 30:36] = True
     model = a_model(a_small_network, threshold=1e-6, lung_crop_margin=1)
-    result = Predictor(model, "cpu", "float32").segment(volume, lungs, probability=True)
+    trusted = LocatedLungs(lungs.view(np.uint8), LungQuality("ok", "given"))
+    result = Predictor(model, "cpu", "float32").segment(volume, trusted, probability=True)
     crop = np.zeros_like(lungs)
     crop[1:4, 19:26, 29:37] = True
     assert result.mask[crop].all()
@@ -244,19 +245,17 @@ def test_a_model_file_is_loaded_by_its_path(a_small_network, tmp_path):
 # --- real data ---------------------------------------------------------------
 
 
-def test_a_real_ct_gives_the_experts_lesions_in_both_precisions(shared):
+def test_a_real_ct_gives_the_experts_lesions_in_both_precisions(shared, ct_seg):
     from COVIDLesionSegLib.imaging import read_labels, read_volume
     from COVIDLesionSegLib.measurement import dice
     from COVIDLesionSegLib.models import load_checkpoint
 
-    folder = shared("data/covid19-ct-seg")
+    case = ct_seg("001")
     model = load_checkpoint(shared("weights/coplenet_baseline.pt"))
-    whole = read_volume(folder / "coronacases_001_ct.nii.gz")
+    whole = read_volume(case.ct)
     view = whole.geometry.axial_view()
-    lungs, lesion = (
-        view.apply(read_labels(folder / f"coronacases_001_{kind}.nii.gz").mask()) for kind in ("lungs", "lesion")
-    )
-    middle = view.geometry.shape[0] // 2
+    lungs, lesion = (view.apply(read_labels(file).mask()) for file in (case.lungs, case.lesion))
+    middle = (case.expert_slices.start + case.expert_slices.stop) // 2
     box = (slice(middle - 5, middle + 5), slice(None), slice(None))
     volume = Volume(np.ascontiguousarray(view.apply(whole.array)[box]), view.geometry.cropped(box))
     single, half = (

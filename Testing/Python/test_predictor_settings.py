@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from torch import nn
 
 from COVIDLesionSegLib.errors import CancelledError, GridMismatchError, InputError, IntensityError, LungsNotFoundError
-from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume, apply_window
+from COVIDLesionSegLib.imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume, apply_window
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.inference import predictor as predictor_module
 
@@ -191,11 +191,21 @@ def test_wrong_lungs_are_refused(a_small_network, lungs, error, words):
 def test_lungs_are_found_where_none_are_given(a_small_network, monkeypatch):
     volume, lungs = a_chest((3, 20, 20)), some_lungs((3, 20, 20))
     asked = []
-    monkeypatch.setattr(predictor_module, "find_lungs", lambda *arguments: asked.append(arguments) or lungs)
+    located = LocatedLungs(lungs, LungQuality("ok", "another"))
+
+    def locate(*arguments, engine):
+        asked.append((*arguments, engine))
+        return located
+
+    monkeypatch.setattr(predictor_module, "locate_lungs", locate)
     progress, cancelled = print, lambda: False
-    result = Predictor(a_model(a_small_network), "cpu").segment(volume, progress=progress, cancelled=cancelled)
-    assert asked == [(volume, progress, cancelled)]
+    predictor = Predictor(a_model(a_small_network), "cpu")
+    predictor.segment(volume)
+    result = predictor.segment(volume, progress=progress, cancelled=cancelled, lung_engine="another")
+    assert asked == [(volume, None, None, "classical"), (volume, progress, cancelled, "another")]
     assert result.lungs is lungs
+    assert result.lung_quality is located.quality
+    assert result.record.lung_quality == located.quality.to_json()
     assert result.record.parameters["lungs"] == "found"
 
 

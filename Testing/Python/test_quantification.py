@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from COVIDLesionSegLib.imaging import Geometry, Volume
-from COVIDLesionSegLib.measurement import severity, zones
-from COVIDLesionSegLib.measurement.quantification import quantify
+from COVIDLesionSegLib.measurement import zones
+from COVIDLesionSegLib.measurement.quantification import quantify, severity_score
 
 
 def test_counts_made_by_hand_agree(chest_of_boxes):
@@ -168,7 +168,7 @@ def test_inputs_stay_as_they_are(chest_of_boxes):
     ],
 )
 def test_scores_step_where_the_cited_papers_say(scale, table):
-    assert {percent: severity.score(percent, scale) for percent in table} == table
+    assert {percent: severity_score(percent, 10.0, scale) for percent in table} == table
 
 
 def test_thirds_share_a_height_that_three_does_not_divide():

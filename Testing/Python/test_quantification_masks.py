@@ -7,7 +7,7 @@ import pytest
 from box_chest import VOXEL_ML, value
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, LungsNotFoundError
-from COVIDLesionSegLib.imaging import Geometry, LabelVolume, Volume
+from COVIDLesionSegLib.imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume
 from COVIDLesionSegLib.measurement.quantification import quantify
 from COVIDLesionSegLib.measurement.zones import lobe_values
 
@@ -46,8 +46,9 @@ def test_missing_lung_leaves_its_numbers_and_the_score_unknown(chest_of_boxes):
         None,
         "region_empty",
     )
-    assert value(measured, "involvement.left_lung") == pytest.approx(100 * 50 / 48000)
-    assert measured["severity_by_zones"]["value"] is None
+    left = measured["involvement.left_lung"]
+    assert (left["value"], left["status"]) == (pytest.approx(100 * 50 / 48000), "lungs_doubtful")
+    assert (measured["severity_by_zones"]["value"], measured["severity_by_zones"]["status"]) == (None, "lungs_doubtful")
 
 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int16, np.float32])
@@ -62,7 +63,8 @@ def test_mask_with_one_label_is_divided_into_right_and_left(chest_of_boxes, kind
 
 def test_mask_that_cannot_be_divided_leaves_the_sides_unknown(chest_of_boxes):
     volume, lesion, lungs, _ = chest_of_boxes
-    measured = quantify(volume, lesion & (lungs == 1), lungs == 1)
+    both = LocatedLungs((lungs == 1).view(np.uint8), LungQuality("ok", "given"))
+    measured = quantify(volume, lesion & (lungs == 1), both)
     assert value(measured, "involvement") == pytest.approx(2.0)
     assert (measured["involvement.right_lung"]["value"], measured["involvement.right_lung"]["status"]) == (
         None,
@@ -94,7 +96,8 @@ def test_one_named_lung_is_known_by_its_name(chest_of_boxes):
     volume, lesion, lungs, _ = chest_of_boxes
     given = LabelVolume(2 * (lungs == 1).astype(np.uint8), volume.geometry, {1: "left lung", 2: "right lung"})
     measured = quantify(volume, lesion, given)
-    assert value(measured, "involvement.right_lung") == pytest.approx(2.0)
+    right = measured["involvement.right_lung"]
+    assert (right["value"], right["status"]) == (pytest.approx(2.0), "lungs_doubtful")
     assert measured["involvement.left_lung"]["status"] == "region_empty"
     with pytest.raises(LungsNotFoundError, match="holds the labels 2, but none of them is named a lung"):
         quantify(volume, lesion, LabelVolume(given.array, volume.geometry, {3: "left lung"}))
@@ -186,7 +189,7 @@ def test_masks_that_are_no_masks_are_refused(chest_of_boxes):
     volume, lesion, lungs, lobes = chest_of_boxes
     with pytest.raises(GridMismatchError, match="lesion mask has the shape"):
         quantify(volume, lesion[1:], lungs)
-    with pytest.raises(InputError, match=r"between 0 and 0\.7, not just 0 and 1"):
+    with pytest.raises(InputError, match=r"from 0 to 0\.7; only 0 and 1 are allowed.*probability map"):
         quantify(volume, lesion * 0.7, lungs)
     with pytest.raises(InputError, match="labels other than 1"):
         quantify(volume, lesion, lobes)

@@ -88,11 +88,20 @@ def test_scaling_in_a_nifti_header_is_applied(tmp_path):
     assert np.array_equal(volume.array, sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "ct.nii.gz"))))
 
 
-def test_nrrd_as_text_is_left_to_simpleitk(tmp_path):
+def test_nrrd_as_text_is_read(tmp_path):
     path = save(tmp_path / "ct.nrrd", compress=False)
     head, _, data = path.read_bytes().partition(b"\n\n")
     text = " ".join(map(str, np.frombuffer(data, np.int16))).encode()
     path.write_bytes(head.replace(b"encoding: raw", b"encoding: ascii") + b"\n\n" + text)
+    assert np.array_equal(read_volume(path).array, CHEST)
+
+
+def test_voxels_at_the_end_of_their_file_are_found(tmp_path):
+    path = save(tmp_path / "ct.nrrd", compress=False)
+    head, _, data = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(head + b"\nbyte skip: -1\n\n" + b"another header" + data)
+    assert np.array_equal(read_volume(path).array, CHEST)
+    path.write_bytes(head + b"\nbyte skip: 7\n\n" + b"another" + data)
     assert np.array_equal(read_volume(path).array, CHEST)
 
 
@@ -158,13 +167,13 @@ def test_names_lose_their_format(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["001", "009"])
-def test_shared_volumes_are_read_as_by_simpleitk(shared, number):
-    path = shared(f"data/covid19-ct-seg/coronacases_{number}_ct.nii.gz")
-    expected = sitk.ReadImage(str(path))
-    volume = read_volume(path)
+def test_shared_volumes_are_read_as_by_simpleitk(ct_seg, number):
+    case = ct_seg(number)
+    expected = sitk.ReadImage(case.ct)
+    volume = read_volume(case.ct)
     assert np.array_equal(volume.array, sitk.GetArrayFromImage(expected))
     assert volume.geometry.difference(Geometry.from_sitk(expected)) == ""
     assert volume.warnings == ()
-    lesion = read_labels(str(path).replace("_ct", "_lesion"))
+    lesion = read_labels(case.lesion)
     lesion.geometry.require_same(volume.geometry, "lesion", "CT")
     assert lesion.array.dtype == np.uint8

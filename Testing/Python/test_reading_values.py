@@ -11,6 +11,10 @@ from image_files import CHEST, GRID, save, scaled, with_values
 from COVIDLesionSegLib.errors import IntensityError
 from COVIDLesionSegLib.imaging import Volume, check_hounsfield, read_volume
 
+# with as much dense bone as real chests have: 2 % of the voxels
+BONY = CHEST.copy()
+BONY[:, 16:19, 8:11] = 900
+
 
 @pytest.mark.parametrize(
     ("array", "words"),
@@ -29,6 +33,8 @@ from COVIDLesionSegLib.imaging import Volume, check_hounsfield, read_volume
         (scaled(-2.1, 3.3), "normalized"),
         (scaled(-300, 900, np.int16), "almost none below -500"),
         (CHEST - np.int16(1024), "--rescale 1 1024"),
+        (-BONY, "--rescale -1 0"),
+        (-BONY[:, 6:-6, 3:-3], "the sign of the values is flipped"),
         (with_values(np.nan, np.nan, np.inf), "2 NaN and 1 infinite voxels among 5760"),
         (with_values(-np.inf), "0 NaN and 1 infinite"),
     ],
@@ -46,11 +52,12 @@ def test_values_that_are_no_hounsfield_units_are_refused(tmp_path, suffix, array
         ((CHEST.astype(np.int32) + 32768).astype(np.uint16), (1, -32768)),
         (CHEST / np.float64(1000), (1000, 0)),
         (CHEST - np.int16(1024), (1, 1024)),
+        (-BONY, (-1, 0)),
     ],
 )
 def test_the_advised_rescale_helps(tmp_path, stored, rescale):
     volume = read_volume(save(tmp_path / "ct.nrrd", stored), rescale=rescale)
-    assert np.allclose(volume.array, CHEST, atol=1e-3)
+    assert np.allclose(volume.array, BONY if rescale[0] < 0 else CHEST, atol=1e-3)
 
 
 @pytest.mark.parametrize("padding", [-2000, -2048, -3024, -32768])

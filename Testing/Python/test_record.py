@@ -59,6 +59,7 @@ def test_the_schema_is_frozen(a_record):
         "platform",
         "created",
         "schema",
+        "lung_quality",
     ]
     assert a_record.schema == 1
     assert list(a_record.input) == ["voxels_sha256", "dtype", "geometry", "source", "warnings"]

@@ -248,7 +248,7 @@ def test_report_command_writes_page_tables_and_json(files, tmp_path, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
-    assert document["case"] == "later"
+    assert document["case"] == "study"
     assert document["quantities"]["lesion_volume"]["value"] == pytest.approx(29.16)
     assert document["comparison"]["changes"]["lesions_new"]["value"] == 1
     with (out / "r.csv").open(newline="") as file:

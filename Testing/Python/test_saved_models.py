@@ -316,17 +316,15 @@ def test_halved_weights_are_the_rounded_ones(shared, halved):
         assert torch.equal(tensor, rounded), name
 
 
-@pytest.mark.parametrize("case", ["coronacases_001", "coronacases_009"])
-def test_masks_of_halved_weights_agree_with_full_precision(shared, halved, case):
+@pytest.mark.parametrize("number", ["001", "009"])
+def test_masks_of_halved_weights_agree_with_full_precision(shared, ct_seg, halved, number):
     import SimpleITK as sitk
 
-    def array(what: str) -> np.ndarray:
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(shared(f"data/covid19-ct-seg/{case}_{what}.nii.gz"))))
-
-    lungs = array("lungs") > 0
+    case = ct_seg(number)
+    ct, lungs = (sitk.GetArrayFromImage(sitk.ReadImage(file))[case.expert_slices] for file in (case.ct, case.lungs))
     box = [slice(max(0, where.min() - 8), where.max() + 9) for where in np.nonzero(lungs)[1:]]
     # a few slices, apart from one another
-    slices = apply_window(array("ct")[np.linspace(5, len(lungs) - 6, 3).astype(int)][:, box[0], box[1]])
+    slices = apply_window(ct[np.linspace(5, len(lungs) - 6, 3).astype(int)][:, box[0], box[1]])
     pad = [(0, -n % 16) for n in slices.shape[1:]]
     image = torch.from_numpy(np.pad(slices, [(0, 0), *pad], mode="reflect"))[:, None]
     masks = []

@@ -13,15 +13,15 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from COVIDLesionSegLib.errors import GeometryError, GridMismatchError, InputError
+from COVIDLesionSegLib.imaging.masks import SparseMask
 from COVIDLesionSegLib.measurement import (
     HD95_VARIANTS,
-    _nearest,
     average_surface_distance,
     hausdorff_distance,
     hausdorff_distance_95,
     normalized_surface_dice,
+    surface,
 )
-from COVIDLesionSegLib.measurement._sparse import SparseMask
 
 FILLED = ("aniso", "iso", "thick", "smooth", "identical", "touch_border")
 MEASURES = (hausdorff_distance, hausdorff_distance_95, average_surface_distance, normalized_surface_dice)
@@ -89,13 +89,11 @@ def lesions_with_a_far_island():
 
 
 # whatever the sizes of the masks, each way of finding distances has to be taken
-@pytest.fixture(params=["as_is", "tree_only", "blocks_first"])
+@pytest.fixture(params=["as_is", "tree_only"])
 def every_way(request, monkeypatch):
-    if request.param != "as_is":
-        monkeypatch.setattr(_nearest, "_ROWS", 1)
-        monkeypatch.setattr(_nearest, "_CHUNK", 700)
-    if request.param == "blocks_first":
-        monkeypatch.setattr(_nearest, "_FEW", 0)
+    if request.param == "tree_only":
+        monkeypatch.setattr(surface, "_ROWS", 1)
+        monkeypatch.setattr(surface, "_CHUNK", 700)
 
 
 @pytest.mark.parametrize("case", FILLED)
@@ -173,39 +171,39 @@ def test_identical_masks_are_at_distance_zero(lesions_with_a_far_island):
 @pytest.mark.parametrize("rows", [1, 7, 150])
 @pytest.mark.parametrize("along_x", [1, 6])
 def test_a_far_island_agrees_with_brute_force(lesions_with_a_far_island, monkeypatch, rows, along_x):
-    monkeypatch.setattr(_nearest, "_ROWS", rows)
-    monkeypatch.setattr(_nearest, "_ALONG_X", along_x)
-    monkeypatch.setattr(_nearest, "_FEW", 10)
+    monkeypatch.setattr(surface, "_ROWS", rows)
+    monkeypatch.setattr(surface, "_ALONG_X", along_x)
     assert_agrees_with_brute_force(*lesions_with_a_far_island)
 
 
 @pytest.mark.parametrize("percent", [0.0, 50.0, 94.0, 95.0, 97.5, 99.9, 100.0])
 def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, monkeypatch, percent):
-    monkeypatch.setattr(_nearest, "_ROWS", 3)
-    monkeypatch.setattr(_nearest, "_FEW", 10)
+    monkeypatch.setattr(surface, "_ROWS", 3)
     prediction, reference, spacing = lesions_with_a_far_island
     points = [SparseMask.of(mask).surface_points() for mask in (prediction, reference)]
-    alone = _nearest.SurfacePair(*points, spacing).percentile(percent)
+    alone = surface.SurfacePair(*points, spacing).percentile(percent)
     oracle = distances_by_brute_force(prediction, reference, spacing)
     assert alone == pytest.approx([np.percentile(found, percent) for found in oracle], rel=1e-12)
-    everything = _nearest.SurfacePair(*points, spacing).distances()
-    assert alone == tuple(_nearest.percentile(found, percent) for found in everything)
+    everything = surface.SurfacePair(*points, spacing).distances()
+    assert alone == tuple(float(np.percentile(found, percent)) for found in everything)
 
 
-@pytest.mark.parametrize("blocks", [(8.0, 3.0), (4.0,), (2.0, 1.5), (1.5,)])
-def test_distances_of_any_rank_are_found_by_blocks(monkeypatch, blocks):
-    monkeypatch.setattr(_nearest, "_BLOCKS", blocks)
-    random = np.random.default_rng(1)
-    spacing = np.array([2.0, 0.7, 0.7])
-    # a plane of points at few, often equal distances: bounds are tight and ranks tied
-    points = np.stack([axis.ravel() for axis in np.mgrid[0:6, 0:9, 0:9]])
-    tree = _nearest.SurfaceTree(np.array([[-3, 0, 2], [-3, 4, 2], [-3, 4, 30]]).T, spacing)
-    scattered = random.integers(0, 60, (3, 300))
-    for asked in (points, scattered):
-        ordered = np.sort(tree.distances(asked))
-        for rank in range(0, len(ordered), 7):
-            ranks = rank, min(rank + 1, len(ordered) - 1)
-            assert _nearest._ranked(asked, tree, ranks) == tuple(ordered[list(ranks)])
+def test_the_smaller_surface_may_have_the_larger_percentile():
+    reference, spacing = np.zeros((20, 40, 80), bool), (1.0, 1.0, 1.0)
+    reference[2:14, 4:30, 4:40] = True
+    prediction = reference.copy()
+    reference[3:13:2, 5:29:2, 5:39:2] = False
+    prediction[2:8, 4:12, 48:56] = True
+    to_reference, to_prediction = distances_by_brute_force(prediction, reference, spacing)
+    assert len(to_reference) < len(to_prediction)
+    assert np.percentile(to_reference, 95) > np.percentile(to_prediction, 95)
+    assert_agrees_with_brute_force(prediction, reference, spacing)
+
+
+def test_surfaces_that_lie_far_apart_are_measured_too():
+    one, other = np.zeros((20, 40, 200), bool), np.zeros((20, 40, 200), bool)
+    one[5:9, 5:20, 5:20] = other[6:15, 10:30, 150:190] = True
+    assert_agrees_with_brute_force(one, other, (2.0, 0.7, 0.7))
 
 
 @pytest.mark.parametrize("shift", [1, 3, 10])
@@ -242,12 +240,13 @@ def test_two_voxels_lie_their_distance_apart():
     assert normalized_surface_dice(one, other, spacing, far - 0.01) == 0.0
 
 
-def test_the_surface_is_what_erosion_takes_away(vectors):
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_surface_is_what_erosion_takes_away(vectors, order):
     random = np.random.default_rng(3)
     masks = [vectors[f"{case}/seg"] for case in FILLED]
-    masks += [random.random((4, 5, 6)) < 0.8, np.ones((3, 4, 5), bool), np.ones((1, 1, 1), bool)]
-    masks += [np.ones((1, 9, 9), bool), np.ones((9, 9, 1), bool)]
-    for mask in masks:
+    masks += [random.random(shape) < 0.8 for shape in ((4, 5, 6), (4, 6, 64), (5, 3, 130), (1, 9, 70), (6, 1, 8))]
+    masks += [np.ones(shape, bool) for shape in ((3, 4, 5), (1, 1, 1), (1, 9, 9), (9, 9, 1))]
+    for mask in (np.asarray(mask, order=order) for mask in masks):
         expected = np.nonzero(surface_by_erosion(mask))
         assert np.array_equal(SparseMask.of(mask).surface_points(), expected)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jsonschema
@@ -199,6 +201,18 @@ def test_layers_without_overlap_become_one_label_map(tmp_path, absent):
     merged = read_labels(tmp_path / "m.seg.nrrd")
     assert np.array_equal(merged.array, labels.array)
     assert dict(merged.names) == {1: "ground-glass opacity", 2: "consolidation"}
+
+    # other writers count the layers last
+    head, _, data = (tmp_path / "m.seg.nrrd").read_bytes().partition(b"\n\n")
+    stored = np.frombuffer(zlib.decompress(data, 31), np.uint8).reshape(*labels.array.shape, 2)
+    kinds, sizes = (re.search(rb"\n" + name + rb": (\S+) ([^\n]*)", head) for name in (b"kinds", b"sizes"))
+    assert kinds is not None and sizes is not None
+    for found in (kinds, sizes):
+        head = head.replace(found[0], found[0].replace(found[1] + b" " + found[2], found[2] + b" " + found[1]))
+    head = head.replace(b"encoding: gzip", b"encoding: raw").replace(b"none (", b"(")
+    head = re.sub(rb"(space directions: [^\n]*)", rb"\1 none", head)
+    (tmp_path / "last.seg.nrrd").write_bytes(head + b"\n\n" + np.moveaxis(stored, -1, 0).tobytes())
+    assert np.array_equal(read_labels(tmp_path / "last.seg.nrrd").array, labels.array)
 
     for layer in ("2", "-1"):
         image.SetMetaData("Segment1_Layer", layer)

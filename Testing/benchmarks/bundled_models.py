@@ -7,14 +7,16 @@
     python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled [--smooth-across-slices MM]
 
 ``fold`` leaves two of the eight patients of COVID-19-CT-Seg out and trains from random weights or a base; ``half``
-leaves four out, those of two folds, so that two trainings judge all eight. Fold 4 and half 1 leave the normal chest out
-as well, so that its false milliliters can be stated. ``pictures`` trains on the 50 labeled training pictures of
-COVID-SemiSeg alone: it knows none of the nine, can be judged on all of them, and is a base for folds and halves.
-``final`` trains on all nine. With ``--pictures`` the 50 train beside the patients; docs/models.md says why the bundled
-models don't.
+leaves four out, those of two folds, so that two trainings judge all eight. Each of the three chests without COVID is
+left out of one fold and one half as well, so that its false milliliters can be stated. ``pictures`` trains on the 50
+labeled training pictures of COVID-SemiSeg alone: it knows none of the eleven, can be judged on all of them, and is a
+base for folds and halves. ``final`` trains on all eleven. With ``--pictures`` the 50 train beside the patients;
+docs/models.md says why the bundled models don't.
+CTs and lesions are whole, and the lungs are found, in training as in judging. The cards of the bundled models say what
+those learned on: the slices with lesion only, and one chest without COVID.
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
-step is the model. ``judge`` does the judging for every training that is there, with the experts' lungs, and adds it up
-in ``judged-NETWORK.json`` and a reliability plot (with MM in their names where it is given). An interrupted command
+step is the model. ``judge`` does the judging for every training that is there, and adds it up in
+``judged-NETWORK.json`` and a reliability plot (with MM in their names where it is given). An interrupted command
 goes on where it was when it is given again.
 """
 
@@ -24,18 +26,18 @@ import argparse
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from accuracy import (
-    SHARED,
     THRESHOLDS,
     add_smoothing,
     calibration_error,
+    chest_without_covid,
     coronacase,
-    normal_chest,
     picture_as_ct,
     smoothing_of,
 )
@@ -45,14 +47,20 @@ from COVIDLesionSegLib.cli._progress import ProgressBar
 from COVIDLesionSegLib.files import write_json
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
+from shared_data import DATA, NEGATIVES, ct_seg
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
-# who judges, and who does without the normal chest, too
+# who judges
 FOLDS = {1: ("001", "006"), 2: ("002", "008"), 3: ("004", "009"), 4: ("005", "007")}
 HALVES = {1: FOLDS[1] + FOLDS[4], 2: FOLDS[2] + FOLDS[3]}
-WITHOUT_NORMAL = ("fold4", "half1", "pictures")
 # the training on pictures alone
 BASE = "pictures"
+# chest without COVID -> trainings that never see it
+NEVER_SEEN_BY = {
+    "normal001": ("fold4", "half1", BASE),
+    "lctsc_006": ("fold2", "half2", BASE),
+    "lctsc_011": ("fold3", "half2", BASE),
+}
 # training -> patients that it never sees
 LEFT_OUT = {
     BASE: PATIENTS,
@@ -93,24 +101,23 @@ RESIZED: dict[str, dict[str, Any]] = {
 }
 
 
-def write_manifest(path: Path, left_out: tuple[str, ...], normal: bool, pictures: bool) -> None:
-    """The patients but some, the normal chest and the pictures if wanted, as a manifest."""
-    rows = []
-    for name in (f"coronacases_{number}" for number in sorted(set(PATIENTS) - set(left_out))):
-        rows.append([name, name, *(SHARED / f"covid19-ct-seg/{name}_{role}.nii.gz" for role in ROLES)])
-    if normal:
-        rows.append(["normal001", "normal001", SHARED / "covid-ct-md/normal001_ct.nii.gz", "none", ""])
+def write_manifest(path: Path, name: str, pictures: bool) -> None:
+    """What a training sees, as a manifest: patients and chests without COVID, the pictures if wanted."""
+    rows: list[list[Any]] = []
+    for patient in full_names(sorted(set(PATIENTS) - set(LEFT_OUT.get(name, ())))):
+        rows.append([patient, patient, ct_seg(patient).ct, ct_seg(patient).lesion, ""])
+    rows += [[chest, chest, ct, "none", ""] for chest, ct in NEGATIVES.items() if name not in NEVER_SEEN_BY[chest]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name in write_pictures(path.parent / "pictures") if pictures else ():
-        files = [path.parent / f"pictures/{name}_{role}.nii.gz" for role in ROLES]
-        rows += [[f"semiseg_{name}_{turn}", f"semiseg_{name}", *files] for turn in range(TURNS)]
+    for picture in write_pictures(path.parent / "pictures") if pictures else ():
+        files = [path.parent / f"pictures/{picture}_{role}.nii.gz" for role in ROLES]
+        rows += [[f"semiseg_{picture}_{turn}", f"semiseg_{picture}", *files] for turn in range(TURNS)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["id", "patient", "ct", "lesion", "lungs"], *rows])
 
 
 def write_pictures(folder: Path) -> list[str]:
     """Write the 50 labeled training pictures of COVID-SemiSeg as CTs of one slice; returns their names."""
-    source = SHARED / "covid-semiseg/train"
+    source = DATA / "covid-semiseg/train"
     names = [path.stem for path in sorted((source / "images").glob("*.jpg"))]
     folder.mkdir(exist_ok=True)
     for name in names:
@@ -190,13 +197,14 @@ def judge(output: Path, network: str, settings: PostProcessing, name_of_file: st
             continue
         predictor, bins = Predictor(model), np.zeros((3, 10))
         judged = {patient: coronacase(predictor, patient, settings, bins) for patient in full_names(left_out)}
-        healthy = {"normal001": normal_chest(predictor, settings)} if name in WITHOUT_NORMAL else {}
-        figures[name] = {"patients": judged, "bins": bins.tolist(), **healthy}
+        chests = [chest for chest, trainings in NEVER_SEEN_BY.items() if name in trainings]
+        negatives = {chest: chest_without_covid(predictor, chest, settings) for chest in chests}
+        figures[name] = {"patients": judged, "bins": bins.tolist(), "negatives": negatives}
         write_json(file, figures)
     return figures
 
 
-def full_names(names: tuple[str, ...]) -> list[str]:
+def full_names(names: Iterable[str]) -> list[str]:
     return [f"coronacases_{name}" for name in names]
 
 
@@ -205,10 +213,11 @@ def show(figures: dict[str, Any], plot: Path) -> None:
     rows = {name: row for fold in figures.values() for name, row in fold.get("patients", {}).items()}
     for name, row in sorted(rows.items()):
         volumes = f"{row['lesion_ml']:.0f} of {row['reference_ml']:.0f} mL"
-        print(f"{name}: Dice {row['dice']:.3f}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm, {volumes}")
+        overlap = f"Dice {row['dice']:.3f}, {row['dice_of_slices_with_lesion']:.3f} of the slices with lesion"
+        print(f"{name}: {overlap}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm, {volumes}")
         parts = ("missed", "extra", "healthy")
         print("  median HU", ", ".join(f"{part} {row[f'{part}_median_hu']:.0f}" for part in parts))
-    for key in ("dice", "rve", "hd95_mm"):
+    for key in ("dice", "dice_of_slices_with_lesion", "rve", "hd95_mm"):
         values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
         print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
     means = {cut: np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS}
@@ -216,8 +225,8 @@ def show(figures: dict[str, Any], plot: Path) -> None:
     best = np.mean([max(row[f"dice_above_{cut}"] for cut in THRESHOLDS) for row in rows.values()])
     print(f"mean dice where each patient's own reference chooses among these: {best:.3f}")
     for fold in figures.values():
-        if "normal001" in fold:
-            print(f"normal chest: {fold['normal001']}")
+        for chest, row in fold["negatives"].items():
+            print(f"{chest}, without COVID: {row}")
     bins = np.sum([fold["bins"] for fold in figures.values()], axis=0)
     print(f"expected calibration error over the voxels of the lungs: {calibration_error(bins):.4f}")
     figure, axes = pyplot.subplots(figsize=(4, 4))
@@ -256,7 +265,7 @@ def main() -> None:
     if name != "final" and name not in LEFT_OUT:
         parser.error(f"{name} is none of final, {', '.join(LEFT_OUT)}.")
     pictures = arguments.pictures or name == BASE
-    write_manifest(output / f"{name}.csv", LEFT_OUT.get(name, ()), name not in WITHOUT_NORMAL, pictures)
+    write_manifest(output / f"{name}.csv", name, pictures)
     steps = {stage: getattr(arguments, stage) for stage in STAGES}
     print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base, arguments.resized))
 

@@ -24,9 +24,9 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "COVIDLesionSeg"))
 
-import torch  # noqa: E402
+import torch
 
-from COVIDLesionSegLib.imaging import (  # noqa: E402
+from COVIDLesionSegLib.imaging import (
     LabelVolume,
     Volume,
     apply_window,
@@ -36,9 +36,9 @@ from COVIDLesionSegLib.imaging import (  # noqa: E402
     read_volume,
     write_labels,
 )
-from COVIDLesionSegLib.inference import PostProcessing, Predictor  # noqa: E402
-from COVIDLesionSegLib.measurement import dice  # noqa: E402
-from COVIDLesionSegLib.models import LoadedModel  # noqa: E402
+from COVIDLesionSegLib.inference import PostProcessing, Predictor
+from COVIDLesionSegLib.measurement import dice
+from COVIDLesionSegLib.models import LoadedModel
 
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
 WARM_UP_SLICES = 3

@@ -27,7 +27,9 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "Testing"), str(REPOSITORY / "Testing" / "Python")]
-SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared")) / "data" / "covid19-ct-seg"
+
+from shared_data import ct_seg
+
 LEARN = ("002", "004", "005", "006", "007", "009")
 JUDGE = ("001", "008")
 
@@ -76,9 +78,9 @@ def prepare(arguments: argparse.Namespace) -> Path:
     for part in ("learn", "judge"):
         (data / part).mkdir(parents=True, exist_ok=True)
         for name in getattr(arguments, part):
-            for role in ("ct", "lesion", "lungs"):
-                target = data / part / f"coronacases_{name}_{role}.nii.gz"
-                source = SHARED / target.name
+            case = ct_seg(f"coronacases_{name}")
+            for source in (case.ct, case.lesion):
+                target = data / part / source.name
                 if target.exists():
                     continue
                 if arguments.slices is None:
@@ -166,9 +168,8 @@ def loop(arguments: argparse.Namespace, data: Path, base: str) -> dict[str, Any]
             judges = [case.id for case in store.cases()]
             (arguments.output / "judges.json").write_text(json.dumps(judges))
             for name in arguments.learn:
-                # lungs come along; the masks do not
-                ct = data / "learn" / f"coronacases_{name}_ct.nii.gz"
-                store.add(ct, name, lungs=str(ct).replace("_ct", "_lungs"))
+                # the masks do not come along
+                store.add(data / "learn" / f"coronacases_{name}_ct.nii.gz", name)
         judges = json.loads((arguments.output / "judges.json").read_text())
         names = dict(zip([c.id for c in store.cases() if c.id not in judges], arguments.learn, strict=True))
         annotator = Annotator(panel, "anna", 900.0)

@@ -2,31 +2,33 @@
 
     python Testing/benchmarks/label_noise.py -o runs/label-noise [--steps 300] [--seeds 1] [--width 16]
 
-Trains COPLE-Net on the COVID-19-CT-Seg patients of the shared folder and the normal chest, two patients left out, four
-times a seed: with noise-robust Dice loss on the given labels, and with Dice loss, noise-robust Dice loss and the full
-framework on labels with synthetic errors (mixed kinds). The validation labels stay as they are. Runs are kept in the
-output folder: the same command resumes what was interrupted, and more --steps or --seeds extend what is there.
+Trains COPLE-Net on the COVID-19-CT-Seg patients of the shared folder and the chests without COVID, two patients left
+out, four times a seed: with noise-robust Dice loss on the given labels, and with Dice loss, noise-robust Dice loss and
+the full framework on labels with synthetic errors (mixed kinds). The validation labels stay as they are. Runs are kept
+in the output folder: the same command resumes what was interrupted, and more --steps or --seeds extend what is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from COVIDLesionSegLib.cli._progress import ProgressBar
 from COVIDLesionSegLib.files import write_text
 from COVIDLesionSegLib.inference.devices import cpu_name
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
+from shared_data import NEGATIVES, ct_seg, ct_seg_names
 
-SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 NOISE = {"kind": "mixed", "strength": 6.0}
 # name -> loss, self-ensembling, label noise
 RUNS = {
@@ -38,16 +40,13 @@ RUNS = {
 
 
 def write_manifest(path: Path) -> None:
-    """All labeled patients, and the normal chest as known to be free of lesion."""
+    """All labeled patients, and the chests without COVID as known to be free of lesion; the lungs are found."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = SHARED / "covid19-ct-seg"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "ct", "lesion", "lungs"])
-        for ct in sorted(folder.glob("*_ct.nii.gz")):
-            name = ct.name[:-10]
-            writer.writerow([name, ct, folder / f"{name}_lesion.nii.gz", folder / f"{name}_lungs.nii.gz"])
-        writer.writerow(["normal001", SHARED / "covid-ct-md" / "normal001_ct.nii.gz", "none", ""])
+        writer.writerow(["id", "ct", "lesion"])
+        writer.writerows([name, ct_seg(name).ct, ct_seg(name).lesion] for name in ct_seg_names())
+        writer.writerows([name, ct, "none"] for name, ct in NEGATIVES.items())
 
 
 def config_of(arguments: argparse.Namespace, name: str, seed: int) -> TrainingConfig:
@@ -133,14 +132,14 @@ def table(arguments: argparse.Namespace, rows: list[dict]) -> str:
     device = cpu_name() if not torch.cuda.is_available() else torch.cuda.get_device_name()
     return f"""# Training with wrong labels
 
-COPLE-Net of width {arguments.width} (the paper's is 32), {arguments.steps} steps of 8 crops of 224 x 224 at a
-rate of 1e-3, halved every 100 steps (the paper trains up to 100 000 steps of 30 slices): **a reduced experiment
-that shows that the parts work together, not a reproduction.** Six patients of COVID-19-CT-Seg and the normal chest
-train, two patients judge; one fold, {arguments.seeds} seed(s). Synthetic errors: each training case gets one of
-dilation, erosion, vanished lesions or shift, about {NOISE["strength"]:.0f} pixels strong; the third column is the mean
-Dice of the spoilt labels to the given ones. Validation labels stay as they are. "Best" is chosen on the validation
-patients themselves and so is optimistic; "last step" chooses nothing. The teacher is a mean over about its last 100
-steps and, after so few, still holds much of an untrained network.
+COPLE-Net of width {arguments.width} (the paper's is 32), {arguments.steps} steps of 8 crops of 224 x 224 at a rate
+of 1e-3, halved every 100 steps (the paper trains up to 100 000 steps of 30 slices): **a reduced experiment that
+shows that the parts work together, not a reproduction.** Six patients of COVID-19-CT-Seg and {len(NEGATIVES)}
+chests without COVID train (whole CTs), two patients judge; one fold, {arguments.seeds} seed(s). Synthetic errors:
+each training case gets one of dilation, erosion, vanished lesions or shift, about {NOISE["strength"]:.0f} pixels
+strong; the third column is the mean Dice of the spoilt labels to the given ones. Validation labels stay as they
+are. "Best" is chosen on the validation patients themselves and so is optimistic; "last step" chooses nothing. The
+teacher is a mean over about its last 100 steps and, after so few, still holds much of an untrained network.
 
 {chr(10).join(lines)}
 

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from COVIDLesionSegLib.measurement import (
     LiveEvaluation,
     dice,
@@ -34,9 +36,9 @@ from COVIDLesionSegLib.measurement import (
     hausdorff_distance_95,
     relative_volume_error,
 )
+from shared_data import DATA, SHARED, ct_seg, ct_seg_names
 
 SHAPE = (300, 512, 512)
-REPOSITORY = Path(__file__).resolve().parents[2]
 FEW = ("coronacases_001", "coronacases_004", "coronacases_008", "study_0255", "study_0269", "study_0297")
 
 
@@ -132,11 +134,10 @@ def predicted(reference: Any) -> Any:
 
 
 def cases(everything: bool) -> Iterator[tuple[str, Any, tuple[float, float, float]]]:
-    shared = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared")) / "data"
-    files = sorted(shared.glob("covid19-ct-seg/*_lesion.nii.gz")) + sorted(shared.glob("mosmed-masks/*.nii.gz"))
-    files = [file for file in files if everything or file.name.startswith(FEW)]
+    files = [ct_seg(name).lesion for name in ct_seg_names() if everything or name in FEW]
+    files += [file for file in sorted(DATA.glob("mosmed-masks/*")) if everything or file.name.startswith(FEW)]
     if not files:
-        print(f"the shared data is not at {shared} (COVIDLESIONSEG_SHARED): made-up lesions instead", file=sys.stderr)
+        print(f"the shared data are not at {SHARED} (COVIDLESIONSEG_SHARED): made-up lesions instead", file=sys.stderr)
         for index in range(3):
             yield f"made-up {index + 1}", *made_up(index)
     for file in files:

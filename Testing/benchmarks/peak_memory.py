@@ -20,8 +20,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "COVIDLesionSeg"))
 
-from COVIDLesionSegLib.imaging import write_volume  # noqa: E402
-from COVIDLesionSegLib.phantom.synthetic import synthetic_chest  # noqa: E402
+from COVIDLesionSegLib.imaging import write_volume
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
 LIMIT_GB = 2.5
 FIELD_MM = (300.0, 380.0, 380.0)

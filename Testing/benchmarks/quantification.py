@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "COVIDLesionSeg"))
 
 from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels
-from COVIDLesionSegLib.measurement.components import find_components
+from COVIDLesionSegLib.measurement.lesions import find_components
 from COVIDLesionSegLib.measurement.longitudinal import compare_timepoints
 from COVIDLesionSegLib.measurement.quantification import quantify
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest

@@ -23,7 +23,7 @@ import SimpleITK as sitk
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "COVIDLesionSeg"), str(REPOSITORY / "Testing" / "Python")]
 
-from COVIDLesionSegLib.imaging import (  # noqa: E402
+from COVIDLesionSegLib.imaging import (
     Geometry,
     LabelVolume,
     dicom_files,

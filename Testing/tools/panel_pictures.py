@@ -110,11 +110,10 @@ def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
     """Make a store of CTs and open the first, which the network answers; gives the CT's node."""
     from COVIDLesionSegLib import mrml
     from COVIDLesionSegLib.cases import Store
-    from COVIDLesionSegLib.cases.adding import add_case
 
     store = Store.create(folder / "store")
     for number, volume in enumerate(volumes):
-        add_case(store, "CT", f"Patient {number}", volume=volume)
+        store.add("CT", f"Patient {number}", volume=volume)
     page = panel.learn.cases
     panel.tabs.setCurrentIndex(3)
     page.ui.storePath.setProperty("currentPath", str(store.folder))

@@ -4,7 +4,6 @@ Everything in this room loads without PyTorch; what trains or predicts imports i
 """
 
 from ..errors import CaseOpenError
-from .autosaves import Autosave
 from .gate import CaseFigures, GateDecision, GateRule
 from .layout import is_store
 from .queue import ORDERS, Suggestion
@@ -13,7 +12,7 @@ from .review import center_ras
 from .session import Session
 from .store import Store
 from .store_models import StoredModel
-from .work_locks import RENEW_S
+from .work import RENEW_S, Autosave
 
 __all__ = [
     "ORDERS",

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .case_files import CaseFiles
 from .layout import CONSENSUS
 from .records import Case, Revision
-from .saving import save_consensus
 
 if TYPE_CHECKING:
     from ..measurement.raters import RaterAgreement
-    from .store import Store
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class AgreementRow:
     status: str
 
 
-def agreement_table(store: Store, cases: Sequence[str] = (), with_model: bool = True) -> list[AgreementRow]:
+def agreement_table(files: CaseFiles, cases: Sequence[str] = (), with_model: bool = True) -> list[AgreementRow]:
     """Every pair of raters of every case that two or more have saved; with the model's answer and the consensus.
 
     Args:
-        store: the store.
+        files: the store's cases.
         cases: ids; empty takes all cases with two or more raters.
         with_model: also compare each rater with the model's answer.
 
@@ -51,13 +50,13 @@ def agreement_table(store: Store, cases: Sequence[str] = (), with_model: bool = 
     from ..measurement.raters import pairwise_agreement
 
     rows = []
-    for case in _cases(store, cases):
-        masks = {r.rater: store.read_revision(case.id, r.number).mask() for r in latest_of_each(case)}
+    for case in _cases(files, cases):
+        masks = {r.rater: files.read_revision(case.id, r.number).mask() for r in latest_of_each(case)}
         made = case.latest(CONSENSUS)
         if made is not None and case.consensus_is_current:
-            masks[CONSENSUS] = store.read_revision(case.id, made.number).mask()
+            masks[CONSENSUS] = files.read_revision(case.id, made.number).mask()
         if with_model and case.prediction is not None:
-            masks["model"] = store.read_prediction(case.id).mask()
+            masks["model"] = files.read_prediction(case.id).mask()
         for pair in pairwise_agreement(masks, case.ct.geometry.spacing_zyx):
             rows.append(
                 AgreementRow(case.id, pair.first, pair.second, pair.dice, pair.hausdorff_distance_95, pair.status)
@@ -65,7 +64,7 @@ def agreement_table(store: Store, cases: Sequence[str] = (), with_model: bool = 
     return rows
 
 
-def agreement(store: Store, case_id: str) -> RaterAgreement:
+def agreement(files: CaseFiles, case_id: str) -> RaterAgreement:
     """All that ``measurement.rater_agreement`` says about the raters of a case.
 
     Raises:
@@ -73,16 +72,16 @@ def agreement(store: Store, case_id: str) -> RaterAgreement:
     """
     from ..measurement.raters import rater_agreement
 
-    (case,) = _cases(store, [case_id])
-    masks = {r.rater: store.read_revision(case.id, r.number).mask() for r in latest_of_each(case)}
+    (case,) = _cases(files, [case_id])
+    masks = {r.rater: files.read_revision(case.id, r.number).mask() for r in latest_of_each(case)}
     return rater_agreement(masks, case.ct.geometry.spacing_zyx)
 
 
-def make_consensus(store: Store, case_id: str, use_as_label: bool = True) -> Revision:
+def make_consensus(files: CaseFiles, case_id: str, use_as_label: bool = True) -> Revision:
     """Save the STAPLE consensus of every rater's last revision.
 
     Args:
-        store: the store.
+        files: the store's cases.
         case_id: a case with two or more raters.
         use_as_label: let the consensus train from now on; it is made anew when a rater saves a later revision.
 
@@ -91,14 +90,14 @@ def make_consensus(store: Store, case_id: str, use_as_label: bool = True) -> Rev
     """
     from ..measurement.raters import staple
 
-    (case,) = _cases(store, [case_id])
+    (case,) = _cases(files, [case_id])
     sources = latest_of_each(case)
     made = case.latest(CONSENSUS)
     if made is None or not case.consensus_is_current:
-        found = staple({r.rater: store.read_revision(case.id, r.number).mask() for r in sources})
-        made = save_consensus(store, case_id, found.consensus, sources, f"STAPLE, {found.status}")
+        found = staple({r.rater: files.read_revision(case.id, r.number).mask() for r in sources})
+        made = files.save_consensus(case_id, found.consensus, sources, f"STAPLE, {found.status}")
     if use_as_label:
-        store.set_label(case_id, CONSENSUS)
+        files.set_label(case_id, CONSENSUS)
     return made
 
 
@@ -116,10 +115,10 @@ def summary(rows: Sequence[AgreementRow]) -> dict[str, Any]:
     return {pair: {"mean_dice": sum(found) / len(found), "cases": len(found)} for pair, found in pairs.items()}
 
 
-def _cases(store: Store, names: Sequence[str]) -> list[Case]:
+def _cases(files: CaseFiles, names: Sequence[str]) -> list[Case]:
     if not names:
-        return [case for case in store.cases() if len(case.raters) > 1 and not case.exclusion]
-    found = [store.case(name) for name in names]
+        return [case for case in files.cases() if len(case.raters) > 1 and not case.exclusion]
+    found = [files.case(name) for name in names]
     for case in found:
         if len(case.raters) < 2:
             raise InputError(

@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..errors import COVIDLesionSegError, OutputError, ReadError
 from ..files import is_unfinished, sha256_file, write_json
 from ..locks import exclusive
 from ..models.card import tensors_sha256
+from .case_files import CaseFiles
 from .layout import case_number, numbered
-from .planning import folder_sha256
 from .records import Case
-from .store_models import MODEL_FILE, PARTNER_FILE, StoredModel
-
-if TYPE_CHECKING:
-    from .store import Store
+from .split import StoreSplit
+from .store_models import MODEL_FILE, PARTNER_FILE, StoredModel, StoreModels
+from .training import folder_sha256
 
 Progress = Callable[[str, int, int], None]
 # something that is being written this moment is not what a killed program left
@@ -80,7 +79,12 @@ class _Hashed:
 
 
 def check(
-    store: Store, repair: bool = True, find: Path | str | None = None, progress: Progress | None = None
+    files: CaseFiles,
+    split: StoreSplit,
+    models: StoreModels,
+    repair: bool = True,
+    find: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Verify a store.
 
@@ -89,7 +93,9 @@ def check(
     ended, cards that lack the gate's decision, and CTs that were referenced and have moved below ``find``.
 
     Args:
-        store: the store.
+        files: the store's cases.
+        split: its split.
+        models: its models.
         repair: False only looks.
         find: folder in which CTs that are no longer where they were are looked for, by hash.
         progress: called as progress("checking", done, total), by files.
@@ -99,25 +105,25 @@ def check(
     """
     start = time.monotonic()
     # locks first: what was being written under one that nobody holds any more is a rest
-    findings = [*_locks(store, repair), *_rests(store, repair)]
-    cases, broken = _cases(store, repair)
+    findings = [*_locks(files, repair), *_rests(files, repair)]
+    cases, broken = _cases(files, repair)
     findings += broken
-    models, broken = _models(store, repair)
-    findings += broken + _split(store, cases)
-    files = [item for case in cases for item in _files_of(store, case, findings)] + _files_of_models(store, models)
+    stored, broken = _models(models, repair)
+    findings += broken + _split(files, split, cases)
+    wanted = [item for case in cases for item in _files_of(files, case, findings)] + _files_of_models(models, stored)
     size = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for number, (item, verdict) in enumerate(zip(files, pool.map(_verdict, files), strict=True)):
+        for number, (item, verdict) in enumerate(zip(wanted, pool.map(_verdict, wanted), strict=True)):
             if progress is not None:
-                progress("checking", number, len(files))
+                progress("checking", number, len(wanted))
             size += _size(item.path)
             if verdict:
                 findings.append(Finding("broken", item.where, f"{item.path.name} {verdict}. {item.hint}"))
     if find is not None:
-        findings = _found_again(store, findings, Path(find), repair)
+        findings = _found_again(files, findings, Path(find), repair)
     if progress is not None:
-        progress("checking", len(files), len(files))
-    return CheckReport(tuple(findings), len(cases), len(files), size, time.monotonic() - start)
+        progress("checking", len(wanted), len(wanted))
+    return CheckReport(tuple(findings), len(cases), len(wanted), size, time.monotonic() - start)
 
 
 def _verdict(item: _Hashed) -> str:
@@ -131,15 +137,15 @@ def _verdict(item: _Hashed) -> str:
         return f"can't be read ({error})"
 
 
-def _rests(store: Store, repair: bool) -> list[Finding]:
+def _rests(files: CaseFiles, repair: bool) -> list[Finding]:
     """What programs left that were killed while they wrote."""
     found = []
     limit = time.time() - _LEFT_S
-    gone = repair and _writer_is_gone(store)
-    for folder, folders, files in os.walk(store.folder):
+    gone = repair and _writer_is_gone(files)
+    for folder, folders, names in os.walk(files.folder):
         # a training's own folder is the trainer's business
-        folders[:] = [name for name in folders if not (name == "run" and Path(folder).parent == store.layout.rounds)]
-        rests = [name for name in [*folders, *files] if is_unfinished(name) or name.endswith(".now")]
+        folders[:] = [name for name in folders if not (name == "run" and Path(folder).parent == files.layout.rounds)]
+        rests = [name for name in [*folders, *names] if is_unfinished(name) or name.endswith(".now")]
         for name in rests:
             path = Path(folder) / name
             if path.is_dir():
@@ -148,15 +154,15 @@ def _rests(store: Store, repair: bool) -> list[Finding]:
             if repair and not gone and path.stat().st_mtime > limit:
                 continue
             found.append(_done(repair, name, "Left by a program that was ended while it wrote", path))
-    for path in store.autosaves.orphans():
+    for path in files.autosaves.orphans():
         found.append(_done(repair, path.name, "A mask that no autosave names any more", path))
     return found
 
 
-def _writer_is_gone(store: Store) -> bool:
+def _writer_is_gone(files: CaseFiles) -> bool:
     """Nobody has anything open, and nothing is being changed: whatever is unfinished stays unfinished."""
     busy = OutputError("somebody is at work")
-    for path in store.layout.locks.iterdir():
+    for path in files.layout.locks.iterdir():
         if path.suffix == ".lock":
             return False
         if path.suffix == ".mutex":
@@ -178,25 +184,25 @@ def _done(repair: bool, where: str, text: str, path: Path) -> Finding:
     return Finding("repaired", where, f"{text}; removed.")
 
 
-def _locks(store: Store, repair: bool) -> list[Finding]:
+def _locks(files: CaseFiles, repair: bool) -> list[Finding]:
     found = []
-    for case_id, lock in store.locks.all().items():
+    for case_id, lock in files.locks.all().items():
         if lock.abandoned:
             text = f"Left open by {lock.owner} on {lock.host} ({lock.why})"
             if repair:
-                store.locks.remove(case_id)
+                files.locks.remove(case_id)
             found.append(
                 Finding("repaired" if repair else "repairable", case_id, f"{text}{'; closed' if repair else ''}.")
             )
     return found
 
 
-def _cases(store: Store, repair: bool) -> tuple[list[Case], list[Finding]]:
+def _cases(files: CaseFiles, repair: bool) -> tuple[list[Case], list[Finding]]:
     cases, findings = [], []
-    names = sorted((p.name for p in store.layout.cases.iterdir() if case_number(p.name) > 0), key=case_number)
+    names = sorted((p.name for p in files.layout.cases.iterdir() if case_number(p.name) > 0), key=case_number)
     for name in names:
         try:
-            case, found = _case(store, name, repair)
+            case, found = _case(files, name, repair)
         except ReadError as error:
             findings.append(Finding("broken", name, str(error)))
             continue
@@ -205,32 +211,32 @@ def _cases(store: Store, repair: bool) -> tuple[list[Case], list[Finding]]:
     return cases, findings
 
 
-def _case(store: Store, name: str, repair: bool) -> tuple[Case, list[Finding]]:
+def _case(files: CaseFiles, name: str, repair: bool) -> tuple[Case, list[Finding]]:
     word: Literal["repaired", "repairable"] = "repaired" if repair else "repairable"
-    case = store.files.stored(name)
+    case = files.stored(name)
     if case is None:
-        case = store.files.rebuilt(name)
+        case = files.rebuilt(name)
         text = "case.json is damaged; it is made anew from the case's other files (note, approval and review are lost)"
         if repair:
-            with store.locks.changing(name), store.files.changed(name):
+            with files.locks.changing(name), files.changed(name):
                 pass
         return case, [Finding(word, name, f"{text}.")]
-    complete = store.files.complete(case)
+    complete = files.complete(case)
     findings = []
     if complete != case:
         findings.append(Finding(word, name, "Something that was saved was missing from the index; it is there."))
         if repair:
-            with store.locks.changing(name), store.files.changed(name):
+            with files.locks.changing(name), files.changed(name):
                 pass
     if complete.label not in ("latest", "consensus") and complete.label_revision is None:
         findings.append(Finding("broken", name, f"Its label is revision {complete.label}, which is not there."))
     return complete, findings
 
 
-def _files_of(store: Store, case: Case, findings: list[Finding]) -> Iterator[_Hashed]:
-    folder = store.layout.case(case.id)
+def _files_of(files: CaseFiles, case: Case, findings: list[Finding]) -> Iterator[_Hashed]:
+    folder = files.layout.case(case.id)
     try:
-        path, series = store.ct_path(case)
+        path, series = files.ct_path(case)
     except ReadError as error:
         findings.append(Finding("broken", case.id, str(error)))
     else:
@@ -247,46 +253,46 @@ def _files_of(store: Store, case: Case, findings: list[Finding]) -> Iterator[_Ha
     if case.lungs is not None:
         yield _Hashed(case.id, folder / case.lungs.file, case.lungs.sha256)
     for revision in case.revisions:
-        yield _Hashed(case.id, store.revision_path(case, revision), revision.sha256)
+        yield _Hashed(case.id, files.revision_path(case, revision), revision.sha256)
     for prediction in case.predictions:
-        yield _Hashed(case.id, store.prediction_path(case, prediction), prediction.sha256)
+        yield _Hashed(case.id, files.prediction_path(case, prediction), prediction.sha256)
 
 
-def _models(store: Store, repair: bool) -> tuple[list[StoredModel], list[Finding]]:
+def _models(models: StoreModels, repair: bool) -> tuple[list[StoredModel], list[Finding]]:
     findings: list[Finding] = []
     try:
-        models = store.models.list()
-        store.models.history()
+        stored = models.list()
+        models.history()
     except (ReadError, KeyError, TypeError, ValueError) as error:
         return [], [Finding("broken", "models", f"The list of models can't be read: {error}")]
-    for model in models:
+    for model in stored:
         try:
-            stale = store.models.card_lacks_gate(model)
+            stale = models.card_lacks_gate(model)
         except COVIDLesionSegError as error:
             findings.append(Finding("broken", model.id, str(error)))
             continue
         if stale:
             if repair:
-                store.models.write_gate_on_card(model)
+                models.write_gate_on_card(model)
             findings.append(
                 Finding("repaired" if repair else "repairable", model.id, "The gate's decision was not on its card.")
             )
-    return models, findings
+    return stored, findings
 
 
-def _files_of_models(store: Store, models: list[StoredModel]) -> list[_Hashed]:
+def _files_of_models(models: StoreModels, stored: list[StoredModel]) -> list[_Hashed]:
     found = []
-    for model in models:
-        folder = store.models.folder(model.id)
+    for model in stored:
+        folder = models.folder(model.id)
         found.append(_Hashed(model.id, folder / MODEL_FILE, model.tensors_sha256, tensors_sha256))
         if model.partner_sha256:
             found.append(_Hashed(model.id, folder / PARTNER_FILE, model.partner_sha256, tensors_sha256))
     return found
 
 
-def _split(store: Store, cases: list[Case]) -> list[Finding]:
+def _split(files: CaseFiles, split: StoreSplit, cases: list[Case]) -> list[Finding]:
     found = []
-    if not store.layout.salt_file.is_file():
+    if not files.layout.salt_file.is_file():
         found.append(
             Finding(
                 "broken",
@@ -295,28 +301,28 @@ def _split(store: Store, cases: list[Case]) -> list[Finding]:
             )
         )
     try:
-        sides = store.split.sides()
+        sides = split.sides()
     except (ReadError, KeyError, TypeError, ValueError) as error:
         return [*found, Finding("broken", "split", f"The frozen split can't be read: {error}")]
-    known = {case.patient for case in cases}
+    known = {case.patient for case in cases} | {act["from"] for act in split.history() if act["act"] == "patient"}
     for patient in sorted(set(sides) - known):
         found.append(Finding("broken", "split", f"The patient {patient} of the split has no case any more."))
-    for number in numbered(store.layout.rounds):
-        if not (store.layout.rounds / f"{number:04d}" / "round.json").is_file():
+    for number in numbered(files.layout.rounds):
+        if not (files.layout.rounds / f"{number:04d}" / "round.json").is_file():
             found.append(Finding("repairable", f"round {number}", "It ended before it began; nothing is lost."))
     return found
 
 
-def _found_again(store: Store, findings: list[Finding], folder: Path, repair: bool) -> list[Finding]:
+def _found_again(files: CaseFiles, findings: list[Finding], folder: Path, repair: bool) -> list[Finding]:
     """Look for referenced CTs that are missing, by hash; only files of the right kind are read."""
     from ..imaging import image_suffix
 
     lost = {
-        finding.where: store.case(finding.where)
+        finding.where: files.case(finding.where)
         for finding in findings
         if finding.kind == "broken"
         and case_number(finding.where) > 0
-        and store.case(finding.where).ct.storage == "referenced"
+        and files.case(finding.where).ct.storage == "referenced"
     }
     places: dict[str, Path] = {}
     wanted = {case.ct.sha256: name for name, case in lost.items()}
@@ -338,7 +344,7 @@ def _found_again(store: Store, findings: list[Finding], folder: Path, repair: bo
             continue
         if repair:
             location = {"path": str(places[case.ct.sha256].resolve()), "series": None}
-            write_json(store.layout.location_file(case.id), location)
+            write_json(files.layout.location_file(case.id), location)
         kept.append(
             replace(finding, kind="repaired" if repair else "repairable", text="Its CT has moved and was found again.")
         )

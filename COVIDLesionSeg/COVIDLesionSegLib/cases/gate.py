@@ -1,15 +1,20 @@
-"""Whether a new model may replace the old one: both on the same frozen cases, by a rule that is data."""
+"""Whether a new model may replace the active one: both on the same labels, by a paired rule whose numbers are data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
+import numpy as np
+
+from ..codec import to_json
 from ..errors import InputError
 from ..resources import load_json
-from .layout import now
+from .layout import counted, now
+
+Verdict = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -35,29 +40,62 @@ class CaseFigures:
         """The case has no lesion: what the model marked is false, and Dice says nothing."""
         return self.reference_ml == 0
 
-    def to_json(self) -> dict[str, float | str]:
-        """For JSON: numbers that are not finite become text ("inf", "nan")."""
-        return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> CaseFigures:
-        """Read what :meth:`to_json` made."""
-        return cls(**{name: float(value) for name, value in values.items()})
-
 
 @dataclass(frozen=True)
 class GateRule:
-    """The limits of ``Resources/Gate.json``; its schema says what each means."""
+    """The numbers of ``Resources/Gate.json``, which gives the reason for each.
 
-    mean_dice_loss: float = 0.005
-    case_dice_loss: float = 0.05
+    Attributes:
+        dice_margin: the new model passes if its mean Dice is shown not to be lower by more than this.
+        confidence: of the one-sided bounds of the mean difference, in (0.5, 1).
+        resamples: of the bootstrap over patients.
+        minimum_patients: with fewer patients with lesion nothing is decided.
+        lesion_free_gain_ml: by how much the mean false lesion of patients without lesion may be larger, mL.
+        case_dice_loss: a case that falls by more than this is named, to be looked at.
+        blind_fraction: of the validation patients, is read without any model's prediction.
+    """
+
+    dice_margin: float = 0.02
+    confidence: float = 0.95
+    resamples: int = 10_000
+    minimum_patients: int = 5
     lesion_free_gain_ml: float = 1.0
+    case_dice_loss: float = 0.05
+    blind_fraction: float = 0.5
 
     @classmethod
     def shipped(cls) -> GateRule:
         """The rule that comes with the program."""
         values = load_json("Gate.json")
-        return cls(*(float(values[name]) for name in cls.__dataclass_fields__))
+        return cls(**{item.name: values[item.name]["value"] for item in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The new model against another one, on the labels that count.
+
+    Attributes:
+        against: id of the other one.
+        patients: with lesion, that count.
+        mean: over these patients, of the new model's Dice minus the other one's (the mean over each patient's cases);
+            NaN without any.
+        low: lower one-sided bound of the mean.
+        high: upper one-sided bound.
+        free_patients: without lesion, that count.
+        false_ml: mean over them of the new model's false lesion minus the other one's, mL; NaN without any.
+        verdict: what follows for these two.
+        reason: why, as a sentence or two.
+    """
+
+    against: str
+    patients: int
+    mean: float
+    low: float
+    high: float
+    free_patients: int
+    false_ml: float
+    verdict: Verdict
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -65,48 +103,66 @@ class GateDecision:
     """What the gate decided, and what a person decided after it.
 
     Attributes:
-        passed: the rule lets the new model through.
+        verdict: "passed", "failed", or "undecided": then a person has to choose.
         reasons: what the decision rests on, one sentence each.
         warnings: what makes it weak, one sentence each.
-        rule: the limits.
-        old: id of the model that was the default.
+        rule: its numbers.
+        old: id of the active model.
         new: id of the new one.
-        mean_dice_old: over the cases with lesion; NaN where there is none.
+        best: id of the best model so far.
+        differences: against the active model and, where it is another one, the best so far.
+        mean_dice_old: over the cases with lesion that count; NaN where there is none.
         mean_dice_new: the same of the new model.
-        cases: case id -> {"old": figures, "new": figures}.
+        cases: case id -> {"old", "new" and, where it is another model, "best": figures}, of all validation cases.
+        left_out: case id -> why its label does not count.
         split: what the figures stand on, see ``StoreSplit.statement``.
         decided: when, UTC.
-        override: "" or what a person decided against the rule: "accepted" or "rejected".
+        override: "" or what a person decided: "accepted" or "rejected".
         override_by: who.
         override_reason: why.
     """
 
-    passed: bool
+    verdict: Verdict
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     rule: GateRule
     old: str
     new: str
+    best: str
+    differences: tuple[Difference, ...]
     mean_dice_old: float
     mean_dice_new: float
     cases: Mapping[str, Mapping[str, CaseFigures]]
-    split: Mapping[str, Any]
-    decided: str
-    override: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    split: Mapping[str, Any] = field(default_factory=dict)
+    decided: str = ""
+    override: Literal["", "accepted", "rejected"] = ""
     override_by: str = ""
     override_reason: str = ""
 
     @property
+    def passed(self) -> bool:
+        """The rule alone lets the new model be the active one."""
+        return self.verdict == "passed"
+
+    @property
     def accepted(self) -> bool:
-        """Whether the new model may be the default, after an override."""
+        """Whether the new model may be the active one, after an override."""
         return self.override == "accepted" or (self.passed and not self.override)
 
     @property
     def text(self) -> str:
-        """The decision in a sentence or two."""
-        rule = f"{self.new} {'passed' if self.passed else 'did not pass'} the gate against {self.old}."
-        by = f" {self.override_by} {self.override} it all the same: {self.override_reason}." if self.override else ""
-        return f"{rule} {' '.join(self.reasons)}{by}"
+        """The decision in a few sentences."""
+        said = {
+            "passed": f"{self.new} passed validation against {self.old}.",
+            "failed": f"{self.new} failed validation against {self.old}.",
+            "undecided": f"Validation can't decide between {self.new} and {self.old}; a person has to choose.",
+        }[self.verdict]
+        again = {"passed": "", "failed": " despite failed validation", "undecided": ""}[self.verdict]
+        if self.override == "rejected":
+            again = " although it passed validation" if self.passed else ""
+        by = f" {self.override_by} {self.override} it{again}: {self.override_reason}." if self.override else ""
+        return f"{said} {' '.join(self.reasons)}{by}"
 
     def overridden(self, accept: bool, by: str, reason: str) -> GateDecision:
         """The decision with a person's word on it.
@@ -115,113 +171,159 @@ class GateDecision:
             InputError: no reason.
         """
         if not reason.strip():
-            raise InputError("Say why the gate is overridden; it is written on the model's card.")
-        word = "accepted" if accept else "rejected"
+            raise InputError("Say why you decide for the rule; it is written on the model's card.")
+        word: Literal["accepted", "rejected"] = "accepted" if accept else "rejected"
         return replace(self, override=word, override_by=by, override_reason=reason.strip().rstrip("."))
 
-    def to_json(self) -> dict[str, Any]:
-        """For JSON and the model's card."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("mean_dice_old", "mean_dice_new"):
-            values[name] = values[name] if math.isfinite(values[name]) else None
-        cases = {case: {side: f.to_json() for side, f in both.items()} for case, both in self.cases.items()}
-        lists = {"reasons": list(self.reasons), "warnings": list(self.warnings)}
-        return {**values, **lists, "rule": asdict(self.rule), "cases": cases, "split": dict(self.split)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> GateDecision:
-        """Read what :meth:`to_json` made."""
-        cases = {
-            case: {side: CaseFigures.from_json(figures) for side, figures in both.items()}
-            for case, both in values["cases"].items()
-        }
-        means = {n: math.nan if values[n] is None else values[n] for n in ("mean_dice_old", "mean_dice_new")}
-        lists = {name: tuple(values[name]) for name in ("reasons", "warnings")}
-        return cls(**{**values, **means, **lists, "rule": GateRule(**values["rule"]), "cases": cases})
+    def told(self) -> dict[str, Any]:
+        """For people and other programs: what is written, and what follows from it."""
+        return {**to_json(self), "passed": self.passed, "accepted": self.accepted, "text": self.text}
 
 
 def decide(
-    old: str,
     new: str,
-    old_figures: Mapping[str, CaseFigures],
-    new_figures: Mapping[str, CaseFigures],
-    split: Mapping[str, Any],
+    old: str,
+    best: str,
+    figures: Mapping[str, Mapping[str, CaseFigures]],
+    patients: Mapping[str, str],
+    left_out: Mapping[str, str] | None = None,
+    split: Mapping[str, Any] | None = None,
     rule: GateRule | None = None,
 ) -> GateDecision:
-    """Apply the rule to two models' figures on the same cases.
+    """Apply the rule to the figures of a new model, the active one, and the best so far.
 
     Args:
-        old: id of the old model.
-        new: id of the new one.
-        old_figures: case id -> its figures.
-        new_figures: the same cases with those of the new model.
+        new: id of the new model.
+        old: id of the active one.
+        best: id of the best so far; may be the active or the new one.
+        figures: model id -> case id -> its figures, of all validation cases, the same for all models.
+        patients: case id -> patient.
+        left_out: case id -> why its label does not count.
         split: what the cases are.
-        rule: the limits; None takes those that come with the program.
+        rule: its numbers; None takes those that come with the program.
 
     Raises:
-        InputError: the models were judged on different cases, or on none.
+        InputError: the models were validated on different cases, or on none.
     """
-    rule = rule or GateRule.shipped()
-    if set(old_figures) != set(new_figures) or not new_figures:
-        raise InputError(
-            f"The gate compares two models on the same cases; {old} was judged on {len(old_figures)}, "
-            f"{new} on {len(new_figures)}."
-        )
-    pairs = {case: {"old": old_figures[case], "new": new_figures[case]} for case in sorted(new_figures)}
-    diseased = {case: both for case, both in pairs.items() if not both["new"].lesion_free}
-    free = {case: both for case, both in pairs.items() if both["new"].lesion_free}
-    means = [
-        math.fsum(both[side].dice for both in diseased.values()) / len(diseased) if diseased else math.nan
-        for side in ("old", "new")
-    ]
-    reasons, failures = [], 0
-    if diseased:
-        loss = means[0] - means[1]
-        # a hair of rounding decides nothing
-        bad = loss > rule.mean_dice_loss + 1e-9
-        failures += bad
-        reasons.append(
-            f"Mean Dice {means[1]:.3f} against {means[0]:.3f} (cases with lesion: {len(diseased)})"
-            + (f": lower by more than {rule.mean_dice_loss:g}." if bad else ".")
-        )
-    for case, both in diseased.items():
-        if both["old"].dice - both["new"].dice > rule.case_dice_loss + 1e-9:
-            failures += 1
-            reasons.append(
-                f"{case} fell from Dice {both['old'].dice:.3f} to {both['new'].dice:.3f}, "
-                f"by more than {rule.case_dice_loss:g}."
-            )
-    for case, both in free.items():
-        if both["new"].prediction_ml - both["old"].prediction_ml > rule.lesion_free_gain_ml + 1e-9:
-            failures += 1
-            reasons.append(
-                f"{case} has no lesion, and what the model marks in it grew from {both['old'].prediction_ml:.1f} to "
-                f"{both['new'].prediction_ml:.1f} mL, by more than {rule.lesion_free_gain_ml:g} mL."
-            )
+    rule, left_out, split = rule or GateRule.shipped(), left_out or {}, split or {}
+    others = list(dict.fromkeys(name for name in (old, best) if name != new)) or [old]
+    sizes = {name: len(figures[name]) for name in (new, *others)}
+    if not figures[new] or any(set(figures[name]) != set(figures[new]) for name in others):
+        shown = ", ".join(f"{name} on {count}" for name, count in sizes.items())
+        raise InputError(f"Validation compares models on the same cases; it ran {shown}.")
+    counting = [case for case in sorted(figures[new]) if case not in left_out]
+    differences = tuple(_difference(new, other, figures, patients, counting, rule) for other in others)
+    verdicts = {difference.verdict for difference in differences}
+    verdict: Verdict = "failed" if "failed" in verdicts else "undecided" if "undecided" in verdicts else "passed"
+    diseased = [case for case in counting if not figures[new][case].lesion_free]
+    means = [_mean([figures[name][case].dice for case in diseased]) for name in (old, new)]
+    roles = {"old": old, "new": new} | ({"best": best} if best not in (old, new) else {})
+    cases = {case: {role: figures[name][case] for role, name in roles.items()} for case in sorted(figures[new])}
     return GateDecision(
-        failures == 0,
-        tuple(reasons),
-        tuple(_warnings(diseased, split)),
+        verdict,
+        tuple(difference.reason for difference in differences),
+        tuple(_warnings(old, new, figures, diseased, left_out, split, rule)),
         rule,
         old,
         new,
+        best,
+        differences,
         means[0],
         means[1],
-        pairs,
+        cases,
+        left_out,
         split,
         now(),
     )
 
 
-def _warnings(diseased: Mapping[str, Any], split: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    patients = int(split.get("validation_patients", len(diseased)))
-    if patients < 2:
-        warnings.append("One patient judges: the figures say little about others. Add patients and validate on more.")
-    elif len(diseased) < 5:
-        warnings.append("Fewer than five cases with lesion judge: small differences mean little.")
-    if not diseased:
-        warnings.append("No validation case has lesion: only false lesions were looked at.")
+def bounds(differences: Sequence[float], confidence: float, resamples: int) -> tuple[float, float]:
+    """Lower and upper one-sided bound of a mean, by the percentile bootstrap over patients.
+
+    The draw is the same each time, so that the same figures give the same decision.
+
+    Args:
+        differences: one value a patient.
+        confidence: of each bound by itself.
+        resamples: how many.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [1 - confidence, confidence])
+    return float(low), float(high)
+
+
+def _difference(
+    new: str,
+    other: str,
+    figures: Mapping[str, Mapping[str, CaseFigures]],
+    patients: Mapping[str, str],
+    counting: Sequence[str],
+    rule: GateRule,
+) -> Difference:
+    with_lesion: dict[str, list[float]] = {}
+    without: dict[str, list[float]] = {}
+    for case in counting:
+        mine, its = figures[new][case], figures[other][case]
+        if mine.lesion_free:
+            without.setdefault(patients[case], []).append(mine.prediction_ml - its.prediction_ml)
+        else:
+            with_lesion.setdefault(patients[case], []).append(mine.dice - its.dice)
+    dices = [_mean(values) for values in with_lesion.values()]
+    false = _mean([_mean(values) for values in without.values()])
+    low, high = bounds(dices, rule.confidence, rule.resamples) if dices else (math.nan, math.nan)
+    difference = Difference(other, len(dices), _mean(dices), low, high, len(without), false, "undecided", "")
+    verdict, reason = _verdict(difference, rule)
+    return replace(difference, verdict=verdict, reason=reason)
+
+
+def _verdict(found: Difference, rule: GateRule) -> tuple[Verdict, str]:
+    """What follows from two models' difference."""
+    # a hair of rounding decides nothing
+    hair = 1e-9
+    if found.false_ml > rule.lesion_free_gain_ml + hair:
+        return "failed", (
+            f"In {counted(found.free_patients, 'patient')} without lesion it marks {found.false_ml:.1f} mL more than "
+            f"{found.against}, above {rule.lesion_free_gain_ml:g} mL."
+        )
+    if not found.patients:
+        return "undecided", f"No label with lesion counts for comparing it with {found.against}."
+    text = (
+        f"Mean Dice {found.mean:+.3f} to {found.against} in {counted(found.patients, 'patient')} "
+        f"({rule.confidence:.0%} bounds {found.low:+.3f} and {found.high:+.3f})"
+    )
+    if found.patients < rule.minimum_patients:
+        return "undecided", f"{text}; fewer than {rule.minimum_patients} patients count, so nothing is decided."
+    if found.low >= -rule.dice_margin - hair:
+        return "passed", f"{text}: not lower by more than {rule.dice_margin:g}."
+    if found.mean < -rule.dice_margin - hair or found.high < 0:
+        return "failed", f"{text}: lower than {rule.dice_margin:g} allow."
+    return (
+        "undecided",
+        f"{text}: the patients are too few, or differ too much, to rule out a loss of more than {rule.dice_margin:g}.",
+    )
+
+
+def _warnings(
+    old: str,
+    new: str,
+    figures: Mapping[str, Mapping[str, CaseFigures]],
+    diseased: Sequence[str],
+    left_out: Mapping[str, str],
+    split: Mapping[str, Any],
+    rule: GateRule,
+) -> list[str]:
+    warnings = [f"{case} does not count: {why}" for case, why in left_out.items()]
+    for case in diseased:
+        before, after = figures[old][case].dice, figures[new][case].dice
+        if before - after > rule.case_dice_loss + 1e-9:
+            warnings.append(f"{case} fell from Dice {before:.3f} to {after:.3f}; look at it.")
     if split.get("moves"):
         warnings.append("Patients were moved between the sides; figures from before that do not compare.")
+    if split.get("warning"):
+        warnings.append(str(split["warning"]))
     return warnings
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .. import documents
 from ..errors import InputError, ReadError
 
 FORMAT = "covid-lesion-seg case store"
-VERSION = 2
+VERSION = 3
 _RATER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _CASE = re.compile(r"case-(\d{4,})")
 CONSENSUS = "consensus"
@@ -39,24 +39,30 @@ class Layout:
         self.salt_file = self.private / "patient-key.json"
 
     def case(self, case_id: str) -> Path:
-        """Folder of a case."""
+        """Folder of a case.
+
+        Raises:
+            InputError: the id is none, and might lead out of the store.
+        """
+        if not _CASE.fullmatch(case_id):
+            raise InputError(f"{case_id!r} is no case's id; they are called case-0001 and so on.")
         return self.cases / case_id
 
     def case_file(self, case_id: str) -> Path:
         """What is known of a case; rewritten at each change."""
-        return self.cases / case_id / "case.json"
+        return self.case(case_id) / "case.json"
 
     def origin_file(self, case_id: str) -> Path:
         """What never changes about a case."""
-        return self.cases / case_id / "origin.json"
+        return self.case(case_id) / "origin.json"
 
     def revisions(self, case_id: str) -> Path:
         """Folder of a case's revisions."""
-        return self.cases / case_id / "revisions"
+        return self.case(case_id) / "revisions"
 
     def predictions(self, case_id: str) -> Path:
         """Folder of the answers that models gave for a case."""
-        return self.cases / case_id / "predictions"
+        return self.case(case_id) / "predictions"
 
     def location_file(self, case_id: str) -> Path:
         """Where the CT of a case lies that was not copied."""
@@ -78,10 +84,10 @@ def read_json(path: Path) -> Any:
         ReadError: not there, or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.read_json(path)
     except FileNotFoundError as error:
         raise ReadError(f"{path} is not there.", "Run `covid-lesion-seg cases check` on the store.") from error
-    except (OSError, ValueError) as error:
+    except ReadError as error:
         raise ReadError(
             f"{path} is damaged or can't be read ({error}).", "Run `covid-lesion-seg cases check` on the store."
         ) from error
@@ -105,8 +111,14 @@ def store_values(root: Path) -> dict[str, Any]:
     version = values["version"]
     if version > VERSION:
         raise InputError(
-            f"The case store {root.name} has version {version}; this program knows versions up to {VERSION}.",
+            f"The case store {root.name} has version {version}; this program works with version {VERSION}.",
             "Update COVIDLesionSeg to work with it; nothing was changed.",
+        )
+    if version < VERSION:
+        raise InputError(
+            f"The case store {root.name} has version {version}, which was never released; "
+            f"this program works with version {VERSION}.",
+            "Make a new store and import the masks into it; nothing was changed.",
         )
     return values
 
@@ -114,7 +126,7 @@ def store_values(root: Path) -> dict[str, Any]:
 def is_store(path: Path | str) -> bool:
     """Whether a folder is a case store, of whatever version."""
     try:
-        values = json.loads((Path(path) / "store.json").read_text(encoding="utf-8"))
+        values = documents.read_json(Path(path) / "store.json")
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
 from .layout import check_rater
 from .records import Case, State
 
+# why a validation case is offered without a prediction
+BLIND = "A validation case, read without any model's prediction, so that its label can compare models."
 ORDERS = {
     "uncertainty": "most uncertain answer first (entropy under test-time augmentation, else disagreement)",
     "disagreement": "answers first on which student and teacher disagree most",
     "lesion-size": "largest lesion first",
     "age": "longest in the store first",
-    "random": "in no order",
+    "random": "in random order",
 }
 
 
@@ -42,11 +44,12 @@ def next_case(
     by: str = "uncertainty",
     states: Sequence[State] = ("new", "predicted"),
     seed: int | None = None,
+    blind: Collection[str] = (),
 ) -> Suggestion | None:
     """Choose the next case for a rater.
 
-    What the rater left unsaved comes first, then what was marked "fix it" in the review, then the waiting cases in the
-    wanted order. Cases that somebody else has open are passed over.
+    What the rater left unsaved comes first, then what was marked "fix it" in the review, then validation cases that are
+    to be read blind, then the waiting cases in the wanted order. Cases that somebody else has open are passed over.
 
     Args:
         cases: all cases of the store.
@@ -54,6 +57,7 @@ def next_case(
         by: a key of :data:`ORDERS`.
         states: which cases wait; with "corrected" a second rater gets those that he or she has not saved yet.
         seed: of the random order; None draws anew each time.
+        blind: ids of validation cases that need a mask that no model has drafted, whoever has saved one before.
 
     Returns:
         The case with the reason, or None when nothing waits.
@@ -64,7 +68,7 @@ def next_case(
     check_rater(rater)
     if by not in ORDERS:
         raise InputError(f"The order {by!r} is unknown; use one of {', '.join(ORDERS)}.")
-    ranked = _ranked(cases, rater, by, states, seed)
+    ranked = _ranked(cases, rater, by, states, seed, blind)
     waiting = sum(not _open_elsewhere(case) for case, _ in ranked)
     skipped: list[str] = []
     for case, reason in ranked:
@@ -76,7 +80,7 @@ def next_case(
 
 
 def _ranked(
-    cases: Sequence[Case], rater: str, by: str, states: Sequence[State], seed: int | None
+    cases: Sequence[Case], rater: str, by: str, states: Sequence[State], seed: int | None, blind: Collection[str]
 ) -> list[tuple[Case, str]]:
     wanted = [case for case in cases if not case.exclusion]
     first = [(case, "You left unsaved work on it.") for case in wanted if rater in case.unsaved]
@@ -85,6 +89,8 @@ def _ranked(
         for case in wanted
         if case.slices_to_fix()
     ]
+    begun = {case.id for case, _ in first}
+    first += [(case, BLIND) for case in wanted if case.id in blind and case.id not in begun]
     chosen = {case.id for case, _ in first}
     waiting = [c for c in wanted if c.id not in chosen and _waits(c, rater, states)]
     order = {
@@ -95,8 +101,8 @@ def _ranked(
         "random": lambda found: _by_chance(found, seed),
     }[by]
     left = [case for case in waiting if case.unsaved]
-    begun = [(case, f"{' and '.join(case.unsaved)} left unsaved work on it.") for case, _ in order(left)]
-    return [*first, *order([case for case in waiting if not case.unsaved]), *begun]
+    left_by_others = [(case, f"{' and '.join(case.unsaved)} left unsaved work on it.") for case, _ in order(left)]
+    return [*first, *order([case for case in waiting if not case.unsaved]), *left_by_others]
 
 
 def _waits(case: Case, rater: str, states: Sequence[State]) -> bool:
@@ -156,7 +162,7 @@ def _by_age(cases: Sequence[Case]) -> list[tuple[Case, str]]:
 def _by_chance(cases: Sequence[Case], seed: int | None) -> list[tuple[Case, str]]:
     ranked = sorted(cases, key=lambda case: case.number)
     random.Random(seed).shuffle(ranked)
-    return [(case, f"Drawn by chance from {len(ranked)} waiting cases.") for case in ranked]
+    return [(case, f"Drawn at random from {len(ranked)} waiting cases.") for case in ranked]
 
 
 def _slices(indices: Sequence[int]) -> str:

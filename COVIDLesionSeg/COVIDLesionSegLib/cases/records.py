@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codec import TRANSIENT
+from ..errors import InputError
 from ..imaging.geometry import Geometry
+from ..imaging.volume import LabelVolume
 from .layout import CONSENSUS, case_number
 
+PatientFrom = Literal["given", "dicom", "name", "nothing"]
 State = Literal["new", "predicted", "in work", "corrected", "approved", "excluded"]
 STATES: tuple[State, ...] = ("new", "predicted", "in work", "corrected", "approved", "excluded")
-Record = TypeVar("Record")
+_HINT = "Resample the mask to the CT's grid, or take the CT that it was drawn on."
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,12 @@ class Revision:
         lesion_ml: volume of the lesion, mL.
         lesion_free: the rater says that the case has no lesion.
         seconds: time spent on it.
-        prediction: number of the answer that it started from; None without one.
-        model: id of the model that gave that answer, or "".
-        dice_to_prediction: overlap with that answer, 0 ... 1; None without one.
+        prediction: number of the case's last prediction when it was saved; None without one.
+        model: id of the model of that prediction, or "".
+        dice_to_prediction: overlap with that prediction, 0 ... 1; None without one.
+        drafts: numbers of the case's predictions that drafted it: what the rater began from or could see, and what that
+            in turn was drafted by; empty for a mask that was drawn without a model (read blind, drawn before any
+            prediction, imported).
         kind: "correction", "import" or "consensus".
         sources: the revisions that a consensus was made of.
         comment: of the rater.
@@ -112,6 +121,7 @@ class Revision:
     prediction: int | None = None
     model: str = ""
     dice_to_prediction: float | None = None
+    drafts: tuple[int, ...] = ()
     kind: Literal["correction", "import", "consensus"] = "correction"
     sources: tuple[int, ...] = ()
     comment: str = ""
@@ -163,6 +173,7 @@ class LockInfo:
         abandoned: the owner is known or presumed to be gone, so that the case may be taken over.
         why: what the owner's state is concluded from.
         token: tells this lock from any other.
+        blind: it is read without any model's prediction.
     """
 
     case: str
@@ -174,6 +185,7 @@ class LockInfo:
     abandoned: bool
     why: str
     token: str
+    blind: bool = False
 
     def __str__(self) -> str:
         return f"{self.owner} on {self.host} since {self.since}, last seen {_duration(self.age_s)} ago"
@@ -186,6 +198,10 @@ class Case:
     Attributes:
         id: "case-0001", ...; carries no patient data.
         patient: opaque key; the cases of one patient share it.
+        patient_from: what the patient is known by: "given" (by a person or a manifest), "dicom" (the PatientID), "name"
+            (of its file or in its data set) or "nothing" (the case counts as a patient of its own). A follow-up can be
+            told from another patient in the first two only.
+        dicom_patient: the key of the DICOM PatientID, or "".
         added: when, UTC.
         ct: the CT.
         lungs: the lung mask, if there is one.
@@ -214,8 +230,10 @@ class Case:
     predictions: tuple[Prediction, ...] = ()
     revisions: tuple[Revision, ...] = ()
     review: tuple[ReviewItem, ...] = ()
-    lock: LockInfo | None = None
-    unsaved: tuple[str, ...] = ()
+    lock: LockInfo | None = field(default=None, metadata=TRANSIENT)
+    unsaved: tuple[str, ...] = field(default=(), metadata=TRANSIENT)
+    patient_from: PatientFrom = "nothing"
+    dicom_patient: str = ""
 
     @property
     def number(self) -> int:
@@ -263,6 +281,15 @@ class Case:
             return self.revision(int(self.label))
         return self.revision(self.approved) if self.approved is not None else self.latest()
 
+    def drafted_by(self, revision: Revision) -> tuple[Prediction, ...]:
+        """The predictions that drafted a revision; empty where it was drawn without a model."""
+        return tuple(prediction for prediction in self.predictions if prediction.number in revision.drafts)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the patient is known by more than a file's name, so that a follow-up is told from another patient."""
+        return self.patient_from in ("given", "dicom")
+
     @property
     def consensus_is_current(self) -> bool:
         """Whether the stored consensus was made of every rater's last revision."""
@@ -289,42 +316,44 @@ class Case:
         label = self.label_revision
         return tuple(item for item in self.review if label is not None and item.label_sha256 == label.sha256)
 
-    def to_json(self) -> dict[str, Any]:
-        """What is written: all but what locks and autosaves say."""
-        values = asdict(self)
-        del values["lock"], values["unsaved"]
-        return values
+    def labels(self, mask: LabelVolume | NDArray[Any], what: str) -> LabelVolume:
+        """A mask on the grid of the CT; a mask without names is lesion.
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Case:
-        """Read what :meth:`to_json` made; KeyError and TypeError where it is not that."""
-        ct = {**values["ct"]}
-        for name in ("size", "spacing", "origin", "direction"):
-            ct[name] = tuple(ct[name])
-        lungs = values.get("lungs")
-        return replace(
-            from_mapping(cls, {**values, "ct": from_mapping(CtFacts, ct)}),
-            lungs=from_mapping(LungsFacts, lungs) if lungs else None,
-            predictions=tuple(from_mapping(Prediction, item) for item in values.get("predictions", ())),
-            revisions=tuple(revision_from_json(item) for item in values.get("revisions", ())),
-            review=tuple(from_mapping(ReviewItem, item) for item in values.get("review", ())),
-        )
+        Args:
+            mask: (z, y, x), bool or whole numbers from 0 to 65535; every label is lesion.
+            what: how to call the mask in messages.
+
+        Raises:
+            GridMismatchError: another grid; the message names the difference.
+            InputError: fractions, negative numbers, NaN.
+        """
+        grid = self.ct.geometry
+        if isinstance(mask, LabelVolume):
+            mask.geometry.require_same(grid, what, f"CT of {self.id}", _HINT)
+            labels = mask
+        else:
+            array = np.asarray(mask)
+            grid.require_shape(array, what)
+            labels = LabelVolume(array, grid)
+        array = labels.array
+        if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+            array = array.astype(np.int64)
+        if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and (array.min() < 0 or array.max() > 65535)):
+            raise InputError(
+                f"The {what} of {self.id} holds {array.dtype} values that are no labels; "
+                "whole numbers from 0 are needed.",
+                "Compare a probability with a threshold first, e.g. probability > 0.5.",
+            )
+        if array.dtype.kind == "b":
+            array = array.view(np.uint8)
+        elif array.dtype.itemsize > 2:
+            array = array.astype(np.uint16)
+        return replace(labels, array=array, names=labels.names or {1: "lesion"})
 
 
-def revision_from_json(values: Mapping[str, Any]) -> Revision:
-    """A revision from its file's values."""
-    return from_mapping(Revision, {**values, "sources": tuple(values.get("sources", ()))})
-
-
-def from_mapping(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """A dataclass from a mapping; keys that it does not have are left out."""
-    known = _names(kind)  # type: ignore[arg-type]  # classes are hashable
-    return kind(**{name: value for name, value in values.items() if name in known})
-
-
-@functools.cache
-def _names(kind: Any) -> frozenset[str]:
-    return frozenset(item.name for item in fields(kind))
+def lesion_ml(labels: LabelVolume) -> float:
+    """Volume of everything that is not background, mL."""
+    return float(np.count_nonzero(labels.array)) * labels.geometry.voxel_ml
 
 
 def _duration(seconds: float) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
+from ..codec import to_json
 from ..errors import InputError
+from .case_files import CaseFiles
 from .layout import check_rater, now
 from .records import Case, ReviewItem
-
-if TYPE_CHECKING:
-    from .store import Store
 
 # of all slices that a training saw, those worth a look: most doubtful first, this many at most, none below this score
 MOST_ITEMS = 50
@@ -24,11 +23,11 @@ class ReviewList:
     """The doubtful labels of a store.
 
     Args:
-        store: whose.
+        files: the store's cases.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, files: CaseFiles) -> None:
+        self._files = files
 
     def items(self, decided: bool | None = False) -> list[ReviewItem]:
         """Items about labels as they are now, the most doubtful first.
@@ -36,7 +35,7 @@ class ReviewList:
         Args:
             decided: False: those that wait for a decision; True: those with one; None: both.
         """
-        found = [item for case in self._store.cases() if not case.exclusion for item in case.present_reviews()]
+        found = [item for case in self._files.cases() if not case.exclusion for item in case.present_reviews()]
         wanted = [item for item in found if decided is None or bool(item.decision) == decided]
         return sorted(wanted, key=lambda item: (-item.score, item.case, item.slice))
 
@@ -61,15 +60,15 @@ class ReviewList:
         check_rater(by)
         if decision not in ("right", "fix"):
             raise InputError(f"The decision {decision!r} is unknown; use right or fix.")
-        case = self._store.case(case_id)
+        case = self._files.case(case_id)
         present = {item.slice: item for item in case.present_reviews()}
         if index not in present:
             listed = ", ".join(map(str, sorted(present))) or "none"
             raise InputError(f"Slice {index} of {case_id} is not on the review list; on it are: {listed}.")
         item = replace(present[index], decision=decision, by=by, decided=now(), comment=comment)
-        with self._store.locks.changing(case_id), self._store.files.changed(case_id) as values:
+        with self._files.locks.changing(case_id), self._files.changed(case_id) as values:
             values["review"] = [
-                asdict(item) if (old["slice"], old["label_sha256"]) == (item.slice, item.label_sha256) else old
+                to_json(item) if (old["slice"], old["label_sha256"]) == (item.slice, item.label_sha256) else old
                 for old in values["review"]
             ]
         return item
@@ -99,10 +98,10 @@ class ReviewList:
                 wanted.setdefault(case_id, []).append(item)
         added = []
         for case_id, items in wanted.items():
-            with self._store.locks.changing(case_id), self._store.files.changed(case_id) as values:
+            with self._files.locks.changing(case_id), self._files.changed(case_id) as values:
                 known = {(old["slice"], old["label_sha256"]) for old in values["review"]}
                 new = [item for item in items if (item.slice, item.label_sha256) not in known]
-                values["review"] = [*values["review"], *(asdict(item) for item in new)]
+                values["review"] = [*values["review"], *(to_json(item) for item in new)]
                 added += new
         return added
 

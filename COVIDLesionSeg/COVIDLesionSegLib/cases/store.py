@@ -1,37 +1,32 @@
-"""The case store: a plain folder with the cases, the models' answers and everybody's revisions."""
+"""The case store: a plain folder with the cases, the models' predictions and everybody's revisions."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, OutputError
 from ..files import is_unfinished, write_json
-from .adding import add_case
-from .layout import CONSENSUS, FORMAT, VERSION, Layout, check_rater, now
-from .reader import StoreReader
-from .records import Case, Revision, State
+from .case_files import CaseFiles
+from .layout import FORMAT, VERSION, Layout, check_rater, now
+from .records import Revision, State
 from .review import ReviewList
-from .saving import save_revision, set_prediction
+from .running import Comparison, PredictionReport, Validation, predict_cases
 from .split import StoreSplit
 from .store_models import StoreModels
+from .training import FineTuneResult, FineTuning
 
 if TYPE_CHECKING:
-    from .checking import CheckReport
-    from .importing import ImportReport
-    from .judging import Comparison
-    from .predicting import PredictionReport
+    from .checking import CheckReport, Progress
+    from .exchange import ImportReport
     from .queue import Suggestion
     from .session import Session
-    from .training import FineTuneResult
-
-Progress = Callable[[str, int, int], None]
 
 
-class Store(StoreReader):
-    """A case store that exists.
+class Store(CaseFiles):
+    """A case store that exists: its cases, see :class:`~.case_files.CaseFiles`, and all that is done with them.
 
     Every file appears whole or not at all; masks are never replaced. Several people may work on one store at the same
     time, also over a network share that supports file locks.
@@ -41,19 +36,20 @@ class Store(StoreReader):
 
     Raises:
         ReadError: no store there, or its file is damaged.
-        InputError: a store of a newer version, or of an older one, which :func:`~.migration.migrate` brings up to date.
+        InputError: a store of another version.
 
     Attributes:
         folder: where it is.
         id: tells this store from any other.
         created: when, UTC.
         layout: where things lie in it.
-        files: of its cases.
         locks: who has which case open.
         autosaves: unsaved work.
-        split: which patients train and which judge.
+        split: which patients train and which validate.
         review: labels that look doubtful.
-        models: what was trained here, and the default model with its history.
+        models: what was trained here, and the active model with its history.
+        validation: models on the validation cases, and the gate.
+        training: rounds of fine-tuning.
 
     Example:
         >>> store = Store("loop")  # doctest: +SKIP
@@ -65,7 +61,9 @@ class Store(StoreReader):
         super().__init__(folder)
         self.split = StoreSplit(self)
         self.review = ReviewList(self)
-        self.models = StoreModels(self)
+        self.models = StoreModels(self.layout.models, self.locks, self.id, self.created)
+        self.validation = Validation(self, self.split, self.models)
+        self.training = FineTuning(self, self.split, self.models, self.review, self.validation)
 
     @classmethod
     def create(cls, folder: Path | str) -> Store:
@@ -90,11 +88,6 @@ class Store(StoreReader):
         write_json(layout.store_file, values)
         return cls(folder)
 
-    # each is written and documented where it stands; its first argument is the store
-    add = add_case
-    set_prediction = set_prediction
-    save_revision = save_revision
-
     def next(
         self,
         rater: str,
@@ -105,10 +98,11 @@ class Store(StoreReader):
         """The case to work on next, see :func:`.queue.next_case`."""
         from .queue import next_case
 
-        return next_case(self.cases(), rater, by, states, seed)
+        cases = self.cases()
+        return next_case(cases, rater, by, states, seed, self.split.to_read_blind(cases))
 
     def open(self, case_id: str, rater: str, take_over: bool = False) -> Session:
-        """Open a case to work on it; others see that it is open.
+        """Open a case to work on it; others see that it is open. What is read blind shows no model's prediction.
 
         Args:
             case_id: which.
@@ -122,95 +116,34 @@ class Store(StoreReader):
         """
         from .session import Session
 
-        return Session(self, case_id, check_rater(rater), take_over)
-
-    def approve(self, case_id: str, by: str, revision: int | None = None) -> Case:
-        """Approve a revision, the last one by default; a later revision needs approval of its own.
-
-        Raises:
-            InputError: there is no such revision.
-        """
-        by = check_rater(by)
-        found = self.case(case_id).latest() if revision is None else self.case(case_id).revision(revision)
-        if found is None:
-            raise InputError(f"{case_id} has no revision{'' if revision is None else f' {revision}'} to approve.")
-        with self.locks.changing(case_id), self.files.changed(case_id) as values:
-            values |= {"approved": found.number, "approved_by": by}
-        return self.case(case_id)
-
-    def exclude(self, case_id: str, reason: str) -> Case:
-        """Leave a case out of the queue, of training and of validation.
-
-        Raises:
-            InputError: no reason.
-        """
-        if not reason.strip():
-            raise InputError(f"Say why {case_id} is excluded, e.g. 'motion artifacts'.")
-        with self.locks.changing(case_id), self.files.changed(case_id) as values:
-            values["exclusion"] = reason.strip()
-        return self.case(case_id)
-
-    def include(self, case_id: str) -> Case:
-        """Take an excluded case in again."""
-        with self.locks.changing(case_id), self.files.changed(case_id) as values:
-            values["exclusion"] = ""
-        return self.case(case_id)
-
-    def set_note(self, case_id: str, note: str) -> Case:
-        """Write the free text of a case."""
-        with self.locks.changing(case_id), self.files.changed(case_id) as values:
-            values["note"] = note
-        return self.case(case_id)
-
-    def set_label(self, case_id: str, label: str | int) -> Case:
-        """Choose which revision trains.
-
-        Args:
-            case_id: which.
-            label: "latest" (the approved revision, else the last one), "consensus", or a revision's number.
-
-        Raises:
-            InputError: no such revision.
-        """
-        case = self.case(case_id)
-        label = str(label)
-        known = label in ("latest", CONSENSUS) or (label.isdecimal() and case.revision(int(label)) is not None)
-        if not known:
-            raise InputError(f"{case_id} has no revision {label!r}; use latest, consensus or a revision's number.")
-        with self.locks.changing(case_id), self.files.changed(case_id) as values:
-            values["label"] = label
-        return self.case(case_id)
-
-    def unlock(self, case_id: str) -> str:
-        """Remove the lock of a case, whoever holds it; says whose it was."""
-        lock = self.locks.remove(self.case(case_id).id)
-        return f"{case_id} was open: {lock}." if lock is not None else f"{case_id} was not open."
+        blind = self.split.reads_blind(self.case(case_id))
+        return Session(self, case_id, check_rater(rater), take_over, blind)
 
     # --- the larger steps of the loop --------------------------------------------------------------------------------
 
-    def import_cases(self, source: Path | str, **settings: Any) -> ImportReport:
-        """Take an existing data set in, see :func:`.importing.import_cases`."""
-        from .importing import import_cases
+    def import_cases(self, source: Path | str, *arguments: Any, **settings: Any) -> ImportReport:
+        """Take an existing data set in, see :func:`.exchange.import_cases`."""
+        from .exchange import import_cases
 
-        return import_cases(self, source, **settings)
+        return import_cases(self, source, *arguments, **settings)
 
-    def predict(self, model: str | None = None, **settings: Any) -> PredictionReport:
-        """Let a model answer the cases that wait, see :func:`.predicting.predict_cases`; needs PyTorch."""
-        from .predicting import predict_cases
+    def export_nnunet(self, folder: Path | str, *arguments: Any, **settings: Any) -> Path:
+        """Write the labeled cases for nnU-Net, see :func:`.exchange.export_nnunet`."""
+        from .exchange import export_nnunet
 
-        return predict_cases(self, model, **settings)
+        return export_nnunet(self, self.split, folder, *arguments, **settings)
+
+    def predict(self, model: str | None = None, *arguments: Any, **settings: Any) -> PredictionReport:
+        """Run a model on waiting cases, see :func:`.running.predict_cases`; needs PyTorch."""
+        return predict_cases(self, self.split, self.models, model, *arguments, **settings)
 
     def fine_tune(self, base_model: str | None = None, **settings: Any) -> FineTuneResult:
-        """Train on the corrected cases and judge the result, see :func:`.training.fine_tune_store`; needs PyTorch."""
-        from .training import fine_tune_store
-
-        return fine_tune_store(self, base_model, **settings)
+        """Train on the corrected cases and validate the result, see :meth:`.training.FineTuning.run`; needs PyTorch."""
+        return self.training.run(base_model, **settings)
 
     def compare(self, models: Sequence[str], **settings: Any) -> Comparison:
-        """Judge models on the frozen validation cases, see :func:`.judging.compare`; needs PyTorch."""
-        from .judging import compare
-
-        return compare(self, models, **settings)
+        """Models on the frozen validation cases, see :meth:`.running.Validation.compare`; needs PyTorch."""
+        return self.validation.compare(models, **settings)
 
     def consensus(self, case_id: str, use_as_label: bool = True) -> Revision:
         """Save the consensus of a case's raters, see :func:`.agreement.make_consensus`."""
@@ -224,7 +157,7 @@ class Store(StoreReader):
         """Verify everything by hash and repair what can be repaired, see :func:`.checking.check`."""
         from .checking import check
 
-        return check(self, repair, find, progress)
+        return check(self, self.split, self.models, repair, find, progress)
 
 
 def _may_become_a_store(folder: Path) -> bool:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import builtins
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..codec import from_json, to_json
 from ..errors import InputError, ModelError
 from ..files import atomic_folder, write_json
 from ..models.card import ModelCard, read_card, rewrite_card, tensors_sha256
 from .gate import GateDecision
 from .layout import check_rater, now, read_json
-from .records import from_mapping
-
-if TYPE_CHECKING:
-    from .store import Store
+from .work import WorkLocks
 
 MODEL_FILE = "model.safetensors"
 PARTNER_FILE = "partner.safetensors"
@@ -54,16 +52,18 @@ class StoreModels:
     """The models of a store.
 
     Args:
-        store: whose.
+        folder: of the models.
+        locks: of the store.
+        store_id: of the store.
+        created: when the store was made, UTC.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, folder: Path, locks: WorkLocks, store_id: str, created: str) -> None:
+        self._folder, self._locks, self._store_id, self._created = folder, locks, store_id, created
 
     def list(self) -> builtins.list[StoredModel]:
         """All models that were trained here, by round."""
-        folder = self._store.layout.models
-        files = sorted(folder.glob("[!.]*/model.json")) if folder.is_dir() else []
+        files = sorted(self._folder.glob("[!.]*/model.json")) if self._folder.is_dir() else []
         return sorted((self._read(file) for file in files), key=lambda model: (model.round, model.id))
 
     def get(self, model_id: str) -> StoredModel:
@@ -75,13 +75,13 @@ class StoreModels:
         file = self.folder(model_id) / "model.json"
         if not file.is_file():
             known = ", ".join(model.id for model in self.list()) or "none"
-            raise ModelError(f"The store {self._store.folder.name} has no model {model_id!r}; it has: {known}.")
+            raise ModelError(f"The store {self._folder.parent.name} has no model {model_id!r}; it has: {known}.")
         return self._read(file)
 
     def folder(self, model_id: str) -> Path:
         """Where a model of the store lies, or would lie."""
         # an id is a file name and nothing more
-        return self._store.layout.models / Path(model_id).name
+        return self._folder / Path(model_id).name
 
     def path(self, model: str | Path) -> Path:
         """The file of a model: of this store, else of the installation's registry, else the file itself.
@@ -118,9 +118,26 @@ class StoreModels:
 
         return ModelRegistry().default()
 
+    def best(self) -> str:
+        """The best model so far: of those that were active, each that did as well or better on the same labels.
+
+        A new model has to stand up to it, too: ten rounds that each lose a little, but less than is seen, would else
+        add up.
+        """
+        history = self.history()
+        return str(history[-1].get("best", history[0]["model"])) if history else self.default()
+
+    def is_here(self, model: str) -> bool:
+        """Whether a model's file can be found."""
+        try:
+            self.path(model)
+        except ModelError:
+            return False
+        return True
+
     def history(self) -> builtins.list[dict[str, Any]]:
-        """Every default there was, oldest first: model, when, by, why."""
-        file = self._store.layout.models / "default.json"
+        """Every active model there was, oldest first: model, when, by, why, and the best so far."""
+        file = self._folder / "default.json"
         return list(read_json(file)["history"]) if file.is_file() else []
 
     def set_default(self, model: str, by: str, why: str = "chosen", instead_of: str | None = None) -> bool:
@@ -142,22 +159,29 @@ class StoreModels:
         check_rater(by)
         stored = next((known for known in self.list() if known.id == model), None)
         if stored is not None and stored.gate is None:
-            raise InputError(f"{model} was not judged on the frozen validation cases yet; let the gate decide first.")
+            raise InputError(f"{model} was not validated on the frozen validation cases yet; validate it first.")
         if stored is not None and stored.gate is not None and not stored.gate.accepted:
             raise InputError(
-                f"{model} can't become the default: {stored.gate.text}",
-                "Override the decision first, with a reason, if you must.",
+                f"{model} can't become the active model: {stored.gate.text}",
+                "A person can decide otherwise, with a reason.",
             )
         self.path(model)
-        with self._store.locks.changing("models"):
-            act = {"model": model, "when": now(), "by": by, "why": why}
+        with self._locks.changing("models"):
+            act = {"model": model, "when": now(), "by": by, "why": why, "best": self._best_with(stored)}
             default = self.default()
             if instead_of is not None and default != instead_of:
                 return False
             if not (history := self.history()):
-                history = [{"model": default, "when": self._store.created, "by": "", "why": "at the beginning"}]
-            write_json(self._store.layout.models / "default.json", {"history": [*history, act]})
+                history = [{"model": default, "when": self._created, "by": "", "why": "at the beginning"}]
+            write_json(self._folder / "default.json", {"history": [*history, act]})
         return True
+
+    def _best_with(self, stored: StoredModel | None) -> str:
+        """The best so far once this model is active."""
+        best = self.best()
+        gate = None if stored is None else stored.gate
+        better = gate is not None and any(found.against == best and found.mean >= 0 for found in gate.differences)
+        return gate.new if gate is not None and better else best
 
     # --- what training and the gate bring ------------------------------------------------------------------------
 
@@ -184,7 +208,7 @@ class StoreModels:
             suffix: of the id, for what a cancelled training left.
         """
         card = read_card(file)
-        model_id = f"{self._store.id[:6]}-round-{training_round:03d}{suffix}"
+        model_id = f"{self._store_id[:6]}-round-{training_round:03d}{suffix}"
         card = replace(
             card,
             id=model_id,
@@ -210,7 +234,7 @@ class StoreModels:
                     tensors_sha256(folder / PARTNER_FILE) if (folder / PARTNER_FILE).is_file() else "",
                     now(),
                 )
-                write_json(folder / "model.json", _to_json(model))
+                write_json(folder / "model.json", to_json(model))
         except FileExistsError:
             # a training that was resumed after it had handed its model in
             return self.get(model_id)
@@ -218,7 +242,7 @@ class StoreModels:
 
     def record_gate(self, model_id: str, decision: GateDecision) -> StoredModel:
         """Write what the gate decided, beside the model and on its card; what a person decided before stays."""
-        with self._store.locks.changing("models"):
+        with self._locks.changing("models"):
             earlier = self.get(model_id).gate
             if earlier is not None and earlier.override and not decision.override:
                 decision = replace(
@@ -230,17 +254,17 @@ class StoreModels:
             return self._write_gate(model_id, decision)
 
     def override(self, model_id: str, accept: bool, by: str, reason: str) -> StoredModel:
-        """Decide against the gate; who did and why stand on the model's card.
+        """Decide for the rule, or against it; who did and why stand on the model's card.
 
         Raises:
             InputError: no reason, or the gate has not decided yet.
             ModelError: no such model.
         """
         check_rater(by)
-        with self._store.locks.changing("models"):
+        with self._locks.changing("models"):
             gate = self.get(model_id).gate
             if gate is None:
-                raise InputError(f"The gate has not decided on {model_id} yet; judge it first.")
+                raise InputError(f"{model_id} was not validated yet; validate it first.")
             return self._write_gate(model_id, gate.overridden(accept, by, reason))
 
     def card_lacks_gate(self, model: StoredModel) -> bool:
@@ -256,7 +280,7 @@ class StoreModels:
     def _write_gate(self, model_id: str, decision: GateDecision) -> StoredModel:
         """Only to be used while the models are locked."""
         model = replace(self.get(model_id), gate=decision)
-        write_json(self.folder(model_id) / "model.json", _to_json(model))
+        write_json(self.folder(model_id) / "model.json", to_json(model))
         self.write_gate_on_card(model)
         return model
 
@@ -265,15 +289,11 @@ class StoreModels:
         if model.gate is None:
             return None
         card = read_card(self.folder(model.id) / MODEL_FILE)
-        wanted = {**card.metrics, "gate": model.gate.to_json(), "split": dict(model.gate.split)}
+        wanted = {**card.metrics, "gate": to_json(model.gate), "split": dict(model.gate.split)}
         return None if card.metrics == wanted else replace(card, metrics=wanted)
 
     def _read(self, file: Path) -> StoredModel:
-        values = read_json(file)
-        gate = values.get("gate")
-        return replace(
-            from_mapping(StoredModel, {**values, "gate": None}), gate=GateDecision.from_json(gate) if gate else None
-        )
+        return from_json(StoredModel, read_json(file))
 
 
 def _without_places(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,8 +317,3 @@ def _shown_id(model: str) -> str:
 def _plain_name(name: str) -> str:
     """What the model was called before it was fine-tuned, however often."""
     return name.split(", fine-tuned")[0]
-
-
-def _to_json(model: StoredModel) -> Mapping[str, Any]:
-    values = asdict(replace(model, gate=None))
-    return {**values, "gate": model.gate.to_json() if model.gate is not None else None}

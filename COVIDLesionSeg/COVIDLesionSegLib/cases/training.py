@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
+import io
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +13,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CancelledError, COVIDLesionSegError, InputError
-from ..files import write_json
+from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
+from ..files import sha256_file, write_json, write_text
+from .agreement import make_consensus
+from .case_files import CaseFiles
 from .gate import GateDecision, GateRule
-from .layout import now, numbered
-from .planning import TrainingPlan, configured, label_of, plan_training, remove_place_lists, rounds, write_inputs
-from .records import ReviewItem
+from .layout import CONSENSUS, counted, now, numbered, read_json
+from .records import Case, ReviewItem, Revision
+from .review import ReviewList
+from .running import Validation
+from .split import StoreSplit, unnamed, usable
+from .store_models import StoredModel, StoreModels
 
 if TYPE_CHECKING:
     from ..learning import TrainingConfig
-    from .store import Store
-    from .store_models import StoredModel
+    from ..learning.estimate import TimeEstimate
 
 Progress = Callable[[str, int, int], None]
 Cancelled = Callable[[], bool]
 REPLAY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a round trains on.
+
+    Attributes:
+        cases: that train or validate, with their sides.
+        fresh: ids of training cases whose label no earlier round has seen.
+        replayed: ids of training cases that an earlier round has learned from, with the same label.
+        excluded: (case id, axial slice) marked "fix it": no batch draws them.
+        notes: what a person should know, one sentence each.
+    """
+
+    cases: Mapping[str, str]
+    fresh: tuple[str, ...]
+    replayed: tuple[str, ...]
+    excluded: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,9 +61,9 @@ class FineTuneResult:
         round: its number.
         model: the new model.
         path: its file.
-        before: the training's own judgment of the base model on the validation cases.
+        before: the training's own figures of the base model on the validation cases.
         after: the same of the new one.
-        gate: the decision against the default model.
+        gate: the decision against the active model and the best so far.
         review: slices whose labels look doubtful, new on the review list.
         plan: what it trained on.
         seconds: that it took.
@@ -61,198 +87,446 @@ class FineTuneResult:
             "file": str(self.path),
             "before": dict(self.before),
             "after": dict(self.after),
-            "gate": self.gate.to_json(),
+            "gate": self.gate.told(),
             "review": len(self.review),
             "notes": list(self.plan.notes),
             "seconds": round(self.seconds, 1),
         }
 
 
-def fine_tune_store(
-    store: Store,
-    base_model: str | None = None,
-    *,
-    steps: int | None = None,
-    replay_share: float = REPLAY_SHARE,
-    validation: Sequence[str] = (),
-    validation_share: float = 0.2,
-    device: str | None = None,
-    config: TrainingConfig | None = None,
-    by: str = "fine-tuning",
-    folder: Path | str | None = None,
-    resume: bool = False,
-    rule: GateRule | None = None,
-    progress: Progress | None = None,
-    cancelled: Cancelled | None = None,
-) -> FineTuneResult:
-    """Go on training a model on the store's corrected cases, and let the gate decide about the result.
-
-    The first call freezes the split. Each call is a round: it trains on the labels as they are now, judges the new
-    model and the default one on the frozen validation cases, makes the new one the default if the gate lets it through,
-    and puts doubtful labels on the review list.
+class FineTuning:
+    """The rounds of fine-tuning of a store.
 
     Args:
-        store: the store.
-        base_model: id of the model to start from; None takes the store's default.
-        steps: to train; None takes the configuration's (300).
-        replay_share: share of each batch from cases that earlier rounds have learned from, so that the model does not
-            forget them, in [0, 1).
-        validation: patients (keys, or ids of their cases) that judge, for the first call; empty draws them.
-        validation_share: of the drawn patients.
-        device: see ``TrainingConfig``.
-        config: all other settings; None takes ``learning.fine_tuning.default_config``.
-        by: who asks; recorded.
-        folder: of the run (state, log, slices); None takes one in the store's ``rounds/``.
-        resume: go on with the last round that was not finished, or with the one in ``folder``.
-        rule: of the gate; None takes ``Resources/Gate.json``.
-        progress: called as progress(phase, done, total).
-        cancelled: asked at each step. What was best so far is kept as a model that is not judged yet.
-
-    Raises:
-        InputError: nothing to train on, nobody to judge, settings that are not allowed.
-        ModelError, ReadError: a base model or CT that can't be used.
-        CancelledError: asked to stop.
-        OutputError: the disk is full or read-only.
+        files: the store's cases.
+        split: which patients train and which validate.
+        models: the store's models.
+        review: its list of doubtful labels.
+        validation: its models on the validation cases.
     """
-    from ..learning import fine_tune
 
-    start = time.perf_counter()
-    if resume:
-        number, record = _unfinished(store, folder)
-        plan = _plan_from(record["plan"])
-    else:
-        if not 0 <= replay_share < 1:
-            raise InputError(f"The replay share is {replay_share:g}; it must be 0 or above, and below 1.")
-        if not store.split.is_frozen:
-            store.split.freeze(validation, validation_share, by=by)
-        elif validation:
-            raise InputError(
-                "The split of this store is frozen already, so validation patients can't be chosen any more.",
-                "Move single patients with `cases split --move` if you must; it is recorded.",
-            )
-        store.split.extend(by)
-        number, record, plan = _begin(store, base_model, steps, replay_share, device, config, by, folder)
-    run_folder = _run_folder(store, record)
-    file = store.layout.rounds / f"{number:04d}" / "round.json"
-    settings = _config(record["config"])
-    try:
-        base = store.models.path(record["base"])
-        loaded = fine_tune(
-            base, run_folder / "cases.csv", settings, run_folder, resume=resume, progress=progress, cancelled=cancelled
-        )
-    except CancelledError as error:
-        kept = _keep_best(store, record, run_folder, number)
-        write_json(file, {**record, "status": "cancelled"})
-        raise CancelledError(str(error).split(" Go on with")[0], kept) from error
-    except COVIDLesionSegError as error:
-        write_json(file, {**record, "status": "failed", "error": str(error)})
-        raise
-    model = _hand_in(store, record, run_folder, number, "")
-    gate = _judged(store, model.id, settings.run.device, rule, progress, cancelled)
-    review = store.review.add(
-        _doubtful(run_folder), {case: label["sha256"] for case, label in record["labels"].items()}, number
-    )
-    seconds = time.perf_counter() - start
-    write_json(file, {**record, "status": "done", "model": model.id, "passed": gate.passed, "seconds": round(seconds)})
-    # the slices are many times what they were made of, and are made again when they are needed
-    shutil.rmtree(run_folder / "slices", ignore_errors=True)
-    remove_place_lists(run_folder)
-    metrics = loaded.card.metrics
-    return FineTuneResult(
-        number,
-        store.models.get(model.id),
-        store.models.path(model.id),
-        metrics["base"],
-        metrics["validation"],
-        gate,
-        tuple(review),
-        plan,
-        seconds,
-    )
+    def __init__(
+        self, files: CaseFiles, split: StoreSplit, models: StoreModels, review: ReviewList, validation: Validation
+    ) -> None:
+        self._files, self._split, self._models = files, split, models
+        self._review, self._validation = review, validation
 
+    def run(
+        self,
+        base_model: str | None = None,
+        *,
+        steps: int | None = None,
+        replay_share: float = REPLAY_SHARE,
+        validation: Sequence[str] = (),
+        validation_share: float = 0.2,
+        device: str | None = None,
+        config: TrainingConfig | None = None,
+        by: str = "fine-tuning",
+        folder: Path | str | None = None,
+        resume: bool = False,
+        rule: GateRule | None = None,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> FineTuneResult:
+        """Go on training a model on the store's corrected cases, and validate the result.
 
-# --- inside ----------------------------------------------------------------------------------------------------------
+        The first call freezes the split. Each call is a round: it trains on the labels as they are now, validates the
+        new model and the active one on the frozen validation cases, makes the new one the active model if it passes,
+        and puts doubtful labels on the review list.
 
+        Args:
+            base_model: id of the model to start from; None takes the active one.
+            steps: to train; None takes the configuration's (300).
+            replay_share: fraction of each batch from cases that earlier rounds have learned from, so that the model
+                does not forget them, in [0, 1).
+            validation: validation patients (keys, or ids of their cases), for the first call; empty draws them.
+            validation_share: fraction of the drawn patients.
+            device: see ``TrainingConfig``.
+            config: all other settings; None takes ``learning.fine_tuning.default_config``.
+            by: who asks; recorded.
+            folder: of the run (state, log, slices); None takes one in the store's ``rounds/``.
+            resume: go on with the last round that was not finished, or with the one in ``folder``.
+            rule: of the gate; None takes ``Resources/Gate.json``.
+            progress: called as progress(phase, done, total).
+            cancelled: asked at each step. What was best so far is kept as a model that is not validated yet.
 
-def _begin(
-    store: Store,
-    base_model: str | None,
-    steps: int | None,
-    replay_share: float,
-    device: str | None,
-    config: TrainingConfig | None,
-    by: str,
-    folder: Path | str | None,
-) -> tuple[int, dict[str, Any], TrainingPlan]:
-    plan = plan_training(store)
-    base = base_model or store.models.default()
-    store.models.path(base)
-    number = _claim(store)
-    run_folder = Path(folder) if folder is not None else store.layout.rounds / f"{number:04d}" / "run"
-    settings = configured(config, steps, device)
-    data = replace(settings.data, split="split.json", validation_patients=(), pseudo_cases="", excluded_slices="")
-    run = replace(settings.run, pseudo_batch_size=0)
-    size = settings.run.batch_size
-    replayed = min(round(size * replay_share), size - 1) if plan.replayed else 0
-    if replayed:
-        data = replace(data, pseudo_cases="replay.csv")
-        run = replace(run, batch_size=size - replayed, pseudo_batch_size=replayed)
-    elif plan.replayed:
-        plan = replace(plan, fresh=(*plan.fresh, *plan.replayed), replayed=())
-    if plan.excluded:
-        data = replace(data, excluded_slices="excluded.csv")
-    settings = replace(settings, data=data, run=run)
-    cases = {case.id: case for case in store.cases() if case.id in plan.cases}
-    write_inputs(store, run_folder, plan, cases)
-    labels = {
-        name: {"revision": label_of(case).number, "sha256": label_of(case).sha256, "side": plan.cases[name]}
-        for name, case in cases.items()
-    }
-    record = {
-        "number": number,
-        "status": "running",
-        "started": now(),
-        "by": by,
-        "base": base,
-        "folder": _shown_folder(store, run_folder),
-        "config": settings.to_dict(),
-        "labels": labels,
-        "plan": {"fresh": plan.fresh, "replayed": plan.replayed, "excluded": plan.excluded, "notes": plan.notes},
-    }
-    write_json(store.layout.rounds / f"{number:04d}" / "round.json", record)
-    return number, record, plan
+        Raises:
+            InputError: nothing to train on, no validation case, settings that are not allowed.
+            ModelError, ReadError: a base model or CT that can't be used.
+            CancelledError: asked to stop.
+            OutputError: the disk is full or read-only.
+        """
+        from ..learning import fine_tune
 
-
-def _claim(store: Store) -> int:
-    """The next round's number; its folder is the claim."""
-    store.layout.rounds.mkdir(exist_ok=True)
-    while True:
-        number = max(numbered(store.layout.rounds), default=0) + 1
+        start = time.perf_counter()
+        if resume:
+            number, record = self._unfinished(folder)
+            plan = _plan_from(record["plan"])
+        else:
+            if not 0 <= replay_share < 1:
+                raise InputError(f"The replay share is {replay_share:g}; it must be 0 or above, and below 1.")
+            if not self._split.is_frozen:
+                self._split.freeze(validation, validation_share, by=by)
+            elif validation:
+                raise InputError(
+                    "The split of this store is frozen already, so validation patients can't be chosen any more.",
+                    "Move single patients with `cases split --move` if you must; it is recorded.",
+                )
+            self._split.extend(by)
+            number, record, plan = self._begin(base_model, steps, replay_share, device, config, by, folder)
+        run_folder = self._run_folder(record)
+        file = self._files.layout.rounds / f"{number:04d}" / "round.json"
+        settings = _config(record["config"])
         try:
-            (store.layout.rounds / f"{number:04d}").mkdir()
-        except FileExistsError:
-            continue
-        return number
+            base = self._models.path(record["base"])
+            loaded = fine_tune(
+                base,
+                run_folder / "cases.csv",
+                settings,
+                run_folder,
+                resume=resume,
+                progress=progress,
+                cancelled=cancelled,
+            )
+        except CancelledError as error:
+            kept = self._keep_best(record, run_folder, number)
+            write_json(file, {**record, "status": "cancelled"})
+            raise CancelledError(str(error).split(" Go on with")[0], kept) from error
+        except COVIDLesionSegError as error:
+            write_json(file, {**record, "status": "failed", "error": str(error)})
+            raise
+        model = self._hand_in(record, run_folder, number, "")
+        gate = self._validation.decide(model.id, None, settings.run.device, rule, progress, cancelled)
+        review = self._review.add(
+            _doubtful(run_folder), {case: label["sha256"] for case, label in record["labels"].items()}, number
+        )
+        seconds = time.perf_counter() - start
+        write_json(
+            file, {**record, "status": "done", "model": model.id, "passed": gate.passed, "seconds": round(seconds)}
+        )
+        # the slices are many times what they were made of, and are made again when they are needed
+        shutil.rmtree(run_folder / "slices", ignore_errors=True)
+        remove_place_lists(run_folder)
+        metrics = loaded.card.metrics
+        return FineTuneResult(
+            number,
+            self._models.get(model.id),
+            self._models.path(model.id),
+            metrics["base"],
+            metrics["validation"],
+            gate,
+            tuple(review),
+            plan,
+            seconds,
+        )
+
+    def plan(self) -> TrainingPlan:
+        """What a fine-tuning would train on now; makes consensus labels anew where raters saved later revisions.
+
+        Raises:
+            InputError: nothing trains or nothing validates.
+        """
+        notes = []
+        for case in self._usable_or_consensus():
+            if case.label == CONSENSUS and not case.consensus_is_current:
+                make_consensus(self._files, case.id)
+                notes.append(f"The consensus of {case.id} was made anew from its raters' last revisions.")
+        sides = self._split.sides()
+        cases = {case.id: case for case in usable(self._files.cases())}
+        placed = {name: sides.get(case.patient, "train") for name, case in cases.items()}
+        train = [name for name, side in placed.items() if side == "train"]
+        if not any(not label_of(cases[name]).lesion_free for name in train):
+            raise InputError(
+                "No training case has a label with lesion; correct or approve some cases first.",
+                "Cases of validation patients never train.",
+            )
+        if "validation" not in placed.values():
+            raise InputError("No validation case has a label that counts; approve or include one.")
+        seen = self._seen()
+        fresh = [name for name in train if seen.get(name) != label_of(cases[name]).sha256]
+        replayed = [name for name in train if name not in fresh]
+        excluded = [(item.case, item.slice) for name in train for item in cases[name].slices_to_fix()]
+        # a set without any lesion can't be drawn from by itself: then all cases are drawn alike
+        for part in (fresh, replayed):
+            if part and not any(not label_of(cases[name]).lesion_free for name in part):
+                fresh, replayed = train, []
+                break
+        if not fresh:
+            fresh, replayed = train, []
+            notes.append("No label is new since the last round; all cases are drawn alike.")
+        if excluded:
+            verb = "is" if len(excluded) == 1 else "are"
+            notes.append(f"{counted(len(excluded), 'slice')} marked 'fix it' {verb} left out.")
+        waiting = sum(len(case.open_reviews()) for case in cases.values())
+        if waiting:
+            notes.append(f"Doubtful slices that wait for a decision: {waiting}; until then they train as they are.")
+        validating = [cases[name] for name, side in placed.items() if side == "validation"]
+        if len({case.patient for case in validating}) == 1:
+            notes.append("There is one validation patient; move more to validation for figures that mean more.")
+        blind = self._split.to_read_blind(validating)
+        if blind:
+            notes.append(f"Validation cases that wait to be read blind: {', '.join(blind)}.")
+        if warning := unnamed([cases[name] for name in placed]):
+            notes.append(warning)
+        return TrainingPlan(placed, tuple(fresh), tuple(replayed), tuple(excluded), tuple(notes))
+
+    def estimate(
+        self,
+        base_model: str | None = None,
+        steps: int | None = None,
+        config: TrainingConfig | None = None,
+        device: str | None = None,
+    ) -> TimeEstimate:
+        """What a fine-tuning would take on this machine: a few steps are measured, nothing is changed.
+
+        Raises:
+            InputError, ModelError: no label yet, or no such model.
+        """
+        from ..learning.estimate import estimate
+        from ..models import load_checkpoint
+
+        card = load_checkpoint(self._models.path(base_model or self._models.default())).card
+        settings = configured(config, steps, device)
+        network = replace(settings.network, name=card.network, arguments=dict(card.network_arguments))
+        cases = usable(self._files.cases())
+        if not cases:
+            raise InputError("No case has a label yet; correct some cases first.")
+        sides = self._split.sides()
+        slices = {case.id: case.ct.geometry.axial_view().geometry.size[2] for case in cases}
+        judging = [case.id for case in cases if sides.get(case.patient) == "validation"]
+        share = 1.0 if judging else settings.data.validation_share
+        validation = sum(slices[name] for name in judging or slices)
+        largest = max(
+            (case.ct.geometry.axial_view().geometry.size for case in cases), key=lambda size: size[0] * size[1]
+        )
+        # lungs take about two thirds of a field of view in each direction
+        box = card.preprocessing.resize or (max(16, largest[1] * 2 // 3), max(16, largest[0] * 4 // 5))
+        return estimate(
+            replace(settings, network=network), sum(slices.values()), round(validation * share), validation_size=box
+        )
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The record of every round, oldest first: status, base model, labels, model, ..."""
+        found = []
+        for number in numbered(self._files.layout.rounds):
+            file = self._files.layout.rounds / f"{number:04d}" / "round.json"
+            if file.is_file():
+                found.append(read_json(file))
+        return found
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self,
+        base_model: str | None,
+        steps: int | None,
+        replay_share: float,
+        device: str | None,
+        config: TrainingConfig | None,
+        by: str,
+        folder: Path | str | None,
+    ) -> tuple[int, dict[str, Any], TrainingPlan]:
+        plan = self.plan()
+        base = base_model or self._models.default()
+        self._models.path(base)
+        number = self._claim()
+        run_folder = Path(folder) if folder is not None else self._files.layout.rounds / f"{number:04d}" / "run"
+        settings = configured(config, steps, device)
+        data = replace(settings.data, split="split.json", validation_patients=(), pseudo_cases="", excluded_slices="")
+        run = replace(settings.run, pseudo_batch_size=0)
+        size = settings.run.batch_size
+        replayed = min(round(size * replay_share), size - 1) if plan.replayed else 0
+        if replayed:
+            data = replace(data, pseudo_cases="replay.csv")
+            run = replace(run, batch_size=size - replayed, pseudo_batch_size=replayed)
+        elif plan.replayed:
+            plan = replace(plan, fresh=(*plan.fresh, *plan.replayed), replayed=())
+        if plan.excluded:
+            data = replace(data, excluded_slices="excluded.csv")
+        settings = replace(settings, data=data, run=run)
+        cases = {case.id: case for case in self._files.cases() if case.id in plan.cases}
+        self._write_inputs(run_folder, plan, cases)
+        labels = {
+            name: {"revision": label_of(case).number, "sha256": label_of(case).sha256, "side": plan.cases[name]}
+            for name, case in cases.items()
+        }
+        record = {
+            "number": number,
+            "status": "running",
+            "started": now(),
+            "by": by,
+            "base": base,
+            "folder": self._shown_folder(run_folder),
+            "config": settings.to_dict(),
+            "labels": labels,
+            "plan": {"fresh": plan.fresh, "replayed": plan.replayed, "excluded": plan.excluded, "notes": plan.notes},
+        }
+        write_json(self._files.layout.rounds / f"{number:04d}" / "round.json", record)
+        return number, record, plan
+
+    def _claim(self) -> int:
+        """The next round's number; its folder is the claim."""
+        self._files.layout.rounds.mkdir(exist_ok=True)
+        while True:
+            number = max(numbered(self._files.layout.rounds), default=0) + 1
+            try:
+                (self._files.layout.rounds / f"{number:04d}").mkdir()
+            except FileExistsError:
+                continue
+            return number
+
+    def _unfinished(self, folder: Path | str | None) -> tuple[int, dict[str, Any]]:
+        waiting = [record for record in self.rounds() if record["status"] != "done"]
+        if folder is not None:
+            waiting = [record for record in waiting if self._run_folder(record) == Path(folder).resolve()]
+        if not waiting:
+            raise InputError("No round of this store waits to be finished; start one without --resume.")
+        return int(waiting[-1]["number"]), waiting[-1]
+
+    def _shown_folder(self, folder: Path) -> str:
+        """The folder of a run as ``round.json`` names it: from the store's own one where it lies in it."""
+        place, root = folder.resolve(), self._files.folder.resolve()
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+
+    def _run_folder(self, record: Mapping[str, Any]) -> Path:
+        # a path from the root, as earlier versions wrote it, stays what it is
+        return (self._files.folder / record["folder"]).resolve()
+
+    def _write_inputs(self, folder: Path, plan: TrainingPlan, cases: Mapping[str, Case]) -> None:
+        """Write the files that the trainer reads: cases, those to replay, the split with hashes, slices left out.
+
+        Args:
+            folder: of the run.
+            plan: what trains.
+            cases: the plan's cases by id.
+
+        Raises:
+            InputError: a CT that the trainer can't read by itself.
+            ReadError: a CT that changed or is missing.
+        """
+        first = [name for name in plan.cases if name not in plan.replayed]
+        write_text(folder / "cases.csv", self._manifest([cases[name] for name in first]))
+        if plan.replayed:
+            write_text(folder / "replay.csv", self._manifest([cases[name] for name in plan.replayed]))
+        if plan.excluded:
+            rows = "".join(f"{case},{index}\n" for case, index in plan.excluded)
+            write_text(folder / "excluded.csv", "case,slice\n" + rows)
+        sides = self._split.sides()
+        hashes = {name: self._hashes(cases[name]) for name in first}
+        write_json(
+            folder / "split.json",
+            {
+                "version": 1,
+                "patients": {cases[name].patient: sides.get(cases[name].patient, "train") for name in first},
+                # a referenced DICOM folder is checked here, file by file, and hashed by the trainer in its own way
+                "sha256": {name: values for name, values in hashes.items() if values},
+            },
+        )
+
+    def _manifest(self, cases: Sequence[Case]) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "patient", "ct", "lesion", "lungs"])
+        for case in cases:
+            path, series = self._files.ct_path(case)
+            if series is not None:
+                raise InputError(
+                    f"{case.id} refers to a DICOM folder with several series, which can't train; "
+                    "add it again as a copy."
+                )
+            label = label_of(case)
+            lesion = "none" if label.lesion_free else str(self._files.revision_path(case, label).resolve())
+            lungs = (
+                str((self._files.layout.case(case.id) / case.lungs.file).resolve()) if case.lungs is not None else ""
+            )
+            writer.writerow([case.id, case.patient, str(path.resolve()), lesion, lungs])
+        return text.getvalue()
+
+    def _hashes(self, case: Case) -> dict[str, str]:
+        path, _ = self._files.ct_path(case)
+        label = label_of(case)
+        if path.is_dir():
+            if folder_sha256(path) != case.ct.sha256:
+                raise ReadError(
+                    f"The CT of {case.id} has changed since it was added to the store.",
+                    "Restore it, or add the changed CT as a new case.",
+                )
+            return {}
+        found = {"image": case.ct.sha256, "lesion": "" if label.lesion_free else label.sha256}
+        found["lungs"] = case.lungs.sha256 if case.lungs is not None else ""
+        return {role: value for role, value in found.items() if value}
+
+    def _seen(self) -> dict[str, str]:
+        """Case id -> the label that the last finished round which trained on it has seen."""
+        seen: dict[str, str] = {}
+        for record in self.rounds():
+            if record["status"] == "done":
+                seen |= {name: label["sha256"] for name, label in record["labels"].items() if label["side"] == "train"}
+        return seen
+
+    def _usable_or_consensus(self) -> list[Case]:
+        """Cases that have a label, or would have one once their consensus is made."""
+        return [
+            c for c in self._files.cases() if not c.exclusion and (c.label_revision is not None or len(c.raters) > 1)
+        ]
+
+    def _hand_in(self, record: Mapping[str, Any], folder: Path, number: int, suffix: str) -> StoredModel:
+        trained = [name for name, label in record["labels"].items() if label["side"] == "train"]
+        return self._models.add(
+            folder / "best.safetensors",
+            record["base"],
+            number,
+            partner=folder / "partner.safetensors",
+            suffix=suffix,
+            split=self._split.statement(self._validation.cases()),
+            trained_on={"name": f"{len(trained)} corrected cases of the case store {self._files.id}", "round": number},
+        )
+
+    def _keep_best(self, record: Mapping[str, Any], folder: Path, number: int) -> str:
+        if not (folder / "best.safetensors").is_file():
+            return "No model was validated yet, so none is kept; the round can be resumed."
+        model = self._hand_in(record, folder, number, "-stopped")
+        return f"The best so far is kept as {model.id}, not validated yet; the round can be resumed."
 
 
-def _unfinished(store: Store, folder: Path | str | None) -> tuple[int, dict[str, Any]]:
-    waiting = [record for record in rounds(store) if record["status"] != "done"]
-    if folder is not None:
-        waiting = [record for record in waiting if _run_folder(store, record) == Path(folder).resolve()]
-    if not waiting:
-        raise InputError("No round of this store waits to be finished; start one without --resume.")
-    return int(waiting[-1]["number"]), waiting[-1]
+def configured(config: TrainingConfig | None, steps: int | None, device: str | None) -> TrainingConfig:
+    """The settings of a fine-tuning: given ones, else the defaults, with this many steps on this device."""
+    from ..learning.fine_tuning import default_config
+
+    settings = config or default_config()
+    given: dict[str, Any] = {}
+    if steps is not None:
+        given["steps"] = steps
+        # a short run is validated on the way, too: what was best may be an earlier step
+        given["validation_interval"] = max(1, min(settings.run.validation_interval, -(-steps // 3)))
+    if device is not None:
+        given["device"] = device
+    return replace(settings, run=replace(settings.run, **given))
 
 
-def _shown_folder(store: Store, folder: Path) -> str:
-    """The folder of a run as ``round.json`` names it: from the store's own one where it lies in it."""
-    place, root = folder.resolve(), store.folder.resolve()
-    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+def label_of(case: Case) -> Revision:
+    """The label of a case that has one."""
+    label = case.label_revision
+    assert label is not None  # noqa: S101  # usable cases have one
+    return label
 
 
-def _run_folder(store: Store, record: Mapping[str, Any]) -> Path:
-    # a path from the root, as earlier versions wrote it, stays what it is
-    return (store.folder / record["folder"]).resolve()
+def remove_place_lists(folder: Path) -> None:
+    """Remove those files of :func:`write_inputs` that say where CTs lie, once nothing reads them any more.
+
+    A referenced CT may lie in a folder that is called after a patient, and only ``private/`` is to hold that.
+    """
+    for name in ("cases.csv", "replay.csv"):
+        # a file that another program holds is no reason to fail a round that is done
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+
+
+def folder_sha256(path: Path, series: str | None = None) -> str:
+    """The hash of a DICOM series as ``imaging.read_volume`` makes it, without decoding a voxel."""
+    from ..imaging import dicom_files
+
+    return hashlib.sha256("\n".join(sorted(sha256_file(f) for f in dicom_files(path, series))).encode()).hexdigest()
 
 
 def _plan_from(values: Mapping[str, Any]) -> TrainingPlan:
@@ -264,36 +538,6 @@ def _config(values: Mapping[str, Any]) -> TrainingConfig:
     from ..learning import TrainingConfig
 
     return TrainingConfig.from_dict(values)
-
-
-def _hand_in(store: Store, record: Mapping[str, Any], folder: Path, number: int, suffix: str) -> StoredModel:
-    from .judging import validation_cases
-
-    trained = [name for name, label in record["labels"].items() if label["side"] == "train"]
-    return store.models.add(
-        folder / "best.safetensors",
-        record["base"],
-        number,
-        partner=folder / "partner.safetensors",
-        suffix=suffix,
-        split=store.split.statement(validation_cases(store)),
-        trained_on={"name": f"{len(trained)} corrected cases of the case store {store.id}", "round": number},
-    )
-
-
-def _keep_best(store: Store, record: Mapping[str, Any], folder: Path, number: int) -> str:
-    if not (folder / "best.safetensors").is_file():
-        return "No model was judged yet, so none is kept; the round can be resumed."
-    model = _hand_in(store, record, folder, number, "-stopped")
-    return f"The best so far is kept as {model.id}, not judged by the gate yet; the round can be resumed."
-
-
-def _judged(
-    store: Store, model: str, device: str, rule: GateRule | None, progress: Progress | None, cancelled: Cancelled | None
-) -> GateDecision:
-    from .judging import pass_gate
-
-    return pass_gate(store, model, None, device, rule, progress, cancelled)
 
 
 def _doubtful(folder: Path) -> list[dict[str, str]]:

@@ -2,8 +2,8 @@
 
 A command module offers ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments) -> int`` (the exit status).
 It raises the library's errors; this module turns them into one line on standard error and an exit status: 0 done, 2 bad
-input or usage, 3 some of a batch failed, 130 interrupted. Results go to standard output, progress and logs to standard
-error.
+input or usage, 3 some of a batch failed, 130 interrupted, 143 ended by SIGTERM. Results go to standard output, progress
+and logs to standard error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import CancelledError, COVIDLesionSegError
+from ..processes import TerminatedError, ending_by_sigterm
 
 # command -> module in this package; only the called one is imported, so that `models list` needs no PyTorch.
 COMMANDS = {
@@ -39,6 +40,12 @@ COMMANDS = {
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+# Set to 1, it shows the trace-back of an error that nobody foresaw.
+DEBUG_VARIABLE = "COVIDLESIONSEG_DEBUG"
+# What input that nobody foresaw ends in; all other exceptions are mistakes of the program and keep their trace-back.
+_UNFORESEEN = (MemoryError, RecursionError, ArithmeticError, ValueError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return _command(arguments.command).run(arguments)
+        with ending_by_sigterm():
+            return _command(arguments.command).run(arguments)
+    except TerminatedError:
+        print("Terminated.", file=sys.stderr)
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -77,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except COVIDLesionSegError as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("the command failed")
-        print(f"error: {error}", file=sys.stderr)
+        _tell_error(str(error))
         return error.exit_status
     except BrokenPipeError:
         # the reader of our output (head, less) has left: nothing to say, and nothing more may be flushed to it
@@ -86,7 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("the command failed")
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        _tell_error(_sentence(error))
+        return 2
+    except _UNFORESEEN as error:
+        if arguments.verbose or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            logging.getLogger(__name__).exception("the command failed")
+        _tell_error(_unforeseen(error))
         return 2
 
 
@@ -97,6 +113,22 @@ def _command(name: str) -> ModuleType:
 def _sentence(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+
+
+def _tell_error(sentence: str) -> None:
+    # what a file put into it must neither break the line nor steer the terminal
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in sentence)
+    print(f"error: {shown}", file=sys.stderr)
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this; close other programs, or give a smaller input."
+    reason = next(iter(str(error).splitlines()), "")
+    return (
+        f"The input can't be handled: unexpected {type(error).__name__}{f' ({reason})' if reason else ''}. "
+        f"Set {DEBUG_VARIABLE}=1 to see where."
+    )
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..cores import usable_cores
 from ..errors import InputError
+from ..files import check_target
 
 Label = int | str
 # a whole CT with its masks takes about a gigabyte
@@ -19,7 +20,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        default=min(MOST_WORKERS, usable_cores()),
         metavar="N",
         help="cases at the same time, of a manifest (default: the processor's cores, at most %(default)s here)",
     )
@@ -27,9 +28,21 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def add_lung_engine(parser: argparse.ArgumentParser) -> None:
+    """Declare the choice of what finds lungs that are not given."""
+    from ..imaging.lungs.engines import CLASSICAL, ENGINES
+
+    parser.add_argument(
+        "--lung-engine",
+        choices=tuple(ENGINES),
+        default=CLASSICAL,
+        help="what finds lungs that are not given (default: %(default)s; none: do without them)",
+    )
+
+
 def as_label(text: str) -> Label:
     """A label given on the command line: a number, or a segment's name."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def state_file(output: Path | None, resume: bool) -> Path | None:
@@ -46,13 +59,18 @@ def state_file(output: Path | None, resume: bool) -> Path | None:
 
 
 def refuse_to_replace(inputs: Iterable[Path | str | None], outputs: Iterable[Path | None]) -> None:
-    """Refuse to replace an input, before any work is done; None stands for a file that wasn't given.
+    """Refuse to replace an input, or what is no file, before any work is done; None stands for what wasn't given.
 
     Raises:
         InputError: an output is one of the inputs, by whatever name.
+        OutputError: an output is a device or pipe.
     """
     from ..imaging import require_other_file
 
+    outputs = list(outputs)
+    for output in outputs:
+        if output is not None and not output.is_dir():
+            check_target(output)
     # not each output with each input: hundreds of studies would take minutes
     there = {_identity(path): path for path in inputs if path is not None}
     there.pop(None, None)

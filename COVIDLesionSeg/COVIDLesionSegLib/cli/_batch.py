@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -21,19 +22,22 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError
-from ..files import write_text
+from ..cores import THREAD_VARIABLES, usable_cores
+from ..documents import parse_object
+from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
+from ..files import read_bytes, write_text
+from ..manifest import case_id
+from ..processes import TerminatedError, ending_by_sigterm
+from ..worker.scrub import scrubbed
 from ._progress import ProgressBar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-# libraries that would otherwise start one thread a core in each worker process
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
+
+
+# names of files that are words of our messages, and nobody's
+_COMMON = {"ct", "image", "label", "lesion", "lesions", "lung", "lungs", "mask", "prediction", "reference", "series"}
+_MOST_BYTES = 1 << 30
 
 
 @dataclass
@@ -42,13 +46,15 @@ class BatchOutcome:
 
     Attributes:
         done: keys of the cases that were done now.
-        failed: (key, message) of those that failed.
+        failed: (key, message) of those that failed; for the terminal, since messages name files.
+        exported: the same for tables and JSON, without names of files, which may be a patient's.
         skipped: keys of those that an earlier run had done.
         results: key -> what ``work`` returned, for done and skipped cases.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    exported: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -121,6 +127,7 @@ def run_batch(
         else:
             todo.append((name, item))
 
+    hidden = {name: _names(item) - {name} for name, item in todo}
     failures: dict[str, str] = {}
     with state, ProgressBar(title, quiet) as bar:
         run = _in_processes(todo, work, workers) if workers > 1 and len(todo) > 1 else _in_turn(todo, work)
@@ -132,12 +139,21 @@ def run_batch(
                 else:
                     failures[name] = message
                     _log.info("%s failed: %s", name, message)
-                state.add(name, fingerprints[name], result, message)
+                state.add(name, fingerprints[name], result, message and scrubbed(message, hidden[name]))
                 bar("cases", count, len(items))
     outcome.done = [name for name, _ in todo if name not in failures]
     outcome.failed = [(name, failures[name]) for name in keys if name in failures]
+    outcome.exported = [(name, scrubbed(failures[name], hidden[name])) for name, _ in outcome.failed]
     outcome.results = {name: outcome.results[name] for name in keys if name in outcome.results}
     return outcome
+
+
+def _names(item: Any) -> set[str]:
+    """The names of an item's files and of the folders that they lie in."""
+    values = item if isinstance(item, Mapping) else vars(item) if hasattr(item, "__dict__") else {"": item}
+    paths = [Path(v) for v in values.values() if isinstance(v, Path) or (isinstance(v, str) and re.search(r"[/\\]", v))]
+    names = {name for path in paths for name in (str(path), path.name, path.stem, case_id(path), path.parent.name)}
+    return {name for name in names if len(name) > 1} - _COMMON
 
 
 def file_fingerprint(paths: Sequence[Path | str | None], parameters: Mapping[str, Any] | None = None) -> str:
@@ -187,18 +203,19 @@ class _State:
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.done.values()))
 
     def _read(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(path, _MOST_BYTES).splitlines()
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
-                name, status = entry["key"], entry["status"]
-            except (ValueError, TypeError, KeyError) as error:
+                entry = parse_object(line.decode("utf-8", "replace"), path.name)
+                name, status = str(entry["key"]), entry["status"]
+            except (ReadError, KeyError) as error:
                 if number == len(lines):
                     continue
                 raise InputError(
                     f"{path.name} is not the state file of a batch (line {number}); delete it or run without --resume."
                 ) from error
-            if status == "done":
+            # an entry that somebody has changed, or an older version has written, is done again
+            if status == "done" and entry.get("digest") == _digest(entry):
                 self.done[name] = entry
             else:
                 self.done.pop(name, None)
@@ -218,11 +235,18 @@ class _State:
         entry: dict[str, Any] = {"key": name, "status": "failed" if message else "done", "fingerprint": fingerprint}
         entry |= {"message": message} if message else {"result": result}
         try:
+            entry["digest"] = _digest(entry)
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OutputError(f"{self._path} could not be written: {error.strerror}.") from error
+
+
+def _digest(entry: Mapping[str, Any]) -> str:
+    """What tells an entry that a batch has written from one that was damaged or edited."""
+    content = {name: value for name, value in entry.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # key, result, and the message if it failed
@@ -261,7 +285,7 @@ def _in_processes(
     """One process each, fed one case at a time, so that a process that dies names the case it died of."""
     waiting = deque(todo)
     workers: dict[Connection, _Worker[T]] = {}
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, usable_cores() // count)
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
@@ -305,7 +329,7 @@ def _start(work: Callable[[T], dict[str, Any]], threads: int) -> _Worker[T]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, theirs, _log.getEffectiveLevel()), daemon=True)
-    with _environment({name: os.environ.get(name, str(threads)) for name in _THREAD_VARIABLES}):
+    with _environment({name: os.environ.get(name, str(threads)) for name in THREAD_VARIABLES}):
         process.start()
     theirs.close()
     return _Worker(process, ours, "")
@@ -315,12 +339,16 @@ def _serve(work: Callable[[T], dict[str, Any]], pipe: Connection, level: int) ->
     # Ctrl+C reaches the whole process group: only the parent answers it, and ends us
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_attempt(work, item))
+    try:
+        with ending_by_sigterm():
+            while True:
+                try:
+                    item = pipe.recv()
+                except EOFError:
+                    return
+                pipe.send(_attempt(work, item))
+    except TerminatedError:
+        sys.exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The actions of ``covid-lesion-seg cases`` about learning: answers, split, review, raters, models."""
+"""The actions of ``covid-lesion-seg cases`` about learning: predictions, split, review, raters, models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from ..cases.agreement import agreement_table, make_consensus, summary
-from ..cases.judging import compare, pass_gate
-from ..cases.planning import rounds
-from ..cases.predicting import predict_cases
 from ..cases.store import Store
 from ..errors import InputError
 from . import EXIT_SOME_FAILED
@@ -20,7 +17,7 @@ from ._progress import ProgressBar
 
 
 def _declare_predict(action: argparse.ArgumentParser) -> None:
-    action.add_argument("case", nargs="*", metavar="CASE", help="ids (default: all that wait for this model's answer)")
+    action.add_argument("case", nargs="*", metavar="CASE", help="ids (default: all that wait for this model)")
     action.add_argument("--model", help="id (default: the store's default model)")
     action.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     action.add_argument("--fast", action="store_true", help="without uncertainty: a quarter of the work or less")
@@ -28,8 +25,7 @@ def _declare_predict(action: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     with ProgressBar("predict", arguments.quiet) as bar:
-        report = predict_cases(
-            Store(arguments.store),
+        report = Store(arguments.store).predict(
             arguments.model,
             arguments.case,
             device=arguments.device,
@@ -51,8 +47,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _declare_split(action: argparse.ArgumentParser) -> None:
     action.add_argument("--freeze", action="store_true", help="freeze now instead of at the first fine-tuning")
-    action.add_argument("--validation", nargs="+", default=[], metavar="PATIENT", help="who judges: keys or case ids")
-    action.add_argument("--share", type=float, default=0.2, help="of patients that are drawn (default: %(default)s)")
+    action.add_argument(
+        "--validation", nargs="+", default=[], metavar="PATIENT", help="validation patients: keys or case ids"
+    )
+    action.add_argument(
+        "--share", type=float, default=0.2, help="fraction of patients that are drawn (default: %(default)s)"
+    )
     action.add_argument("--move", nargs=2, metavar=("PATIENT", "SIDE"), help="move a patient to train or validation")
     action.add_argument("--by", default="", help="who moves")
     action.add_argument("--reason", default="", help="why the patient is moved")
@@ -66,17 +66,22 @@ def _split(arguments: argparse.Namespace) -> int:
         patient, side = arguments.move
         store.split.move(patient, side, arguments.by, arguments.reason)
     cases: dict[str, list[str]] = {}
+    blind = set()
     for case in store.cases():
         cases.setdefault(case.patient, []).append(case.id)
+        if store.split.reads_blind(case):
+            blind.add(case.patient)
     if arguments.json:
         values = {"frozen": store.split.is_frozen, "patients": store.split.sides(), "history": store.split.history()}
+        values["blind"] = sorted(blind)
         print(json.dumps(values, indent=2))
         return 0
     if not store.split.is_frozen:
         print("The split is not frozen yet; the first fine-tuning does it.")
         return 0
     for patient, side in sorted(store.split.sides().items(), key=lambda item: (item[1], item[0])):
-        print(f"{side:<11} {patient}  {' '.join(cases.get(patient, []))}")
+        mark = " (read blind)" if patient in blind else ""
+        print(f"{side:<11} {patient}  {' '.join(cases.get(patient, []))}{mark}")
     for act in store.split.history():
         facts = ", ".join(
             f"{name} {value}" for name, value in act.items() if name not in ("act", "when") and value != ""
@@ -141,19 +146,21 @@ def _agreement(arguments: argparse.Namespace) -> int:
 
 
 def _declare_models(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--default", metavar="ID", help="make this one the default; go back to an earlier one")
-    action.add_argument("--judge", metavar="ID", help="let the gate decide about a model")
-    action.add_argument("--override", nargs=2, metavar=("ID", "DECISION"), help="accept or reject against the gate")
+    action.add_argument("--default", metavar="ID", help="make this one the active model; go back to an earlier one")
+    action.add_argument("--validate", metavar="ID", help="validate a model against the active one")
+    action.add_argument(
+        "--override", nargs=2, metavar=("ID", "DECISION"), help="accept a model despite failed validation, or reject it"
+    )
     action.add_argument("--by", default="", help="who")
     action.add_argument("--reason", default="", help="why")
-    action.add_argument("--device", default="auto", help="to judge on (default: %(default)s)")
+    action.add_argument("--device", default="auto", help="to validate on (default: %(default)s)")
 
 
 def _models(arguments: argparse.Namespace) -> int:
     store = Store(arguments.store)
-    if arguments.judge:
-        with ProgressBar("judge", arguments.quiet) as bar:
-            pass_gate(store, arguments.judge, device=arguments.device, progress=bar)
+    if arguments.validate:
+        with ProgressBar("validate", arguments.quiet) as bar:
+            store.validation.decide(arguments.validate, device=arguments.device, progress=bar)
     if arguments.override:
         model, decision = arguments.override
         if decision not in ("accept", "reject"):
@@ -164,16 +171,16 @@ def _models(arguments: argparse.Namespace) -> int:
     default = store.models.default()
     if arguments.json:
         models = [
-            {**asdict(m), "gate": m.gate.to_json() if m.gate else None, "is_default": m.id == default}
+            {**asdict(m), "gate": m.gate.told() if m.gate else None, "is_default": m.id == default}
             for m in store.models.list()
         ]
         print(json.dumps({"default": default, "models": models, "history": store.models.history()}, indent=2))
         return 0
-    print(f"default: {default}")
+    print(f"active: {default}")
     for model in store.models.list():
-        print(f"{model.id}: {model.name}, from {model.base}. {model.gate.text if model.gate else 'Not judged yet.'}")
+        print(f"{model.id}: {model.name}, from {model.base}. {model.gate.text if model.gate else 'Not validated yet.'}")
     for act in store.models.history():
-        print(f"{act['when']} default {act['model']}" + (f" by {act['by']}: {act['why']}" if act["by"] else ""))
+        print(f"{act['when']} active {act['model']}" + (f" by {act['by']}: {act['why']}" if act["by"] else ""))
     return 0
 
 
@@ -184,7 +191,7 @@ def _declare_compare(action: argparse.ArgumentParser) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     with ProgressBar("compare", arguments.quiet) as bar:
-        found = compare(Store(arguments.store), arguments.model, arguments.device, bar)
+        found = Store(arguments.store).validation.compare(arguments.model, arguments.device, bar)
     if arguments.json:
         print(json.dumps(found.to_json(), indent=2))
         return 0
@@ -198,6 +205,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             print(f"{case} {model}: {figures}")
     for model, mean in found.mean_dice.items():
         print(f"{model}: mean Dice {mean:.3f}")
+    for case, why in found.left_out.items():
+        print(f"{case} is in no mean: {why}")
     print(found.split["text"])
     return 0
 
@@ -207,7 +216,7 @@ def _nothing(_: argparse.ArgumentParser) -> None:
 
 
 def _rounds(arguments: argparse.Namespace) -> int:
-    found = rounds(Store(arguments.store))
+    found = Store(arguments.store).training.rounds()
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -228,11 +237,11 @@ def _finite(value: Any) -> Any:
 
 Action = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 LEARNING: dict[str, Action] = {
-    "predict": ("let a model answer the cases that wait", _declare_predict, _predict),
-    "split": ("show, freeze or change who trains and who judges", _declare_split, _split),
+    "predict": ("run a model on waiting cases", _declare_predict, _predict),
+    "split": ("show, freeze or change which patients train and which validate", _declare_split, _split),
     "review": ("show labels that look doubtful, or decide about one", _declare_review, _review),
     "agreement": ("compare the raters of cases; make a consensus", _declare_agreement, _agreement),
-    "models": ("show the store's models; choose the default; override the gate", _declare_models, _models),
-    "compare": ("judge models on the frozen validation cases", _declare_compare, _compare),
+    "models": ("show the store's models; choose the active one; decide despite validation", _declare_models, _models),
+    "compare": ("validate models on the frozen validation cases", _declare_compare, _compare),
     "rounds": ("show what was trained", _nothing, _rounds),
 }

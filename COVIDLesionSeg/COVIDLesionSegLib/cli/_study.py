@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, LungsNotFoundError
-from ..imaging import Geometry, LabelVolume, Volume, common_grid, is_dicom_seg, read_labels, read_volume
+from ..imaging import (
+    Geometry,
+    LabelVolume,
+    LocatedLungs,
+    Volume,
+    common_grid,
+    is_dicom_seg,
+    locate_lungs,
+    read_labels,
+    read_volume,
+)
+from ..imaging.lungs.engines import CLASSICAL, NONE
 from ._arguments import Label
 
 _log = logging.getLogger(__name__)
@@ -28,6 +39,7 @@ class StudyFiles:
         label: which label of the lesion map is lesion; needed where it has several.
         series: SeriesInstanceUID, for a DICOM folder with several.
         rescale: slope and intercept, for stored values that are not HU.
+        lung_engine: what finds the lungs, see ``imaging.locate_lungs``.
     """
 
     ct: Path
@@ -37,6 +49,7 @@ class StudyFiles:
     label: Label | None = None
     series: str | None = None
     rescale: tuple[float, float] | None = None
+    lung_engine: str = CLASSICAL
 
 
 @dataclass
@@ -45,7 +58,7 @@ class Study:
 
     volume: Volume
     lesion: np.ndarray
-    lungs: LabelVolume | np.ndarray | None
+    lungs: LabelVolume | LocatedLungs | None
     lobes: LabelVolume | None
     notes: list[str] = field(default_factory=list)
 
@@ -58,8 +71,6 @@ def read_study(files: StudyFiles) -> Study:
         GridMismatchError: a mask on another grid; the message names the difference.
         InputError: a lesion map with several labels and no choice among them.
     """
-    from ..imaging.lungs.finder import find_lungs
-
     volume = read_volume(files.ct, files.series, files.rescale)
     notes = list(volume.warnings)
     lesion = read_mask(files.lesion, files.label, "lesion mask", volume.geometry)
@@ -68,13 +79,13 @@ def read_study(files: StudyFiles) -> Study:
     if files.lobes is not None:
         lobes = read_labels(files.lobes, geometry=volume.geometry)
         lobes.geometry.require_same(volume.geometry, "lobe map", "CT")
-    lungs: LabelVolume | np.ndarray | None = None
+    lungs: LabelVolume | LocatedLungs | None = None
     if files.lungs is not None:
         lungs = read_labels(files.lungs, geometry=volume.geometry)
         lungs.geometry.require_same(volume.geometry, "lung mask", "CT")
-    elif lobes is None:
+    elif lobes is None and files.lung_engine != NONE:
         try:
-            lungs = find_lungs(volume)
+            lungs = locate_lungs(volume, engine=files.lung_engine)
             notes.append("The lungs were found in the CT by the program; no lung mask was given.")
         except LungsNotFoundError as error:
             notes.append(f"{error} Everything that needs the lungs is left out.")

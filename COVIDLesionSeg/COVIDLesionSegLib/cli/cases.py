@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..cases.importing import LAYOUTS, import_cases
+from ..cases.exchange import LAYOUTS
 from ..cases.queue import ORDERS
 from ..cases.records import STATES, Case, Revision
+from ..cases.split import unnamed
 from ..cases.store import Store
+from ..codec import to_json
 from ..errors import COVIDLesionSegError
 from . import EXIT_SOME_FAILED
 from ._arguments import as_label
@@ -51,7 +54,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _declare_add(action: argparse.ArgumentParser) -> None:
     action.add_argument("ct", nargs="+", metavar="CT", help="files or DICOM folders")
-    action.add_argument("--patient", help="what tells patients apart; not kept (default: the DICOM patient ID)")
+    action.add_argument("--patient", help="what tells patients apart; not kept (default: the DICOM PatientID)")
     action.add_argument("--reference", action="store_true", help="leave the CT where it is instead of copying it")
     action.add_argument("--lungs", type=Path, help="lung mask, for one CT")
     action.add_argument("--series", metavar="UID", help="SeriesInstanceUID, for a DICOM folder with several")
@@ -80,6 +83,8 @@ def _add(arguments: argparse.Namespace) -> int:
             if len(arguments.ct) == 1:
                 raise
             failed[ct] = str(error)
+    if warning := unnamed([store.case(name) for name in done.values()]):
+        print(warning, file=sys.stderr)
     return _tell_many(arguments, done, failed)
 
 
@@ -95,8 +100,7 @@ def _declare_import(action: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> int:
     with ProgressBar("import", arguments.quiet) as bar:
-        report = import_cases(
-            Store(arguments.store),
+        report = Store(arguments.store).import_cases(
             arguments.source,
             arguments.layout,
             rater=arguments.rater,
@@ -106,6 +110,8 @@ def _import(arguments: argparse.Namespace) -> int:
             empty_is_lesion_free=arguments.empty_is_lesion_free,
             progress=bar,
         )
+    for warning in report.warnings:
+        print(warning, file=sys.stderr)
     return _tell_many(arguments, report.done, report.failed, report.known)
 
 
@@ -116,10 +122,8 @@ def _declare_export(action: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ..cases.exporting import export_nnunet
-
     with ProgressBar("export", arguments.quiet) as bar:
-        target = export_nnunet(Store(arguments.store), arguments.folder, arguments.number, arguments.name, progress=bar)
+        target = Store(arguments.store).export_nnunet(arguments.folder, arguments.number, arguments.name, progress=bar)
     return _tell(arguments, {"folder": str(target)}, f"Wrote {target}.")
 
 
@@ -134,7 +138,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_described(case, sides) for case in cases], indent=2))
         return 0
-    print(_ROW.format("CASE", "STATE", "ML", "ENTROPY", "RATERS", "SPLIT", "NOTE").rstrip())
+    print(_ROW.format("CASE", "STATE", "mL", "ENTROPY", "RATERS", "SPLIT", "NOTE").rstrip())
     for case in cases:
         volume = "-" if case.lesion_ml is None else f"{case.lesion_ml:.1f}"
         doubt = case.prediction.uncertainty.get("tta_entropy") if case.prediction else None
@@ -163,15 +167,16 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"open: {case.lock} ({case.lock.why})")
     for prediction in case.predictions:
         doubt = "".join(f", {name} {value:.3f}" for name, value in prediction.uncertainty.items())
-        print(f"answer {prediction.number}: {prediction.model_id}, {prediction.lesion_ml:.1f} mL{doubt}")
+        print(f"prediction {prediction.number}: {prediction.model_id}, {prediction.lesion_ml:.1f} mL{doubt}")
     label = case.label_revision
     for revision in case.revisions:
         facts = {"label": revision == label, "approved": revision.number == case.approved}
         marks = [word for word, holds in facts.items() if holds]
         volume = "no lesion" if revision.lesion_free else f"{revision.lesion_ml:.1f} mL"
+        drafts = ", ".join(dict.fromkeys(prediction.model_id for prediction in case.drafted_by(revision)))
         print(
-            f"revision {revision.number}: {revision.rater}, {volume}, {revision.seconds:.0f} s{_overlap(revision)}"
-            + (f" ({', '.join(marks)})" if marks else "")
+            f"revision {revision.number}: {revision.rater}, {volume}, {revision.seconds:.0f} s{_overlap(revision)}, "
+            f"drafted by {drafts or 'no model'}" + (f" ({', '.join(marks)})" if marks else "")
         )
     for rater in case.unsaved:
         print(f"unsaved work of {rater}")
@@ -205,6 +210,7 @@ def _declare_submit(action: argparse.ArgumentParser) -> None:
     action.add_argument("--label", type=as_label, help="which label is lesion, by value or name")
     action.add_argument("--seconds", type=float, default=0.0, help="time spent")
     action.add_argument("--no-lesion", action="store_true", help="the case has no lesion")
+    action.add_argument("--blind", action="store_true", help="it was drawn without seeing any model's prediction")
     action.add_argument("--comment", default="", help="free text")
 
 
@@ -230,6 +236,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             no_lesion=arguments.no_lesion,
             comment=arguments.comment,
+            blind=arguments.blind,
         )
     text = f"{arguments.case}: saved as revision {revision.number}, {revision.lesion_ml:.1f} mL{_overlap(revision)}."
     return _tell(arguments, asdict(revision), text)
@@ -271,6 +278,17 @@ def _note(arguments: argparse.Namespace) -> int:
     return _tell(arguments, {"case": case.id, "note": case.note}, f"{case.id}: {case.note}")
 
 
+def _declare_patient(action: argparse.ArgumentParser) -> None:
+    _declare_case(action)
+    action.add_argument("patient", metavar="PATIENT", help="what tells patients apart, or another case of the patient")
+    action.add_argument("--by", required=True, help="who says so")
+
+
+def _patient(arguments: argparse.Namespace) -> int:
+    case = Store(arguments.store).split.set_patient(arguments.case, arguments.patient, arguments.by)
+    return _tell(arguments, {"case": case.id, "patient": case.patient}, f"{case.id} is of the patient {case.patient}.")
+
+
 def _declare_label(action: argparse.ArgumentParser) -> None:
     _declare_case(action)
     action.add_argument("label", metavar="LABEL", help="latest, consensus, or a revision's number")
@@ -306,13 +324,6 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if report.is_sound else EXIT_SOME_FAILED
 
 
-def _migrate(arguments: argparse.Namespace) -> int:
-    from ..cases.migration import migrate
-
-    done = migrate(arguments.store)
-    return _tell(arguments, {"done": done}, "\n".join(done) or "The store is up to date.")
-
-
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
@@ -341,13 +352,13 @@ def _tell_many(
 
 
 def _overlap(revision: Revision) -> str:
-    return "" if revision.dice_to_prediction is None else f", Dice {revision.dice_to_prediction:.3f} to the answer"
+    return "" if revision.dice_to_prediction is None else f", Dice {revision.dice_to_prediction:.3f} to the prediction"
 
 
 def _described(case: Case, sides: Mapping[str, str]) -> dict[str, Any]:
     lock = None if case.lock is None else {**asdict(case.lock), "token": ""}
     side = sides.get(case.patient, "train") if sides else None
-    return {**case.to_json(), "state": case.state, "split": side, "lock": lock, "unsaved": list(case.unsaved)}
+    return {**to_json(case), "state": case.state, "split": side, "lock": lock, "unsaved": list(case.unsaved)}
 
 
 def _nothing(_: argparse.ArgumentParser) -> None:
@@ -365,15 +376,15 @@ _ACTIONS: dict[str, Action] = {
     ),
     "export": ("write the labeled cases in nnU-Net's format", _declare_export, _export),
     "list": ("show the cases", _declare_list, _list),
-    "show": ("show a case with its answers and revisions", _declare_case, _show),
+    "show": ("show a case with its predictions and revisions", _declare_case, _show),
     "next": ("say which case to work on next, and why", _declare_next, _next),
     "submit": ("save a mask as the next revision of a case", _declare_submit, _submit),
     "approve": ("approve a revision", _declare_approve, _approve),
     "exclude": ("leave a case out", _declare_exclude, _exclude),
-    "include": ("take an excluded case in again", _declare_case, _include),
+    "include": ("re-include an excluded case", _declare_case, _include),
     "note": ("write the note of a case", _declare_note, _note),
+    "patient": ("say whose a case is, e.g. a follow-up of another case's patient", _declare_patient, _patient),
     "label": ("choose which revision of a case trains", _declare_label, _label),
     "unlock": ("close a case that somebody left open", _declare_case, _unlock),
     "check": ("verify everything by hash and repair what can be repaired", _declare_check, _check),
-    "migrate": ("bring a store of an older version up to date", _nothing, _migrate),
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, refuse_to_replace, state_file
+from ..manifest import UNNAMED, check_id, read_manifest
+from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace, state_file
 from ._batch import file_fingerprint, run_batch
 
 HELP = "compare the lesions of two CTs of one patient: change, new and resolved lesions, map"
@@ -46,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in _MASKS:
         when, what = name.split("_")
         parser.add_argument(f"--{when}-{what}", help=f"{what} of the {when} CT; lungs are found if absent")
+    add_lung_engine(parser)
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the lungs")
     parser.add_argument("--label", type=as_label, help="which label of the lesion masks is lesion")
-    parser.add_argument("--id", help="what to call the case; the later lesion mask's name if absent")
+    parser.add_argument("--id", help=f"what to call the case (default: {UNNAMED}; a file's name may be a patient's)")
     parser.add_argument(
         "--manifest",
         type=Path,
@@ -70,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare; the exit status is 0, or 3 if some cases of a manifest failed."""
-    work = functools.partial(_compare, registration=arguments.registration)
+    options = {"registration": arguments.registration, "lung_engine": arguments.lung_engine}
+    work = functools.partial(_compare, registration=arguments.registration, lung_engine=arguments.lung_engine)
     if not arguments.manifest:
         case = _single(arguments)
         _refuse_to_replace_inputs(arguments, [case])
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         state_file=state_file(arguments.output, arguments.resume),
         fingerprint=lambda case: file_fingerprint(
             [case.get(name) for name in (*_NEEDED, *_MASKS)],
-            {"registration": arguments.registration, "label": case.get("label", "")},
+            options | {"label": case.get("label", "")},
         ),
         complete=lambda case: "map" not in case or Path(case["map"]).exists(),
         resume=arguments.resume,
@@ -98,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write_tables(arguments, outcome.results)
     if arguments.json:
-        failed = [{"case": key, "error": message} for key, message in outcome.failed]
+        failed = [{"case": key, "error": message} for key, message in outcome.exported]
         print(json.dumps({"cases": list(outcome.results.values()), "failed": failed}, indent=2))
     else:
         print("\n\n".join(_text(result) for result in outcome.results.values()))
@@ -113,7 +115,7 @@ def _single(arguments: argparse.Namespace) -> dict[str, str]:
         raise InputError("--resume is for a --manifest; one case is done anew each time.")
     names = (*_NEEDED, *_MASKS, *_TEXT, "map")
     case = {name: str(getattr(arguments, name)) for name in names if getattr(arguments, name) is not None}
-    return case | {"id": arguments.id or case_id(arguments.later_lesion)}
+    return case | {"id": UNNAMED if arguments.id is None else check_id(arguments.id)}
 
 
 def _listed(arguments: argparse.Namespace) -> list[dict[str, str]]:
@@ -134,7 +136,7 @@ def _refuse_to_replace_inputs(arguments: argparse.Namespace, cases: Sequence[Map
     refuse_to_replace([arguments.manifest, *files], [arguments.output, arguments.lesions_csv])
 
 
-def _compare(case: Mapping[str, str], registration: str) -> dict[str, Any]:
+def _compare(case: Mapping[str, str], registration: str, lung_engine: str) -> dict[str, Any]:
     from ..imaging import LabelVolume, require_other_file, write_labels
     from ..measurement import compare_timepoints
     from ..measurement.longitudinal import MAP_NAMES, TimePoint
@@ -148,9 +150,8 @@ def _compare(case: Mapping[str, str], registration: str) -> dict[str, Any]:
     for when in ("earlier", "later"):
         files = {what: case.get(f"{when}_{what}") for what in ("ct", "lesion", "lungs", "lobes")}
         paths = {what: Path(path) for what, path in files.items() if path}
-        study = read_study(
-            StudyFiles(paths["ct"], paths["lesion"], paths.get("lungs"), paths.get("lobes"), label=label)
-        )
+        masks = (paths["lesion"], paths.get("lungs"), paths.get("lobes"))
+        study = read_study(StudyFiles(paths["ct"], *masks, label=label, lung_engine=lung_engine))
         notes += [f"{when.capitalize()} study: {note}" for note in study.notes]
         points.append(TimePoint(study.volume, study.lesion, study.lungs, study.lobes))
     compared = compare_timepoints(points[0], points[1], registration)
@@ -175,13 +176,13 @@ def _write_tables(arguments: argparse.Namespace, results: Mapping[str, dict[str,
 
 
 def _text(result: Mapping[str, Any]) -> str:
-    from ..measurement.catalog import catalog, display_unit
+    from ..measurement.catalog import catalog, display_unit, status_text
 
     lines = [f"{result['case']} (later minus earlier)"]
     for name in _SHOWN:
         entry = result["changes"][name]
         digits = catalog()["quantities"][name]["digits"]
         value = "-" if entry["value"] is None else f"{float(entry['value']):.{digits}f}"
-        note = "" if entry["status"] == "ok" else f"  ({entry['status']})"
+        note = "" if entry["status"] == "ok" else f"  ({status_text(entry['status'])})"
         lines.append(f"  {entry['title']:45} {value:>9} {display_unit(entry['unit']):3}{note}".rstrip())
     return "\n".join([*lines, *(f"  note: {note}" for note in result["notes"])])

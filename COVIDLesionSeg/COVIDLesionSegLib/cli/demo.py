@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = predictor.segment(volume, progress=progress)
         seconds |= result.record.seconds
         with _phase("measuring", progress, seconds):
-            measured = quantify(volume, result.mask, result.lungs)
+            measured = quantify(volume, result.mask, result.located_lungs)
         progress("writing", 0, 1)
         record = _write(folder, volume, phantom, result, measured, seconds)
 
@@ -183,14 +183,20 @@ def _write(
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]], phantom: Phantom | None) -> str:
-    """CSV: one row a region, units in the headers, empty where nothing was measured; known volumes beside them."""
+    """CSV: one row a region, units in the headers, empty where nothing was measured; known volumes beside them.
+
+    The status is that of the percentage, which is what needs the lungs most.
+    """
+    from ..measurement.catalog import key_of
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["region", *_COLUMNS, *([] if phantom is None else _KNOWN)])
+    writer.writerow(["region", *_COLUMNS, "status", *([] if phantom is None else _KNOWN)])
     for region in _REGIONS:
         row: list[Any] = ["whole CT" if region == "whole" else region.replace("_", " ")]
         for quantity in _COLUMNS.values():
             row.append(_rounded(_value(measured, quantity, region)))
+        row.append(measured[key_of("involvement", region)]["status"])
         if phantom is not None:
             row += [_rounded(_known(phantom, region)[name]) for name in _KNOWN.values()]
         writer.writerow(row)
@@ -221,13 +227,16 @@ def _found(
 ) -> dict[str, Any]:
     """What was found, for people and machines."""
     from ..measurement import dice
+    from ..measurement.catalog import key_of
 
     found: dict[str, Any] = {
         region.replace("whole", "whole_ct"): {
             column: _rounded(_value(measured, quantity, region)) for column, quantity in _COLUMNS.items()
         }
+        | {"status": measured[key_of("involvement", region)]["status"]}
         for region in _REGIONS[:3]
     }
+    found["lung_quality"] = result.lung_quality.to_json()
     found["lesion_outside_lungs_ml"] = _rounded(_value(measured, "lesion_outside_lungs"))
     found["model"] = record["model"]["id"]
     found["device"] = {name: record["device"][name] for name in ("used", "name", "precision")}
@@ -243,10 +252,14 @@ def _found(
 
 
 def _text(found: Mapping[str, Any]) -> str:
+    from ..measurement.catalog import status_text
+
     def lung(region: str) -> str:
         values = found[region]
         share = values["lesion_percent_of_lung"]
-        part = "" if share is None else f" ({share:.1f} % of {values['lung_volume_ml']:.0f} mL)"
+        status = status_text(values["status"])
+        remark = f"; {status}" if status else ""
+        part = "" if share is None else f" ({share:.1f} % of {values['lung_volume_ml']:.0f} mL{remark})"
         return "not measured" if values["lesion_ml"] is None else f"{values['lesion_ml']:.1f} mL{part}"
 
     whole = found["whole_ct"]

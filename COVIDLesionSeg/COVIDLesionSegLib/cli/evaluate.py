@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         quiet=arguments.quiet,
         title="evaluate",
     )
-    _write_table(arguments, outcome.results, outcome.failed)
+    _write_table(arguments, outcome.results, outcome.exported)
     if arguments.json:
         print(json.dumps(_document(outcome), indent=2))
     elif outcome.results:
@@ -167,7 +167,7 @@ def _document(outcome: BatchOutcome) -> dict[str, Any]:
     return {
         "cases": list(outcome.results.values()),
         "summary": [plain(dataclasses.asdict(row)) for row in _summaries(outcome.results)],
-        "failed": [{"case": key, "error": message} for key, message in outcome.failed],
+        "failed": [{"case": key, "error": message} for key, message in outcome.exported],
     }
 
 

@@ -30,13 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run that was not finished")
     store = parser.add_argument_group("case store")
     store.add_argument(
-        "--validation", nargs="+", default=[], metavar="PATIENT", help="who judges, at the first time: keys or case ids"
+        "--validation",
+        nargs="+",
+        default=[],
+        metavar="PATIENT",
+        help="validation patients, at the first time: keys or case ids",
     )
     store.add_argument(
         "--replay",
         type=float,
-        metavar="SHARE",
-        help="share of each batch from cases that earlier rounds have learned from (default: 0.5)",
+        metavar="FRACTION",
+        help="fraction of each batch from cases that earlier rounds have learned from (default: 0.5)",
     )
     store.add_argument("--estimate", action="store_true", help="say how long it would take here, and end")
     store.add_argument("--by", default="command", help="who asks; recorded")
@@ -56,12 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _on_store(arguments: argparse.Namespace, config: TrainingConfig | None) -> int:
-    from ..cases.planning import estimate_seconds
     from ..cases.training import REPLAY_SHARE
 
     store = Store(arguments.cases)
     if arguments.estimate or not (arguments.quiet or arguments.resume):
-        expected = estimate_seconds(store, arguments.model, arguments.steps, config, arguments.device)
+        expected = store.training.estimate(arguments.model, arguments.steps, config, arguments.device)
         if arguments.estimate:
             print(json.dumps(expected.to_json(), indent=2) if arguments.json else expected.text)
             return 0
@@ -89,7 +92,7 @@ def _on_store(arguments: argparse.Namespace, config: TrainingConfig | None) -> i
     print(result.gate.text)
     print(f"{len(result.review)} doubtful labels are new on the review list.")
     print(f"model: {result.model.id} ({result.path})")
-    print(f"default: {store.models.default()}")
+    print(f"active: {store.models.default()}")
     return 0
 
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..errors import InputError, ReadError
-from ..manifest import case_id, read_manifest
-from ._arguments import add_batch_arguments, as_label, refuse_to_replace
+from ..manifest import UNNAMED, case_id, check_id, read_manifest
+from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace
 from ._batch import file_fingerprint, run_batch
 
 _log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ class Options:
 
     lobe_map: str | None
     registration: str
-    consolidation_from: float | None
+    consolidation_from: float
     rescale: tuple[float, float] | None
+    lung_engine: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ct", nargs="?", metavar="CT", help="CT file or DICOM folder")
     parser.add_argument("lesion", nargs="?", metavar="LESION", help="lesion mask on the CT's grid")
     parser.add_argument("--lungs", help="lung mask, 1 right and 2 left; found by the program if absent")
+    add_lung_engine(parser)
     parser.add_argument("--lobes", help="lobe map, e.g. lungmask's or TotalSegmentator's")
     parser.add_argument("--lobe-map", metavar="ID", help="which lobe map it is, where its labels do not tell")
     parser.add_argument("--reference", help="a second lesion mask, to compare with")
@@ -49,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the earlier study")
     parser.add_argument("--record", help="run record of the segmentation; found beside the lesion mask if absent")
-    parser.add_argument("--id", help="what to call the case; the lesion mask's name if absent")
+    parser.add_argument(
+        "--id",
+        help=f"what to call the case in page and tables (default: {UNNAMED}, since names of files may be a patient's)",
+    )
     parser.add_argument("--label", type=as_label, help="which label of the lesion mask is lesion")
     parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder with several")
     parser.add_argument(
@@ -75,11 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Report; the exit status is 0, or 3 if some cases of a manifest failed."""
+    from ..measurement.catalog import consolidation_limit
+
     options = Options(
         arguments.lobe_map,
         arguments.registration,
-        arguments.consolidation_from,
+        consolidation_limit(arguments.consolidation_from),
         tuple(arguments.rescale) if arguments.rescale else None,
+        arguments.lung_engine,
     )
     if not arguments.manifest:
         case = _single(arguments)
@@ -108,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write_tables(arguments, outcome.results)
     if arguments.json:
-        failed = [{"case": key, "error": message} for key, message in outcome.failed]
+        failed = [{"case": key, "error": message} for key, message in outcome.exported]
         cases_measured = [result["measured"] for result in outcome.results.values()]
         print(json.dumps({"cases": cases_measured, "failed": failed}, indent=2))
     else:
@@ -133,10 +142,12 @@ def _single(arguments: argparse.Namespace) -> dict[str, str]:
             )
         case |= dict(zip(_FILES[5:], parts, strict=False))
     # `segment` names masks ID_lesions
-    case["id"] = arguments.id or re.sub(r"_lesions?$", "", case_id(arguments.lesion))
-    output = arguments.output or Path(f"{case['id']}_report.html")
+    # a file's name may hold a patient's: it is good for a name of a file beside it, not for the page
+    case["id"] = UNNAMED if arguments.id is None else check_id(arguments.id)
+    name = arguments.id or re.sub(r"_lesions?$", "", case_id(arguments.lesion))
+    output = arguments.output or Path(f"{name}_report.html")
     if output.is_dir():
-        output /= f"{case['id']}_report.html"
+        output /= f"{name}_report.html"
     return case | {"output": str(output)}
 
 
@@ -178,6 +189,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
             label,
             case.get("series"),
             options.rescale,
+            options.lung_engine,
         )
     )
     notes = list(study.notes)
@@ -190,9 +202,8 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
     if "earlier_ct" in paths:
         if "earlier_lesion" not in paths:
             raise InputError(f"The case {case['id']} has an earlier CT but no lesion mask of it.")
-        before = read_study(
-            StudyFiles(paths["earlier_ct"], paths["earlier_lesion"], paths.get("earlier_lungs"), label=label)
-        )
+        files = (paths["earlier_ct"], paths["earlier_lesion"], paths.get("earlier_lungs"))
+        before = read_study(StudyFiles(*files, label=label, lung_engine=options.lung_engine))
         notes += [f"Earlier study: {note}" for note in before.notes]
         earlier = TimePoint(before.volume, before.lesion, before.lungs)
     report = Report(
@@ -222,10 +233,10 @@ def _record(paths: Mapping[str, Path]) -> dict[str, Any] | None:
     if given is None and not path.is_file():
         return None
     try:
-        return RunRecord.from_json(path.read_text(encoding="utf-8")).to_json()
-    except OSError as error:
-        raise ReadError(f"The run record {path.name} can't be read: {error.strerror}.") from error
-    except (InputError, UnicodeDecodeError) as error:
+        return RunRecord.from_json(read_json(path)).to_json()
+    except FileNotFoundError as error:
+        raise ReadError(f"The run record {path.name} is not there.") from error
+    except InputError as error:
         if given is None:
             _log.info("%s beside the mask is not a run record: %s", path.name, error)
             return None
@@ -247,12 +258,15 @@ def _write_tables(arguments: argparse.Namespace, results: Mapping[str, dict[str,
 
 
 def _line(result: Mapping[str, Any]) -> str:
+    from ..measurement.catalog import status_text
+
     measured = result["measured"]
     quantities = measured["quantities"]
     parts = [f"{quantities['lesion_volume']['value']:.1f} mL lesion"]
-    if quantities["involvement"]["value"] is not None:
-        parts.append(f"{quantities['involvement']['value']:.1f} % of the lungs")
-    if quantities["severity_by_zones"]["value"] is not None:
-        parts.append(f"severity {quantities['severity_by_zones']['value']} of 24 by zones")
+    for name, text in (("involvement", "{:.1f} % of the lungs"), ("severity_by_zones", "severity {} of 24 by zones")):
+        entry = quantities[name]
+        if entry["value"] is not None:
+            status = status_text(entry["status"])
+            parts.append(text.format(entry["value"]) + (f" ({status})" if status else ""))
     line = f"{result['case']}: {', '.join(parts)} -> {result['output']}"
     return "\n".join([line, *(f"  note: {note}" for note in measured["notes"])])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError
+from ..documents import parse_toml
+from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
 from ._progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def _changes(texts: list[str]) -> dict[str, dict[str, Any]]:
         if not (equals and dot and group and key):
             raise InputError(f"--set got {text!r}; TABLE.KEY=VALUE is needed, e.g. optimizer.learning_rate=1e-3.")
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed = parse_toml(f"value = {value}", "--set")["value"]
+        except ReadError:
             parsed = value
         changes.setdefault(group, {})[key] = parsed
     return changes

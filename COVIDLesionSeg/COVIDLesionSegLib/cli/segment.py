@@ -6,18 +6,19 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, LungsNotFoundError
 from ..files import atomic_path, write_json
 from ..imaging import PATIENT_NOTICE
+from ..imaging.lungs.quality import DOUBTFUL
 from ..manifest import absolute_path, case_id, read_manifest
-from ._arguments import refuse_to_replace
+from ..processes import launcher_number
+from ._arguments import add_lung_engine, refuse_to_replace
 from ._batch import BatchOutcome, file_fingerprint, run_batch
 from ._progress import ProgressBar
 
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     parser.add_argument("--lungs", type=Path, help="lung mask on the CT's grid; found by the program if absent")
+    add_lung_engine(parser)
     parser.add_argument("--probability", action="store_true", help="also write the lesion probability (float32)")
     parser.add_argument("--tta", action="store_true", help="average over flips (four times the work)")
     parser.add_argument("--uncertainty", action="store_true", help="also write the uncertainty map; implies --tta")
@@ -95,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-inside-lungs",
         type=float,
         metavar="MM",
-        help="drop lesion further than this from the lungs (default: the model's; 1000 keeps all)",
+        help="drop lesion further than this from the lungs (default: the model's, and none on doubtful lungs; "
+        "1000 keeps all)",
     )
     parser.add_argument(
         "--smooth-across-slices",
@@ -135,16 +138,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     several = len(studies) > 1 or bool(arguments.manifest) or arguments.resume
     state = studies[0].mask.parent / STATE_FILE
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = launcher_number("WORLD_SIZE", 1) > 1
     if launched:
         # under torchrun every process takes its share, and remembers it in a file of its own
         several, studies = True, rank_share(studies)
-        state = state.with_suffix(f".{os.environ.get('RANK', '0')}.jsonl")
+        state = state.with_suffix(f".{launcher_number('RANK', 0)}.jsonl")
     predictor = Predictor(arguments.model, device=arguments.device, precision=arguments.precision)
 
     def one(study: Study) -> dict[str, Any]:
         with ProgressBar(study.id, arguments.quiet) as bar:
             result = _segment(study, predictor, postprocessing, arguments, bar)
+        if result["lung_quality"]["verdict"] == DOUBTFUL:
+            print(f"warning: {study.id}: {result['warnings'][0]}", file=sys.stderr, flush=True)
         if not arguments.json:
             print(_line(result), flush=True)
         return result
@@ -157,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     parameters = {
         name: getattr(arguments, name)
-        for name in ("device", "precision", "probability", "tta", "uncertainty", "rescale")
+        for name in ("device", "precision", "probability", "tta", "uncertainty", "rescale", "lung_engine")
     } | {
         "model": predictor.model.card.weights_sha256,
         # what the card sets counts as well: it may change while the weights don't
@@ -178,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         title="segment",
     )
     if arguments.json:
-        failed = [{"id": key, "error": message} for key, message in outcome.failed]
+        failed = [{"id": key, "error": message} for key, message in outcome.exported]
         print(json.dumps({"results": list(outcome.results.values()), "failed": failed}, indent=2))
     print(outcome.summary(), file=sys.stderr)
     return _status_for_launcher(outcome) if launched else outcome.exit_status
@@ -255,32 +260,33 @@ def _refuse_to_replace_inputs(studies: Sequence[Study], maps: Sequence[str], man
 def _segment(
     study: Study, predictor: Predictor, postprocessing: Any, arguments: argparse.Namespace, progress: ProgressBar
 ) -> dict[str, Any]:
-    from ..imaging import lungs_from_mask, read_labels, read_volume, write_volume
+    from ..imaging import judged_lungs, read_labels, read_volume, write_volume
     from ..measurement import quantify
 
     start = time.perf_counter()
     progress("reading", 0, 1)
     volume = read_volume(study.ct, series=study.series, rescale=tuple(arguments.rescale) if arguments.rescale else None)
     seg_source = _seg_source(study, volume) if study.is_dicom_seg else None
-    lungs = None
-    if study.lungs is not None:
-        given = read_labels(study.lungs, geometry=volume.geometry)
-        given.geometry.require_same(volume.geometry, "lung mask", "CT")
-        lungs = lungs_from_mask(given, volume)
+    lungs = None if study.lungs is None else judged_lungs(read_labels(study.lungs, geometry=volume.geometry), volume)
     read = time.perf_counter()
-    result = predictor.segment(
-        volume,
-        lungs=lungs,
-        progress=progress,
-        probability=arguments.probability,
-        tta=arguments.tta or arguments.uncertainty,
-        uncertainty=arguments.uncertainty,
-        postprocessing=postprocessing,
-    )
+    try:
+        result = predictor.segment(
+            volume,
+            lungs=lungs,
+            progress=progress,
+            probability=arguments.probability,
+            tta=arguments.tta or arguments.uncertainty,
+            uncertainty=arguments.uncertainty,
+            postprocessing=postprocessing,
+            lung_engine=arguments.lung_engine,
+        )
+    except LungsNotFoundError as error:
+        way_out = "If it is one, --lung-engine none searches the whole body without lungs."
+        raise LungsNotFoundError(str(error), way_out) from error
 
     progress("writing", 0, 1)
     written = time.perf_counter()
-    quantities = quantify(volume, result.mask, result.lungs)
+    quantities = quantify(volume, result.mask, result.located_lungs)
     notes = list(volume.warnings)
     # everything is written under temporary names first and renamed together: a full disk leaves nothing behind
     with contextlib.ExitStack() as stack:
@@ -300,9 +306,11 @@ def _segment(
         "record": str(study.record),
         "lesion_ml": quantities["lesion_volume"]["value"],
         "lesion_percent_of_lung": quantities["involvement"]["value"],
+        "lesion_percent_status": quantities["involvement"]["status"],
+        "lung_quality": result.lung_quality.to_json(),
         "seconds": round(sum(seconds.values()), 3),
         "device": record["device"],
-        "warnings": list(dict.fromkeys([*notes, *record["warnings"]])),
+        "warnings": list(dict.fromkeys([*record["warnings"], *notes])),
     }
 
 
@@ -330,8 +338,10 @@ def _write_mask(result: Result, volume: Volume, path: Path, source: SegSource | 
 
 
 def _line(result: dict[str, Any]) -> str:
-    share = result["lesion_percent_of_lung"]
-    percent = "" if share is None else f", {share:.1f} % of the lungs"
+    from ..measurement.catalog import status_text
+
+    share, status = result["lesion_percent_of_lung"], status_text(result["lesion_percent_status"])
+    percent = "" if share is None else f", {share:.1f} % of the lungs{f' ({status})' if status else ''}"
     line = (
         f"{result['id']}: {result['lesion_ml']:.1f} mL lesion{percent}; {result['seconds']:.1f} s -> {result['mask']}"
     )

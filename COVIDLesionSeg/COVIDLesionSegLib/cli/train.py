@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import ReadError
 from ..learning import TrainingConfig
+from ..processes import launcher_number
 from ..resources import resource
 from ._progress import ProgressBar
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..learning import Trainer
     from ..learning.label_update import label_update
 
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = launcher_number("RANK", 0) == 0
     base = path.parent if Path(arguments.config).is_file() else arguments.output
     with ProgressBar("train", arguments.quiet or not main_process) as bar:
         if arguments.label_update:

@@ -12,15 +12,14 @@ from .dicom.seg_writing import (
 )
 from .dicom.series import dicom_files
 from .geometry import AxialView, Geometry
-from .lungs.engines import LocatedLungs, locate_lungs
+from .lungs.engines import LocatedLungs, judged_lungs, locate_lungs
 from .lungs.finder import find_lungs
-from .lungs.masks import divide_lungs, lung_box, lungs_from_mask
+from .lungs.masks import body_box, divide_lungs, lung_box, lungs_from_mask
 from .lungs.quality import LungFinding, LungQuality, assess_lungs
 from .plausibility import check_hounsfield
 from .reading import read_labels, read_volume
 from .segments import Code, SegmentStyle, segment_style, segment_styles
-from .volume import LabelVolume, Volume
-from .window import apply_window
+from .volume import LabelVolume, Volume, apply_window
 from .writing import require_other_file, write_labels, write_volume
 
 __all__ = [
@@ -39,6 +38,7 @@ __all__ = [
     "Volume",
     "apply_window",
     "assess_lungs",
+    "body_box",
     "check_hounsfield",
     "common_grid",
     "dicom_files",
@@ -47,6 +47,7 @@ __all__ = [
     "image_stem",
     "image_suffix",
     "is_dicom_seg",
+    "judged_lungs",
     "locate_lungs",
     "lung_box",
     "lungs_from_mask",

@@ -5,8 +5,10 @@ The grid comes from SimpleITK, so that Slicer sees the same one; the voxels come
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, ReadError
-from ._voxels import decoded, locate_voxels
+from ..files import sha256_file
+from ._voxels import decoded, locate_voxels, several_values
 from .geometry import Geometry
 
 FORMATS = {
@@ -40,6 +43,7 @@ class ImageFile:
         intercept: what the header says to add then.
         metadata: further header fields by name, as ITK gives them.
         files: the file, and the one that holds its voxels if that is another.
+        sha256: of the file; of the sorted digests of header and data file for a pair; "" where it was not asked for.
         warnings: sentences about what was odd but usable.
     """
 
@@ -51,6 +55,7 @@ class ImageFile:
     metadata: Mapping[str, str]
     files: tuple[Path, ...]
     warnings: tuple[str, ...]
+    sha256: str = ""
 
 
 def image_suffix(path: Path | str) -> str:
@@ -77,12 +82,13 @@ def name_is_utf8(path: Path) -> bool:
     return True
 
 
-def read_image_file(path: Path, components: bool = False) -> ImageFile:
+def read_image_file(path: Path, components: bool = False, hashed: bool = False) -> ImageFile:
     """Read a NIfTI, NRRD or MetaImage file.
 
     Args:
         path: an existing file whose name ends in one of :data:`FORMATS`.
         components: allow several values a voxel (the layers of a ``.seg.nrrd``).
+        hashed: also make the file's SHA-256, while its voxels are unpacked.
 
     Raises:
         ReadError: not such an image, damaged, cut short, color, or not 3-D.
@@ -95,19 +101,24 @@ def read_image_file(path: Path, components: bool = False) -> ImageFile:
         size = _size_3d(reader, path, components)
         count = reader.GetNumberOfComponents()
         geometry = _geometry(reader, size)
-        array = decoded(packed, math.prod(size) * count, path) if packed else _decoded_by_sitk(reader, path)
+        files = (path,) if packed.path == path else (path, packed.path)
+        # not before the header has been checked: a file may be of any size
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(_sha256, files) if hashed else None
+            array = decoded(packed, math.prod(size) * count, path)
     except OSError as error:
         raise ReadError(f"{path} can't be read: {error.strerror or error}.") from error
     metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     return ImageFile(
         format_name,
-        array.reshape(*size[::-1], *((count,) if count > 1 else ())),
+        _shaped(array, size, count, packed.layers),
         geometry,
-        packed.slope if packed else 1.0,
-        packed.intercept if packed else 0.0,
+        packed.slope,
+        packed.intercept,
         metadata,
-        (path,) if packed is None or packed.path == path else (path, packed.path),
-        _odd_geometry(format_name, metadata, geometry),
+        files,
+        _odd_geometry(format_name, metadata, geometry, packed.forms_apart if packed else 0.0),
+        digest.result() if digest else "",
     )
 
 
@@ -146,10 +157,7 @@ def _size_3d(reader: Any, path: Path, components: bool) -> tuple[int, int, int]:
         size.pop()
     count = reader.GetNumberOfComponents()
     if count > 1 and not components:
-        raise ReadError(
-            f"{path.name} holds {count} values a voxel (a color, vector or multi-layer image); one is needed.",
-            "Give the CT itself, e.g. its DICOM folder.",
-        )
+        raise several_values(path, count)
     shown = " x ".join(map(str, size))
     if len(size) > 3:
         raise ReadError(
@@ -170,7 +178,9 @@ def _geometry(reader: Any, size: tuple[int, int, int]) -> Geometry:
     return Geometry(size, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel()))
 
 
-def _odd_geometry(format_name: str, metadata: Mapping[str, str], geometry: Geometry) -> tuple[str, ...]:
+def _odd_geometry(
+    format_name: str, metadata: Mapping[str, str], geometry: Geometry, forms_apart: float
+) -> tuple[str, ...]:
     unknown = (
         "The file does not say how the image lies in the patient; it is taken as ITK and Slicer take it, but left and "
         "right may be swapped."
@@ -181,24 +191,20 @@ def _odd_geometry(format_name: str, metadata: Mapping[str, str], geometry: Geome
         return ()
     if metadata.get("qform_code") == "0" and metadata.get("sform_code") == "0":
         return (unknown,)
-    if metadata.get("sform_code") != "0":
-        rows = [[float(v) for v in metadata[f"srow_{axis}"].split()] for axis in "xyz"]
-        affine = np.array([*rows, [0.0, 0.0, 0.0, 1.0]])
-        corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in geometry.size), 1]], dtype=float).T
-        apart = float(np.linalg.norm(((affine - geometry.ijk_to_ras) @ corners)[:3], axis=0).max())
-        if not apart <= 0.5 * min(geometry.spacing):
-            differ = f"The NIfTI header holds two different positions (sform and qform, {apart:.3g} mm apart)"
-            return (f"{differ}; the one that ITK and Slicer choose is used.",)
+    if forms_apart > 0.5 * min(geometry.spacing):
+        differ = f"The NIfTI header holds two different positions (sform and qform, {forms_apart:.3g} mm apart)"
+        return (f"{differ}; the one that ITK and Slicer choose is used.",)
     return ()
 
 
-def _decoded_by_sitk(reader: Any, path: Path) -> NDArray[Any]:
-    import SimpleITK as sitk
+def _sha256(files: Sequence[Path]) -> str:
+    digests = [sha256_file(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
-    try:
-        array: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise ReadError(
-            f"{path.name} is damaged or cut short: its voxels can't be read.", "Export it again."
-        ) from error
-    return array
+
+def _shaped(array: NDArray[Any], size: tuple[int, int, int], count: int, layers: int) -> NDArray[Any]:
+    """The values as (z, y, x), or (z, y, x, component); ``layers`` is the file's axis of components, fastest first."""
+    if count == 1:
+        return array.reshape(size[::-1])
+    stored = [*size[:layers], count, *size[layers:]]
+    return np.moveaxis(array.reshape(stored[::-1]), 3 - layers, -1)

@@ -97,8 +97,8 @@ def read_segments(metadata: Mapping[str, str], layers: int = 1) -> list[Segment]
         value, layer = ("1", str(index)) if layers > 1 else (str(index + 1), "0")
         segment = Segment(
             metadata.get(prefix + "Name", metadata[prefix + "ID"]),
-            int(_number(metadata.get(prefix + "LabelValue", value), prefix + "LabelValue")),
-            int(_number(metadata.get(prefix + "Layer", layer), prefix + "Layer")),
+            _whole(metadata.get(prefix + "LabelValue", value), prefix + "LabelValue", 0),
+            _whole(metadata.get(prefix + "Layer", layer), prefix + "Layer", -65535),
         )
         if layers > 1 and not 0 <= segment.layer < layers:
             raise ReadError(
@@ -165,14 +165,23 @@ def _reference_geometry(metadata: Mapping[str, str]) -> Geometry | None:
             continue
         # 16 numbers of the IJK-to-RAS matrix, then the first and last index along i, j, k
         numbers = [_number(part, name) for part in rest.partition("|")[0].split(";") if part.strip()]
-        if len(numbers) != 22:
+        if len(numbers) != 22 or not np.isfinite(numbers).all():
             return None
         matrix = np.array(numbers[:16]).reshape(4, 4)
         first, last = np.array(numbers[16::2]), np.array(numbers[17::2])
         matrix[:3, 3] = (matrix @ np.append(first, 1.0))[:3]
-        i, j, k = (last - first + 1).astype(int)
-        return Geometry.from_ijk_to_ras(matrix, (int(i), int(j), int(k)))
+        i, j, k = (last - first + 1).tolist()
+        return Geometry.from_ijk_to_ras(matrix, (i, j, k))
     return None
+
+
+def _whole(text: str, what: str, least: int) -> int:
+    value = _number(text, what)
+    if not least <= value <= 65535 or value != int(value):
+        raise ReadError(
+            f"The segmentation's header is damaged: {what} is {text!r}, not a whole number from {least} to 65535."
+        )
+    return int(value)
 
 
 def _number(text: str, what: str) -> float:

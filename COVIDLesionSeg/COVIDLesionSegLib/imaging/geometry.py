@@ -8,6 +8,7 @@ to posterior, z to superior) as in DICOM and ITK; :attr:`Geometry.ijk_to_ras` gi
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ _ORTHOGONAL_TOLERANCE = 1e-3
 # Two grids are the same when no corner lies further apart than this share of the smallest voxel side: float32
 # headers and DICOM's decimal strings stay far below, a shift that moves a border does not.
 SAME_GRID_TOLERANCE = 0.05
+# A CT of 2048 x 2048 has 500 slices with so many: more is a damaged header, and would not fit into memory.
+MOST_VOXELS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,20 @@ class Geometry:
             ("origin", float, 3),
             ("direction", float, 9),
         ):
-            value = tuple(kind(v) for v in np.asarray(getattr(self, name)).ravel())
+            numbers = np.asarray(getattr(self, name)).ravel()
+            if name == "size" and not np.isfinite(numbers).all():
+                raise GeometryError("The image's size holds NaN or infinity; export it again.")
+            value = tuple(kind(v) for v in numbers)
             if len(value) != length:
                 raise GeometryError(f"The image's {name} has {len(value)} numbers; {length} are needed.")
             object.__setattr__(self, name, value)
         if min(self.size) < 1:
             raise GeometryError(f"The image has the size {self.size}; every side needs at least one voxel.")
+        if math.prod(self.size) > MOST_VOXELS:
+            raise GeometryError(
+                f"The image has the size {self.size}; at most {MOST_VOXELS} voxels are handled.",
+                "The file is damaged, or has to be cut or resampled first.",
+            )
         if not all(np.isfinite(self.spacing)) or min(self.spacing) <= 0:
             raise GeometryError(
                 f"The image's voxel spacing is {_numbers(self.spacing)} mm; it must be positive on every axis.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, InputError, ReadError
-from ..files import sha256_file
-from ._image_file import FORMATS, ImageFile, image_stem, image_suffix, name_is_utf8, read_image_file
+from ..files import regular_file
+from ._image_file import FORMATS, image_stem, image_suffix, name_is_utf8, read_image_file
 from ._segmentation import merge_layers, on_reference_grid, read_segments
+from .dicom._claims import require_sound_seg
 from .dicom.seg_reading import read_dicom_seg
 from .dicom.series import is_dicom, read_dicom
 from .geometry import Geometry
@@ -62,18 +61,17 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
             if path.name.upper() == "DICOMDIR":
                 path = path.parent
         found = read_dicom(path, series)
-        array, geometry, warnings = found.array, found.geometry, found.warnings
+        array, geometry, warnings, patient = found.array, found.geometry, found.warnings, found.patient_id
         source: dict[str, Any] = {"format": "DICOM", "files": len(found.files), "sha256": found.sha256}
     else:
         if series is not None:
             raise InputError(f"A series can be chosen in a DICOM folder only; {path.name} is one image.")
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(sha256_file, path)
-            file = read_image_file(path)
+        file = read_image_file(path, hashed=True)
         array, geometry, warnings = rescaled(file.array, file.slope, file.intercept), file.geometry, file.warnings
+        patient = ""
         if 1 in geometry.size:
             warnings += ("The volume has one slice only.",)
-        source = {"format": file.format, "files": len(file.files), "sha256": _sha256(file, digest)}
+        source = {"format": file.format, "files": len(file.files), "sha256": file.sha256}
         del file
     smallest, largest = min(geometry.spacing), max(geometry.spacing)
     if smallest < _SPACING_RANGE[0] or largest > _SPACING_RANGE[1]:
@@ -85,7 +83,7 @@ def read_volume(path: Path | str, series: str | None = None, rescale: Sequence[f
     if rescale is not None:
         array = rescaled(array, slope, intercept)
     source["rescale"] = None if rescale is None else [slope, intercept]
-    return check_hounsfield(Volume(array, geometry, image_stem(path), source, warnings))
+    return check_hounsfield(Volume(array, geometry, image_stem(path), source, warnings, patient))
 
 
 def read_labels(path: Path | str, label: int | str | None = None, geometry: Geometry | None = None) -> LabelVolume:
@@ -112,6 +110,7 @@ def read_labels(path: Path | str, label: int | str | None = None, geometry: Geom
     path = _existing(path)
     if path.is_dir() or not image_suffix(path):
         if path.is_file() and is_dicom(path):
+            require_sound_seg(path)
             return read_dicom_seg(path, label, geometry)
         what = "a folder" if path.is_dir() else "of a format that is not known"
         raise ReadError(
@@ -156,8 +155,7 @@ def _existing(path: Path | str) -> Path:
         if path.is_dir():
             os.scandir(path).close()
             return path
-        if not path.is_file():
-            raise ReadError(f"{path} is neither a file nor a folder.")
+        regular_file(path)
         with path.open("rb") as file:
             if not file.read(1):
                 raise ReadError(f"{path.name} is empty (0 bytes).", "Copy or export it again.")
@@ -187,11 +185,6 @@ def _checked_rescale(rescale: Sequence[float] | None) -> tuple[float, float]:
             f"The rescale {slope:g} {intercept:g} is not allowed: give two finite numbers, the slope not 0."
         )
     return slope, intercept
-
-
-def _sha256(file: ImageFile, digest: Future[str]) -> str:
-    digests = [digest.result(), *(sha256_file(path) for path in file.files[1:])]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 # Labels

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
-from ..files import atomic_path
+from ..files import atomic_path, check_target
 from ._image_file import image_suffix, name_is_utf8
 from ._segmentation import segment_fields
 from .geometry import Geometry
+from .masks import bounding_box
 from .volume import LabelVolume, Volume
 
 # A pair of files cannot appear at once, so .mhd and .nhdr are read but not written.
@@ -90,26 +91,18 @@ def require_other_file(output: Path | str, inputs: Iterable[Path | str]) -> None
         InputError: the output is one of the inputs, by whatever name.
     """
     output = Path(output)
+    if not output.is_dir():
+        check_target(output)
     for given in map(Path, inputs):
-        same = output.resolve() == given.resolve()
+        # realpath, other than resolve(), bears links that lead round
+        same = os.path.realpath(output) == os.path.realpath(given)
         if same or (output.exists() and given.exists() and output.samefile(given)):
             raise InputError(f"The output {output} is an input; choose another output.")
 
 
 def _cropped(labels: LabelVolume) -> tuple[LabelVolume, tuple[int, int, int]]:
     """The box around the labels, one voxel of background where there are none, and its first voxel (i, j, k)."""
-    # rows of a mask are mostly empty: what is in them at all is found first, and only there is looked further
-    planes = np.flatnonzero([plane.any() for plane in labels.array])
-    if not len(planes):
-        box = (slice(0, 1),) * 3
-    else:
-        part = labels.array[planes[0] : planes[-1] + 1]
-        rows, columns = (np.flatnonzero(part.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-        box = (
-            slice(int(planes[0]), int(planes[-1]) + 1),
-            slice(int(rows[0]), int(rows[-1]) + 1),
-            slice(int(columns[0]), int(columns[-1]) + 1),
-        )
+    box = bounding_box(labels.array, least=1)
     cropped = LabelVolume(labels.array[box], labels.geometry.cropped(box), labels.names, labels.name)
     return cropped, (box[2].start, box[1].start, box[0].start)
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import DeviceError, InputError
+from ..processes import launcher_number
 from .memory import free_memory
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,10 +105,10 @@ def _automatic() -> Choice:
 
 def _own_gpu() -> int:
     """The current GPU; one each for the processes that a launcher has started on this computer."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+    if launcher_number("WORLD_SIZE", 1) == 1 or "LOCAL_RANK" not in os.environ:
         return torch.cuda.current_device()
     # a cluster may show each process its own GPU alone
-    return int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    return launcher_number("LOCAL_RANK", 0) % torch.cuda.device_count()
 
 
 def _missing_cuda() -> str:

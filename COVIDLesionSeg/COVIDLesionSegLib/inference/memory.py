@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
-from pathlib import Path
-
 import torch
+
+from .. import processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,29 +38,7 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         # what PyTorch keeps for later use is free for this one
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    figures = [f for f in (_system_memory(), _control_group_memory()) if f is not None]
-    return min(figures, default=None)
-
-
-def _system_memory() -> int | None:
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        line = re.search(r"^MemAvailable:\s*(\d+) kB", info.read_text(encoding="ascii"), re.MULTILINE)
-        return int(line[1]) * 1024 if line else None
-    if hasattr(os, "sysconf") and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _control_group_memory() -> int | None:
-    """What a container's limit leaves (control groups, version 2)."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        return max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
-        # no such files, or the limit is "max": there is none
-        return None
+    return processes.free_memory()
 
 
 def release_memory(device: torch.device) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GridMismatchError, InputError
+from ..imaging.masks import bounding_box, surface_points
 from ..models.card import LARGEST_SMOOTHING_MM, ModelCard
 
 # What a user may leave to the model's card.
@@ -134,20 +135,17 @@ def apply_postprocessing(
 def _near_lungs(
     mask: NDArray[np.bool_], lungs: NDArray[np.bool_], spacing: tuple[float, float, float], distance_mm: float
 ) -> NDArray[np.bool_]:
-    from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
-    outside = np.argwhere(mask & ~lungs)
+    beside = mask & ~lungs
+    outside = np.argwhere(beside)
     kept = mask & lungs
     if distance_mm == 0 or not len(outside):
         return kept
     # only lung voxels that can be near enough, and of those only the surface: a few megabytes where a distance map of
     # the whole volume takes gigabytes
-    reach = np.ceil(distance_mm / np.asarray(spacing)).astype(int)
-    low = np.maximum(outside.min(0) - reach - 1, 0)
-    high = outside.max(0) + reach + 2
-    near = lungs[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    surface = np.argwhere(near & ~binary_erosion(near)) + low
+    box = bounding_box(beside, distance_mm / np.asarray(spacing) + 1)
+    surface = surface_points(lungs[box]).T + [side.start for side in box]
     if len(surface):
         distances, _ = KDTree(surface * spacing).query(outside * np.asarray(spacing))
         # spacings are decimal numbers that binary ones only approach: a distance of exactly d counts as d
@@ -156,17 +154,17 @@ def _near_lungs(
 
 
 def _large_components(mask: NDArray[np.bool_], voxel_ml: float, minimum_ml: float) -> NDArray[np.bool_]:
-    from scipy.ndimage import find_objects, label
+    from scipy.ndimage import label
 
-    box = find_objects(mask.view(np.uint8))
-    if not box:
+    box = bounding_box(mask)
+    if not box[0].stop:
         return mask
-    labels, count = label(mask[box[0]], structure=np.ones((3, 3, 3), dtype=bool))
-    volumes = np.bincount(labels[mask[box[0]]], minlength=count + 1) * voxel_ml
+    labels, count = label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
+    volumes = np.bincount(labels[mask[box]], minlength=count + 1) * voxel_ml
     keep = volumes >= minimum_ml * (1 - 1e-9)
     keep[0] = False
     kept = np.zeros_like(mask)
-    kept[box[0]] = keep[labels]
+    kept[box] = keep[labels]
     return kept
 
 

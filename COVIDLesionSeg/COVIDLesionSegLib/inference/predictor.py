@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError, IntensityError, LungsNotFoundError
-from ..imaging import LabelVolume, Volume, find_lungs, lung_box
+from ..imaging import (
+    LabelVolume,
+    LocatedLungs,
+    LungQuality,
+    Volume,
+    assess_lungs,
+    body_box,
+    divide_lungs,
+    locate_lungs,
+    lung_box,
+)
+from ..imaging.lungs.engines import CLASSICAL
 from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, device_name, precision_name
 from .execution import Execution, Plan, Sinks, Task
@@ -39,6 +50,7 @@ class Result:
             asked for.
         uncertainty: float32 (z, y, x), bits in [0, 1], 0 outside the crop; None if not asked for.
         lungs: uint8 (z, y, x), 1 right, 2 left (1 for both where the given mask does not tell them apart).
+        lung_quality: whether the lungs can be trusted, and why not; the given ones are judged as well.
         record: how the result was made.
     """
 
@@ -46,7 +58,13 @@ class Result:
     probability: NDArray[np.float32] | None
     uncertainty: NDArray[np.float32] | None
     lungs: NDArray[np.uint8]
+    lung_quality: LungQuality
     record: RunRecord
+
+    @property
+    def located_lungs(self) -> LocatedLungs:
+        """The lungs with their verdict, so that nobody judges them again."""
+        return LocatedLungs(self.lungs, self.lung_quality)
 
 
 class Predictor:
@@ -94,7 +112,7 @@ class Predictor:
     def segment(
         self,
         volume: Volume,
-        lungs: NDArray[Any] | LabelVolume | None = None,
+        lungs: NDArray[Any] | LabelVolume | LocatedLungs | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         *,
@@ -102,16 +120,21 @@ class Predictor:
         tta: bool = False,
         uncertainty: str | bool | None = None,
         postprocessing: PostProcessing | None = None,
+        lung_engine: str = CLASSICAL,
     ) -> Result:
         """Find the lesions in a CT.
 
         The slices of the axial view nearest to the CT's axes are cropped to the lungs with the margin of the model
         card, windowed, resized if the card says so, padded by reflection, and run through the network in batches.
 
+        Nothing is thrown away for lungs that can't be trusted: on doubtful lungs the crop is the body's box instead,
+        and the model's limit to the lungs is left out; a limit that the caller asks for is obeyed. A warning in the
+        record says so.
+
         Args:
             volume: the CT, Hounsfield units; whether they can be is checked where volumes are read.
             lungs: (z, y, x) on the CT's grid: bool, 1 right and 2 left, or anything that is not 0 in the lungs; None
-                finds them.
+                finds them. They are judged, unless they bring their verdict.
             progress: called as progress(phase, done, total) in the phases "lungs", "network" and "postprocess".
             cancelled: asked between batches; True ends the run.
             probability: also return the probability.
@@ -123,6 +146,8 @@ class Predictor:
                 disagreement is the network's in each slice, before the smoothing across slices.
             postprocessing: smoothing across slices, threshold and clean-up of the mask; what it leaves open, or all if
                 it is None, is as the model card says.
+            lung_engine: what finds lungs that are not given, see :func:`~.imaging.locate_lungs`; "none" does without
+                lungs, for a chest in which none can be found.
 
         Returns:
             The mask and what was asked for, on the CT's own grid.
@@ -147,10 +172,23 @@ class Predictor:
         _require_finite(volume)
 
         with _timed(seconds, "lungs"):
-            found = find_lungs(volume, progress, cancelled) if lungs is None else _given_lungs(lungs, volume)
+            if lungs is None:
+                located = locate_lungs(volume, progress, cancelled, engine=lung_engine)
+            else:
+                located = _given_lungs(lungs, volume)
+            found, quality = located.labels, located.quality
+            caution = None
+            if quality.is_doubtful:
+                settings, caution = _without_limit(settings, postprocessing, located)
             view = volume.geometry.axial_view()
             margin = card.preprocessing.lung_crop_margin
-            box = (slice(None),) * 3 if margin is None else lung_box(view.apply(found), margin)
+            box: tuple[slice, ...] = (slice(None),) * 3
+            if margin is not None:
+                box = (
+                    body_box(view.apply(volume.array), view.apply(found), view.geometry.spacing_zyx, margin)
+                    if quality.is_doubtful
+                    else lung_box(view.apply(found), margin)
+                )
 
         with _timed(seconds, "network"):
             shape = volume.array.shape
@@ -209,9 +247,10 @@ class Predictor:
             },
             postprocessing=settings.to_json(),
             seconds=seconds,
-            warnings=tuple(filter(None, [self._precision_warning, *plan.rungs, *warnings])),
+            warnings=tuple(filter(None, [caution, self._precision_warning, *plan.rungs, *warnings])),
+            lung_quality=quality.to_json(),
         )
-        return Result(mask, maps["probability"], maps["uncertainty"], found, record)
+        return Result(mask, maps["probability"], maps["uncertainty"], found, quality, record)
 
     def _plan(self, task: Task) -> Plan:
         device = self.device.device
@@ -231,7 +270,32 @@ def _loaded(model: LoadedModel | str | Path | None) -> LoadedModel:
     return load_checkpoint(registry.path(registry.default() if model is None else model))
 
 
-def _given_lungs(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[np.uint8]:
+def _without_limit(
+    settings: PostProcessing, asked: PostProcessing | None, located: LocatedLungs
+) -> tuple[PostProcessing, str]:
+    """The settings on doubtful lungs, which only a caller's own limit may cut lesions off by, and a sentence on it."""
+    own = None if asked is None else asked.keep_inside_lungs_mm
+    if own is None:
+        what = "the whole body was searched, and no lesion was dropped for lying outside the lungs."
+        settings = replace(settings, keep_inside_lungs_mm=None)
+    elif not located.labels.any():
+        raise InputError(f"Lesions can't be kept within {own:g} mm of the lungs: there are no lungs.")
+    else:
+        what = f"the whole body was searched; lesions further than {own:g} mm from the lungs were dropped, as asked."
+    return settings, f"{located.quality.line()} Therefore {what}"
+
+
+def _given_lungs(lungs: NDArray[Any] | LabelVolume | LocatedLungs, volume: Volume) -> LocatedLungs:
+    if isinstance(lungs, LocatedLungs):
+        volume.geometry.require_shape(lungs.labels, "lung mask")
+        return lungs
+    labels = _labels_of(lungs, volume)
+    sides = labels if labels.max() == _LEFT else divide_lungs(labels == 1, volume.geometry)
+    quality = assess_lungs(volume, labels if sides is None else sides, sided=sides is not None)
+    return LocatedLungs(labels, quality)
+
+
+def _labels_of(lungs: NDArray[Any] | LabelVolume, volume: Volume) -> NDArray[np.uint8]:
     if isinstance(lungs, LabelVolume):
         lungs.geometry.require_same(volume.geometry, "lung mask", "CT")
         lungs = lungs.array

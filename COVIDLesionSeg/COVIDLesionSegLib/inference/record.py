@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import math
 import platform
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..documents import parse_json
 from ..errors import InputError
 from ..imaging.geometry import Geometry
 from ..imaging.volume import Volume
@@ -27,6 +27,8 @@ from ..imaging.volume import Volume
 SCHEMA = 1
 # What a reader may tell about its file; a name, a path, a date or an identifier is not among it.
 _SOURCE_FACTS = ("format", "files", "sha256", "rescale", "seed")
+# Keys that the first records lack.
+_ADDED = ("lung_quality",)
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "safetensors")
 
 
@@ -52,6 +54,8 @@ class RunRecord:
         platform: operating system and processor architecture.
         created: UTC, ISO 8601.
         schema: version of this format.
+        lung_quality: the verdict on the lungs, ``LungQuality.to_json()``, whose ``engine`` says what made them; None in
+            records from before lungs were judged.
     """
 
     input: Mapping[str, Any]
@@ -65,6 +69,7 @@ class RunRecord:
     platform: str = field(default_factory=lambda: platform.platform())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     schema: int = SCHEMA
+    lung_quality: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as an object of plain JSON values; what is not a finite number becomes null."""
@@ -74,19 +79,24 @@ class RunRecord:
     def from_json(cls, value: Any) -> RunRecord:
         """A record from its JSON text or the object parsed from it; keys of a newer schema are left out.
 
+        Records that were written before a key was added are read all the same.
+
         Raises:
             InputError: not a run record.
         """
         if isinstance(value, str | bytes):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise InputError(f"The run record is not valid JSON ({error}).") from error
+            value = parse_json(value, "The run record")
         names = [f.name for f in fields(cls)]
-        if not isinstance(value, Mapping) or any(name not in value for name in names):
+        if not isinstance(value, Mapping) or any(name not in value for name in names if name not in _ADDED):
             raise InputError("This is not a run record of this program: keys are missing.")
-        known = {name: value[name] for name in names}
-        return cls(**known | {"warnings": tuple(value["warnings"])})
+        known = {name: value[name] for name in names if name in value}
+        texts = known["warnings"]
+        objects = ("input", "model", "device", "parameters", "postprocessing", "seconds", "versions")
+        if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)) or not all(
+            isinstance(known[name], Mapping) for name in objects
+        ):
+            raise InputError("This is not a run record of this program: its keys hold other values.")
+        return cls(**known | {"warnings": tuple(texts)})
 
 
 def describe_input(volume: Volume) -> dict[str, Any]:

@@ -6,12 +6,12 @@ Loads without PyTorch, so that Slicer's process and the command can check a conf
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..documents import read_toml
 from ..errors import InputError, ReadError
 from .method_settings import EnsemblingSettings, LabelNoiseSettings, ReweightingSettings, check_loss_window
 from .settings import from_mapping, to_plain, toml_value
@@ -308,13 +308,16 @@ class TrainingConfig:
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = read_toml(path)
         except FileNotFoundError as error:
             raise ReadError(f"The configuration {path} is not there.") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ReadError(f"The configuration {path.name} can't be read as TOML: {error}.") from error
+        except ReadError as error:
+            raise ReadError(f"The configuration {error}") from error
         for table, settings in (overrides or {}).items():
-            values[table] = {**values.get(table, {}), **settings}
+            given = values.get(table, {})
+            if not isinstance(given, dict):
+                raise InputError(f"{table} is {given!r}; a table of settings is needed.")
+            values[table] = {**given, **settings}
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..documents import read_json
 from ..errors import InputError, ReadError
-from ..files import sha256_file, write_json
+from ..files import sha256_file, user_path, write_json
 from ..manifest import case_id, read_manifest
 from .randomness import Purpose, draw
 
@@ -95,7 +95,7 @@ def _from_manifest(path: Path) -> list[TrainingCase]:
     cases = []
     for row in read_manifest(path, ["ct", "lesion"], ["patient", "lungs"], text=["lesion", "patient"]):
         none = row["lesion"].lower() == NO_LESION
-        lesion = None if none else (path.absolute().parent / Path(row["lesion"]).expanduser()).resolve()
+        lesion = None if none else (path.absolute().parent / user_path(row["lesion"])).resolve()
         lungs = Path(row["lungs"]) if "lungs" in row else None
         image = Path(row["ct"])
         missing = [str(p) for p in (image, lesion, lungs) if p is not None and not p.is_file() and not p.is_dir()]
@@ -233,7 +233,7 @@ def load_split(path: Path | str) -> Split:
     path = Path(path)
     try:
         # a JSON object with a key twice would silently keep the last: that is how a patient stands on both sides
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        values = read_json(path, _unique_keys)
         if values["version"] > SPLIT_VERSION:
             raise InputError(
                 f"{path.name} is a split of version {values['version']}; this program knows {SPLIT_VERSION}. Update it."
@@ -241,7 +241,7 @@ def load_split(path: Path | str) -> Split:
         sets, hashes = dict(values["patients"]), dict(values["sha256"])
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReadError(f"{path} can't be read as a split file: {error}.") from error
     bad = sorted(patient for patient, name in sets.items() if name not in ("train", "validation"))
     if bad:

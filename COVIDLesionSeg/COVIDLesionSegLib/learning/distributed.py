@@ -7,7 +7,6 @@ same global batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import COVIDLesionSegError, InputError
+from ..processes import launcher_number
 
 
 class RankLostError(COVIDLesionSegError):
@@ -143,7 +143,7 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[Ra
     Raises:
         RankLostError: a collective failed because another process ended.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = launcher_number("WORLD_SIZE", 1)
     if count == 1:
         yield Ranks()
         return
@@ -211,5 +211,5 @@ def use_global_batch_norm(network: nn.Module, ranks: Ranks) -> None:
 
 def rank_share(items: Sequence[Any]) -> list[Any]:
     """This process's items of a batch of independent cases under ``torchrun``: every count-th one."""
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, count = launcher_number("RANK", 0), launcher_number("WORLD_SIZE", 1)
     return list(items[rank::count])

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_object
+from ..errors import ReadError
 from ..files import write_text
 
 STEP_COLUMNS = (
@@ -88,8 +90,8 @@ def read_log(folder: Path | str) -> list[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                entries.append(json.loads(line))
-            except ValueError:
+                entries.append(parse_object(line, path.name))
+            except ReadError:
                 break
     return entries
 

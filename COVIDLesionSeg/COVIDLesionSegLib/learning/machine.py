@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from ..errors import CancelledError
+from ..processes import TerminatedError
+
 
 def environment(device: torch.device, precision: torch.dtype, ranks: int) -> dict[str, Any]:
     """What must be the same for a resumed run to give the same bits."""
@@ -58,7 +61,7 @@ def until_signal() -> Iterator[Callable[[], bool]]:
     def remember(number: int, _: object) -> None:
         if asked:
             # asked twice: now
-            raise KeyboardInterrupt
+            raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
         asked.append(number)
 
     handlers = {}
@@ -67,6 +70,10 @@ def until_signal() -> Iterator[Callable[[], bool]]:
         handlers = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(asked)
+    except CancelledError as error:
+        if asked == [signal.SIGTERM]:
+            error.exit_status = 128 + signal.SIGTERM
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

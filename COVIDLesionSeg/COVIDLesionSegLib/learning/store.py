@@ -1,7 +1,8 @@
 """Slices of all cases in two memory-mapped files, built once and checked by hash.
 
 A data set of any size trains in bounded memory: a slice is read from disk when it is drawn. Volumes are stored as axial
-slices of the lungs' box in Hounsfield units, so that augmentation can still shift the window; pictures keep 8 bits.
+slices of the lungs' box, or the body's where the lungs are doubtful, in Hounsfield units, so that augmentation can
+still shift the window; pictures keep 8 bits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +21,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError
-from ..files import sha256_file, write_json
-from ..imaging import apply_window, find_lungs, lung_box, lungs_from_mask, read_labels, read_volume
+from ..files import regular_file, sha256_file, write_json
+from ..imaging import apply_window, body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
 from .data import TrainingCase
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 _log = logging.getLogger(__name__)
+# a slice of 8192 x 8192
+_MOST_PIXELS = 1 << 26
 Progress = Callable[[str, int, int], None]
 
 
@@ -134,11 +139,11 @@ def open_store(
 def _read_index(target: Path) -> dict[str, Any] | None:
     """The index of a whole store, or None when there is none or its files are not what the index says."""
     try:
-        index: dict[str, Any] = json.loads((target / "index.json").read_text(encoding="utf-8"))
+        index = read_object(target / "index.json")
         whole = all(sha256_file(target / name) == value for name, value in index["sha256"].items())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         _log.warning("The slice store %s can't be read (%s) and is built again.", target, error)
         return None
     if not whole:
@@ -224,14 +229,14 @@ def _volume(
         mask = given.mask().astype(np.uint8)
     box: tuple[slice, ...] = (slice(None),) * 3
     if margin is not None:
-        if case.lungs is None:
-            lungs = find_lungs(volume)
-        else:
-            labels = read_labels(case.lungs)
-            labels.geometry.require_same(volume.geometry, "lung mask", "CT")
-            lungs = lungs_from_mask(labels, volume)
+        located = locate_lungs(volume) if case.lungs is None else judged_lungs(read_labels(case.lungs), volume)
         # lesion that an expert drew outside the found lungs stays in, or validation would not see it missed
-        box = lung_box(view.apply((lungs != 0) | (mask != 0)), margin)
+        wanted = view.apply((located.labels != 0) | (mask != 0))
+        box = lung_box(wanted, margin)
+        if located.quality.is_doubtful:
+            # what the predictor shows the network of such a CT
+            _log.warning("Case %s: %s Its slices are cut to the body.", case.id, located.quality.line())
+            box = body_box(view.apply(volume.array), wanted, view.geometry.spacing_zyx, margin)
     hu = np.clip(np.rint(view.apply(volume.array)[box]), -32768, 32767).astype(np.int16)
     return hu, view.apply(mask)[box], view.geometry.spacing_zyx, int(box[0].start or 0)
 
@@ -258,7 +263,15 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     import SimpleITK as sitk
 
     try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        regular_file(path)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        if math.prod(reader.GetSize()) > _MOST_PIXELS:
+            raise InputError(f"{path.name} claims {' x '.join(map(str, reader.GetSize()))} pixels; it is no slice.")
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except OSError as error:
+        raise InputError(f"{path.name} can't be read: {error.strerror}.") from error
     except RuntimeError as error:
         raise InputError(f"{path.name} can't be read as a picture.") from error
     if array.ndim == 3:

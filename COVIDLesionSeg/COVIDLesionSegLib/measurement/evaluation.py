@@ -1,4 +1,7 @@
-"""Everything about a prediction against a reference, in one dictionary with units and statuses."""
+"""Everything about a prediction against a reference, in one dictionary with units and statuses.
+
+Titles, units and definitions are data: ``Resources/Evaluation.json``.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from typing import TypedDict
 
 from numpy.typing import ArrayLike
 
-from ._checks import as_pair, as_spacing
-from ._nearest import Distances, SurfacePair
-from ._parallel import run_all
-from ._sparse import SparseMask
+from ..cores import run_all
+from ..imaging.masks import SparseMask, as_pair, as_spacing
+from ..resources import load_json
 from .lesions import LabeledMask, LesionDetection, as_share, compare_lesions
 from .overlap import ConfusionCounts
 from .surface import (
     DEFAULT_TOLERANCE_MM,
+    Distances,
+    SurfacePair,
     as_tolerance,
     average_distance,
     empty_distance,
@@ -55,49 +59,7 @@ class Quantity:
 
 
 QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
-    {
-        "dice": Quantity("Dice", "1", "2 |A and B| / (|A| + |B|), A the prediction and B the reference.", "higher"),
-        "relative_volume_error": Quantity("Relative volume error", "1", "||A| - |B|| / |B|.", "lower"),
-        "relative_volume_error_signed": Quantity(
-            "Relative volume error, signed", "1", "(|A| - |B|) / |B|: negative where the prediction is too small."
-        ),
-        "hausdorff_distance_95": Quantity(
-            "HD95",
-            "mm",
-            "The larger of the two directed 95th percentiles of surface distances, linearly interpolated.",
-            "lower",
-        ),
-        "hausdorff_distance": Quantity("Hausdorff distance", "mm", "The largest surface distance.", "lower"),
-        "average_surface_distance": Quantity(
-            "Average surface distance", "mm", "The mean of both directions' surface distances, pooled.", "lower"
-        ),
-        "normalized_surface_dice": Quantity(
-            "Normalized surface Dice", "1", "The share of both surfaces within a tolerance of the other one.", "higher"
-        ),
-        "sensitivity": Quantity("Sensitivity", "1", "TP / (TP + FN), voxels.", "higher"),
-        "specificity": Quantity("Specificity", "1", "TN / (TN + FP), voxels of the whole image.", "higher"),
-        "precision": Quantity("Precision", "1", "TP / (TP + FP), voxels.", "higher"),
-        "prediction_volume": Quantity("Predicted volume", "mL", "Voxels times voxel volume.", of_both=False),
-        "reference_volume": Quantity("Reference volume", "mL", "Voxels times voxel volume.", of_both=False),
-        "volume_difference": Quantity(
-            "Volume difference", "mL", "Predicted volume minus reference volume.", of_both=False
-        ),
-        "lesion_sensitivity": Quantity(
-            "Lesion-wise sensitivity", "1", "Share of the reference's 26-connected lesions that were found.", "higher"
-        ),
-        "reference_lesions": Quantity(
-            "Reference lesions", "1", "26-connected components of the reference.", of_both=False
-        ),
-        "detected_lesions": Quantity(
-            "Detected lesions", "1", "Reference lesions that the prediction covers.", "higher", of_both=False
-        ),
-        "prediction_lesions": Quantity(
-            "Predicted lesions", "1", "26-connected components of the prediction.", of_both=False
-        ),
-        "false_positive_lesions": Quantity(
-            "False positive lesions", "1", "Predicted lesions outside the reference.", "lower", of_both=False
-        ),
-    }
+    {name: Quantity(**given) for name, given in load_json("Evaluation.json")["quantities"].items()}
 )
 
 
@@ -133,7 +95,7 @@ def evaluate(
     first, second = as_pair(prediction, reference, 3)
     masks = run_all([lambda: SparseMask.of(first), lambda: SparseMask.of(second)])
     surfaces = run_all([masks[0].surface_points, masks[1].surface_points])
-    counts = masks[0].compared_with(masks[1], first.size)
+    counts = ConfusionCounts.of(masks[0], masks[1], first.size)
 
     def distances() -> tuple[Distances, Distances] | None:
         return SurfacePair(surfaces[0], surfaces[1], settings.spacing).distances() if counts.status == "ok" else None

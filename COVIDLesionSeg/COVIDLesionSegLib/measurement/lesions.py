@@ -1,6 +1,10 @@
-"""Comparison lesion by lesion, so that a missed small lesion is seen beside a large one that was found.
+"""Lesions: the 26-connected components of a mask, and comparison lesion by lesion.
 
-A lesion is a 26-connected component of a mask.
+The comparison shows a missed small lesion beside a large one that was found.
+
+Components are found on the mask's runs of voxels instead of its whole grid. A run is a maximal row of mask voxels along
+x. Lesions fill a few percent of the image, so there are some ten thousand runs where there are tens of millions of
+voxels, and joining runs takes a tenth of the time of labelling the grid.
 """
 
 from __future__ import annotations
@@ -8,14 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ._checks import as_pair, as_spacing
-from ._sparse import SparseMask
-from .components import Components, find_components
+from ..imaging.masks import Box, SparseMask, as_pair, as_spacing, box_around
+
+# with the row before in the same slice, and with three rows of the slice before: each pair of neighbors once
+_NEIGHBOR_ROWS = ((0, 1), (1, -1), (1, 0), (1, 1))
+# Voxels that are looked through for runs at a time.
+_SLAB = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +150,163 @@ def compare_lesions(
     )
 
 
-def box_around(points: NDArray[np.int64]) -> tuple[slice, slice, slice]:
-    """Smallest slices (z, y, x) around (3, n) voxels; of nothing where there is none."""
-    if not points.size:
-        return slice(0, 0), slice(0, 0), slice(0, 0)
-    z, y, x = (slice(int(axis.min()), int(axis.max()) + 1) for axis in points)
-    return z, y, x
+# Connected components
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The 26-connected components of a mask, largest first (of equals, the one that begins first in memory order).
+
+    The order of the voxels behind :attr:`voxel_labels` is that of ``array[mask]``.
+
+    Attributes:
+        sizes: voxels of each component.
+        labels: component of each run, counted from 0.
+        z: slice of each run.
+        y: row of each run.
+        x: first column of each run.
+        lengths: voxels of each run.
+    """
+
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    z: NDArray[np.int64]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        """Number of components."""
+        return len(self.sizes)
+
+    @property
+    def voxel_labels(self) -> NDArray[np.int64]:
+        """Component of each mask voxel, counted from 0."""
+        return np.repeat(self.labels, self.lengths)
+
+    def centroids(self) -> NDArray[np.float64]:
+        """Mean voxel index (z, y, x) of each component, one row a component."""
+        middle = self.x + (self.lengths - 1) / 2
+        sums = [np.bincount(self.labels, self.lengths * place, self.count) for place in (self.z, self.y, middle)]
+        return np.stack(sums, axis=1) / self.sizes[:, None]
+
+    def boxes(self) -> list[Box]:
+        """Smallest box (z, y, x) around each component."""
+        sides = []
+        for first, last in ((self.z, self.z), (self.y, self.y), (self.x, self.x + self.lengths - 1)):
+            low, high = np.full(self.count, np.iinfo(np.int64).max), np.zeros(self.count, np.int64)
+            np.minimum.at(low, self.labels, first)
+            np.maximum.at(high, self.labels, last)
+            sides.append((low, high + 1))
+        return [
+            (slice(int(z0), int(z1)), slice(int(y0), int(y1)), slice(int(x0), int(x1)))
+            for z0, z1, y0, y1, x0, x1 in zip(*(end for side in sides for end in side), strict=True)
+        ]
+
+    def image(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The mask these components were found in, as an int32 array: 0 outside, components counted from 1."""
+        labels = np.zeros(mask.shape, np.int32)
+        labels[mask] = self.voxel_labels + 1
+        return labels
+
+
+def find_components(mask: NDArray[np.bool_]) -> Components:
+    """Find the 26-connected components of a mask.
+
+    Args:
+        mask: bool (z, y, x); any strides.
+    """
+    depth, height, width = mask.shape
+    # a column of background on either side, so that no run crosses the end of its row
+    stride = width + 2
+    # a few slices at a time, which stay in the processor's cache
+    padded = np.zeros((max(1, _SLAB // max(1, height * stride)), height, stride), np.int8)
+    found = [_borders(mask, start, padded) for start in range(0, depth, len(padded))]
+    borders = np.concatenate([np.zeros(0, np.int64), *found])
+    first, end = borders[::2], borders[1::2]
+    row = first // stride
+    z, y = row // height, row % height
+
+    pairs = [_touching(first, end, z, y, mask.shape, stride, dz, dy) for dz, dy in _NEIGHBOR_ROWS]
+    one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    count, labels = _joined(one, other, len(first))
+
+    lengths = end - first
+    sizes = np.bincount(labels, lengths, count).astype(np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[order] = np.arange(count)
+    return Components(sizes[order], rank[labels], z, y, first % stride - 1, lengths)
+
+
+def _borders(mask: NDArray[np.bool_], start: int, padded: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Where, in the padded grid, runs of some slices from ``start`` on begin and, in turn, have ended."""
+    part = mask[start : start + len(padded)]
+    padded[: len(part), :, 1:-1] = part
+    flat = padded[: len(part)].reshape(-1)
+    return np.flatnonzero(flat[1:] != flat[:-1]) + 1 + start * padded[0].size
+
+
+def component_at(mask: NDArray[np.bool_], place: Sequence[float], spacing: Sequence[float]) -> NDArray[np.bool_]:
+    """The 26-connected component of a mask that comes nearest to a place.
+
+    Args:
+        mask: bool (z, y, x).
+        place: voxel index (z, y, x), fractions allowed; it need not lie in the mask, nor in the component that is
+            meant, which may be curved around it.
+        spacing: (z, y, x), mm.
+
+    Returns:
+        bool (z, y, x); nothing where the mask is empty.
+    """
+    found = find_components(mask)
+    chosen = np.zeros(mask.shape, bool)
+    if found.count:
+        along = np.clip(place[2], found.x, found.x + found.lengths - 1)
+        runs = np.stack([found.z, found.y, along], axis=1)
+        nearest = int(np.argmin((((runs - place) * spacing) ** 2).sum(axis=1)))
+        chosen[mask] = np.repeat(found.labels == found.labels[nearest], found.lengths)
+    return chosen
+
+
+def _touching(
+    first: NDArray[Any],
+    end: NDArray[Any],
+    z: NDArray[Any],
+    y: NDArray[Any],
+    shape: tuple[int, ...],
+    stride: int,
+    dz: int,
+    dy: int,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pairs of runs where the second lies in the row (dz, dy) further and touches the first, diagonals included."""
+    inside = (y + dy >= 0) & (y + dy < shape[1]) & (z + dz < shape[0])
+    source = np.flatnonzero(inside)
+    shift = (dz * shape[1] + dy) * stride
+    # runs are sorted and do not overlap: those that touch an interval are neighbors in the list
+    low = np.searchsorted(end, first[source] + shift, "left")
+    high = np.searchsorted(first, end[source] + shift, "right")
+    counts = np.maximum(high - low, 0)
+    begin = np.cumsum(counts) - counts
+    partners = np.arange(counts.sum()) + np.repeat(low - begin, counts)
+    return np.repeat(source, counts), partners
+
+
+def _joined(one: NDArray[np.int64], other: NDArray[np.int64], count: int) -> tuple[int, NDArray[np.int64]]:
+    """Number of groups of ``count`` runs that pairs of runs join, and the group of each run, by its first run.
+
+    As fast as scipy's graph routine, whose import alone would hold Slicer's window up for a third of a second.
+    """
+    # each run points to an earlier one of its group; the first run of a group points to itself
+    parent = np.arange(count)
+    while len(one):
+        np.minimum.at(parent, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(above := parent[parent], parent):
+            parent = above
+        # the pairs between groups that are still to be joined; every second round at least halves their groups
+        one, other = parent[one], parent[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    is_first = parent == np.arange(count)
+    return int(np.count_nonzero(is_first)), (np.cumsum(is_first) - 1)[parent]

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..cores import run_all
 from ..errors import InputError
-from ._checks import as_mask, as_pair
-from ._nearest import Distances, SurfacePair, SurfaceTree, lengths
-from ._parallel import run_all
-from ._sparse import SparseMask
+from ..imaging.masks import Box, SparseMask, as_mask, as_pair
 from .evaluation import Settings, Value
 from .lesions import LabeledMask, LesionDetection, compare_lesions
-from .surface import DEFAULT_TOLERANCE_MM
-
-Box = tuple[slice, slice, slice]
+from .overlap import ConfusionCounts
+from .surface import DEFAULT_TOLERANCE_MM, Distances, SurfacePair, SurfaceTree, lengths
 
 
 class LiveEvaluation:
@@ -80,7 +77,7 @@ class LiveEvaluation:
         dense, _ = as_pair(prediction, self._given, 3)
         slices = _slices(changed_box, len(dense))
         mask = SparseMask.of(dense)
-        counts = mask.compared_with(self._reference, dense.size)
+        counts = ConfusionCounts.of(mask, self._reference, dense.size)
         change = self._change(mask, slices)
         surface = mask.surface() if change is None or self._surface is None else change.applied(self._surface)
         points = mask.coordinates(surface)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LungsNotFoundError
-from ..imaging import Geometry, LabelVolume, Volume
+from ..imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume
+from ..imaging.masks import binary_mask, surface_points
 from . import zones
-from ._inputs import binary_mask
-from .catalog import catalog, entry, key_of
-from .components import Components, bounding_box, find_components
+from .catalog import catalog, consolidation_limit, entry, joint_status, key_of
+from .lesions import Components, find_components
 from .quantification import Entries, quantify
 from .registration import Registration, identity, moved, register_lungs, same_image
 
@@ -44,8 +44,13 @@ class TimePoint(NamedTuple):
 
     volume: Volume
     lesion: NDArray[Any] | LabelVolume
-    lungs: NDArray[Any] | LabelVolume | None
-    lobes: NDArray[Any] | LabelVolume | None = None
+    lungs: NDArray[Any] | LabelVolume | LocatedLungs | zones.Lungs | None
+    lobes: NDArray[Any] | LabelVolume | zones.Lobes | None = None
+
+    def read(self, lobe_map: str | Mapping[int, str] | None = None) -> tuple[zones.Lungs, zones.Lobes | None]:
+        """Lungs, judged if nobody has, and lobes; ``lobe_map`` as in :func:`.zones.lobe_values`."""
+        lobes = None if self.lobes is None else zones.Lobes.read(self.lobes, self.volume, lobe_map)
+        return zones.Lungs.read(self.lungs, lobes, self.volume), lobes
 
 
 def compare_timepoints(
@@ -73,29 +78,32 @@ def compare_timepoints(
         ``changes``: key -> measurement, as :func:`.quantify` gives them, among them counts of new, resolved, grown,
         shrunk and stable lesions and the quality of the registration. ``earlier``, ``later``: what quantify gives.
         ``lesions``: groups of lesions that belong together, largest first, each with status, earlier_ml, later_ml,
-        change_ml, change_percent, earlier_lesions and later_lesions (their indices in the lists of quantify) and
-        place. ``registration``: the :class:`.Registration` as plain values. ``map``: uint8 (z, y, x) on the later CT's
-        grid, 1 persisting, 2 new, 3 resolved. ``notes``: sentences on what to keep in mind.
+        change_ml, change_percent, earlier_lesions and later_lesions (their indices in the lists of quantify) and place.
+        ``lung_quality``: the verdicts on the lungs of ``earlier`` and ``later``. ``registration``: the
+        :class:`.Registration` as plain values. ``map``: uint8 (z, y, x) on the later CT's grid, 1 persisting, 2 new, 3
+        resolved. ``notes``: sentences on what to keep in mind.
 
     Raises:
         LungsNotFoundError: a study has no lungs.
         InputError: studies that can't be compared; the message says why.
         GridMismatchError: a mask is not on its CT's grid.
     """
-    before, after = TimePoint(*earlier), TimePoint(*later)
-    lungs = [_lungs(study, name, lobe_map) for study, name in ((before, "earlier"), (after, "later"))]
+    threshold = consolidation_limit(consolidation_from)
+    before, old_lungs, old_quality = _with_lungs(TimePoint(*earlier), "earlier", lobe_map)
+    after, new_lungs, new_quality = _with_lungs(TimePoint(*later), "later", lobe_map)
     if same_image(before.volume, after.volume):
-        found = identity(after.volume, *lungs)
+        found = identity(after.volume, old_lungs, new_lungs)
     else:
-        found = register_lungs(before.volume, lungs[0], after.volume, lungs[1], registration)
-    threshold = catalog()["attenuation"]["consolidation_from"] if consolidation_from is None else consolidation_from
-    measured = [quantify(*study, lobe_map=lobe_map, consolidation_from=threshold) for study in (before, after)]
+        found = register_lungs(before.volume, old_lungs, after.volume, new_lungs, registration)
+    measured = [quantify(*study, consolidation_from=threshold) for study in (before, after)]
+    qualities = {"earlier": old_quality, "later": new_quality}
     lesions, change_map, volumes = _match(before, after, measured, found)
     return {
         "changes": _changes(measured, lesions, volumes, found, threshold),
         "earlier": measured[0],
         "later": measured[1],
         "lesions": lesions,
+        "lung_quality": {name: quality.to_json() for name, quality in qualities.items()},
         "registration": {
             "kind": found.kind,
             "later_to_earlier_lps": found.matrix.tolist(),
@@ -108,19 +116,24 @@ def compare_timepoints(
             "volume_scale": found.volume_scale,
         },
         "map": change_map,
-        "notes": _notes(measured, found),
+        "notes": [
+            *(f"{name.capitalize()} study: {one.line()}" for name, one in qualities.items() if one.is_doubtful),
+            *_notes(measured, found),
+        ],
     }
 
 
-def _lungs(study: TimePoint, name: str, lobe_map: str | Mapping[int, str] | None) -> NDArray[np.bool_]:
-    lobes = None if study.lobes is None else zones.Lobes.read(study.lobes, study.volume.geometry, lobe_map)
-    lungs = zones.Lungs.read(study.lungs, lobes, study.volume.geometry)
-    if lungs.status != "ok":
+def _with_lungs(
+    study: TimePoint, name: str, lobe_map: str | Mapping[int, str] | None
+) -> tuple[TimePoint, NDArray[np.bool_], LungQuality]:
+    """The study with its masks read, so that nothing is read twice; its lungs, and the verdict on them."""
+    lungs, lobes = study.read(lobe_map)
+    if lungs.status != "ok" or lungs.quality is None:
         raise LungsNotFoundError(
             f"The {name} study has no lungs ({catalog()['statuses'][lungs.status]}); two time points are compared "
             "after registering the lungs, so both studies need them."
         )
-    return lungs.array != 0
+    return study._replace(lungs=lungs, lobes=lobes), lungs.array != 0, lungs.quality
 
 
 def _changes(
@@ -144,7 +157,7 @@ def _changes(
             if kind not in wanted or old is None or new is None:
                 continue
             unknown = next((one["status"] for one in (old, new) if one["value"] is None), "")
-            odd = next((one["status"] for one in (old, new) if one["status"] != "ok"), "ok")
+            odd = joint_status((old["status"], new["status"]))
             if unknown:
                 add(name, None, unknown, region)
             elif name in _DIFFERENCES:
@@ -260,15 +273,8 @@ def _labels_at(points: NDArray[np.float64], labels: NDArray[np.int32], geometry:
 
 def _surface(labels: NDArray[np.int32], geometry: Geometry) -> Surface:
     """The voxels on the surface of the lesions."""
-    mask = labels != 0
-    box = bounding_box(mask)
-    filled = np.pad(mask[box], 1)
-    inner = filled[1:-1, 1:-1, 1:-1].copy()
-    for axis in range(3):
-        for step in (slice(None, -2), slice(2, None)):
-            inner &= filled[tuple(step if a == axis else slice(1, -1) for a in range(3))]
-    surface = np.argwhere(mask[box] & ~inner) + np.array([side.start for side in box])
-    return moved(geometry.ijk_to_lps, surface[:, ::-1]), labels[tuple(surface.T)]
+    surface = surface_points(labels != 0)
+    return moved(geometry.ijk_to_lps, surface[::-1].T), labels[tuple(surface)]
 
 
 def _groups(old: int, new: int, links: set[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:

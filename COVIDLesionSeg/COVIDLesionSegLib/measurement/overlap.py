@@ -15,9 +15,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..cores import run_all, usable_threads
 from ..errors import InputError
-from ._checks import Mask, as_mask, as_pair, as_spacing, require_same_shape
-from ._parallel import run_all, workers
+from ..imaging.masks import Mask, SparseMask, as_mask, as_pair, as_spacing, require_same_shape
 
 # Voxels from which on threads take less time than they cost.
 _WORTH_THREADS = 1_000_000
@@ -43,6 +43,11 @@ class ConfusionCounts:
     def from_sizes(cls, prediction: int, reference: int, both: int, total: int) -> ConfusionCounts:
         """Counts from the voxels of each mask, of their intersection, and of the grid."""
         return cls(both, prediction - both, reference - both, total - prediction - reference + both)
+
+    @classmethod
+    def of(cls, prediction: SparseMask, reference: SparseMask, total: int) -> ConfusionCounts:
+        """Counts of two masks of one shape; ``total`` is the voxels of the image."""
+        return cls.from_sizes(len(prediction), len(reference), prediction.shared_with(reference), total)
 
     @property
     def prediction(self) -> int:
@@ -270,7 +275,7 @@ def error_overlay(
 def _parts(mask: Mask) -> list[Mask]:
     """A mask cut along its first axis into a part for each core; one part where that saves nothing."""
     rows = np.atleast_2d(mask)
-    return np.array_split(rows, min(workers(), len(rows))) if mask.size > _WORTH_THREADS else [rows]
+    return np.array_split(rows, min(usable_threads(), len(rows))) if mask.size > _WORTH_THREADS else [rows]
 
 
 def _count(first: Mask, second: Mask) -> tuple[int, int, int]:

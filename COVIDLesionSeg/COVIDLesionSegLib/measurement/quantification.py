@@ -7,18 +7,18 @@ why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..imaging import LabelVolume, Volume
-from . import severity, zones
-from ._inputs import binary_mask
-from .catalog import catalog, entry, key_of
-from .components import Components, bounding_box, find_components
+from ..imaging import LabelVolume, LocatedLungs, Volume
+from ..imaging.masks import binary_mask, bounding_box
+from . import zones
+from .catalog import LUNGS_DOUBTFUL, catalog, consolidation_limit, entry, joint_status, key_of
+from .lesions import Components, find_components
 
 Entries = dict[str, dict[str, Any]]
 
@@ -26,7 +26,7 @@ Entries = dict[str, dict[str, Any]]
 def quantify(
     volume: Volume,
     lesion: NDArray[Any] | LabelVolume,
-    lungs: NDArray[Any] | LabelVolume | zones.Lungs | None = None,
+    lungs: NDArray[Any] | LabelVolume | LocatedLungs | zones.Lungs | None = None,
     lobes: NDArray[Any] | LabelVolume | zones.Lobes | None = None,
     *,
     lobe_map: str | Mapping[int, str] | None = None,
@@ -39,7 +39,8 @@ def quantify(
         lesion: (z, y, x) on the CT's grid; any label is lesion.
         lungs: on the same grid, 1 right lung and 2 left lung with the lesions in them, or labels with such names; a
             mask with one label is divided into right and left where they can be told apart. None takes the lobes, if
-            given. What :meth:`.zones.Lungs.read` made of them saves the time where the same lungs are measured again.
+            given. Lungs that come without a verdict are judged here, see :func:`~.imaging.assess_lungs`. What
+            :meth:`.zones.Lungs.read` made of them saves the time where the same lungs are measured again.
         lobes: lobe labels on the same grid, e.g. lungmask's or TotalSegmentator's.
         lobe_map: which label value is which lobe, see :func:`.zones.lobe_values`; None finds out.
         consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
@@ -48,16 +49,19 @@ def quantify(
         Key -> measurement. The key is the quantity's name for the whole study (``lesion_volume``) and name.region for
         lungs, zones and lobes (``involvement.right_upper_zone``). A measurement has name, region, value, unit (UCUM),
         status, title, definition and code. ``lesions`` has a list as value, largest first: index, volume_ml,
-        share_percent, centroid_lps_mm (x, y, z), place (words), region, lobe and mean_hu of each.
+        share_percent, centroid_lps_mm (x, y, z), place (words), region, lobe and mean_hu of each. Whatever was computed
+        from lungs that can't be trusted has the status ``lungs_doubtful``.
 
     Raises:
         GridMismatchError: a mask is on another grid.
-        InputError: masks that are not masks, lung labels beyond 1 and 2, a lobe map that is not known.
+        InputError: masks that are not masks, lung labels beyond 1 and 2, a lobe map that is not known, a
+            ``consolidation_from`` that is not finite.
     """
+    threshold = consolidation_limit(consolidation_from)
     view = volume.geometry.axial_view()
     mask = view.apply(binary_mask(lesion, volume.geometry, "lesion mask"))
-    lobes_read = None if lobes is None else zones.Lobes.read(lobes, volume.geometry, lobe_map)
-    lungs_read = zones.Lungs.read(lungs, lobes_read, volume.geometry)
+    lobes_read = None if lobes is None else zones.Lobes.read(lobes, volume, lobe_map)
+    lungs_read = zones.Lungs.read(lungs, lobes_read, volume)
 
     box = bounding_box(mask)
     inside = np.ascontiguousarray(mask[box])
@@ -71,7 +75,6 @@ def quantify(
     centers = components.centroids() + np.array([side.start for side in box])
     lps = (view.geometry.ijk_to_lps @ np.column_stack([centers[:, ::-1], np.ones(len(centers))]).T)[:3].T
 
-    threshold = catalog()["attenuation"]["consolidation_from"] if consolidation_from is None else consolidation_from
     report = _Measurements(volume.geometry.voxel_ml, threshold)
     parts = _parts(found, lungs_read, lobes_read)
     outside = None if found.zone is None else len(found.hu) - parts["whole"].count
@@ -84,13 +87,40 @@ def quantify(
             report.density(region, found.hu, "ok")
         elif region in zones.LUNG_REGIONS:
             report.density(region, None if part.voxels is None else found.hu[part.voxels], part.status)
-    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones")
+    report.scores(zones.ZONE_REGIONS, "zone_score", "severity_by_zones", "zones", parts["whole"].status)
     if lobes_read is None:
         report.add("severity_by_lobes", None, "lobes_missing")
     else:
         report.scores(zones.LOBE_REGIONS, "lobe_score", "severity_by_lobes", "lobes")
-    report.add("lesions", _list(found, lps, volume.geometry.voxel_ml))
+    places = LUNGS_DOUBTFUL if lungs_read.is_doubtful else "ok"
+    report.add("lesions", _list(found, lps, volume.geometry.voxel_ml), places)
     return report.entries
+
+
+def severity_score(involvement: float | None, lesion_ml: float | None, scale: str) -> int | None:
+    """CT severity score of one zone or lobe: how much of it is involved, in steps.
+
+    Args:
+        involvement: % of it that is lesion; None where it is not known.
+        lesion_ml: lesion in it, mL; too little counts as none, so that a stray voxel adds no point.
+        scale: "zones" (0 to 4; Zhou et al. 2020) or "lobes" (0 to 5; Pan et al. 2020); the steps are data in
+            ``Resources/Quantities.json``.
+
+    Returns:
+        The score, 0 only where there is no lesion or less than the catalog's least volume; None for None.
+    """
+    if involvement is None or lesion_ml is None:
+        return None
+    data = catalog()["severity"]
+    # volumes are sums of binary fractions: exactly the least volume counts
+    if involvement <= 0 or lesion_ml < data["least_scored_ml"] * (1 - 1e-9):
+        return 0
+    for step in data[scale]["steps"]:
+        below = "below" in step and involvement < step["below"]
+        up_to = "up_to" in step and involvement <= step["up_to"]
+        if below or up_to or not step.keys() & {"below", "up_to"}:
+            return step["score"]
+    raise ValueError(f"the steps of {scale!r} have no last one")
 
 
 @dataclass(frozen=True)
@@ -132,6 +162,10 @@ def _parts(found: _Lesion, lungs: zones.Lungs, lobes: zones.Lobes | None) -> dic
     for region, size in (lobes.sizes() if lobes else {}).items():
         here = found.lobe == zones.LOBE_REGIONS.index(region) if found.lobe is not None and size else None
         parts[region] = _Part(here, size or None, "ok" if size else "region_empty")
+    for region, part in parts.items():
+        judged = lobes if region in zones.LOBE_REGIONS else lungs
+        if part.size is not None and judged is not None and judged.is_doubtful:
+            parts[region] = replace(part, status=LUNGS_DOUBTFUL)
     return parts
 
 
@@ -180,18 +214,25 @@ class _Measurements:
         self.add("mean_hu", None if hu is None else float(hu.mean()), status, region)
         self.add("sd_hu", None if hu is None else float(hu.std()), status, region)
 
-    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str) -> None:
+    def scores(self, regions: tuple[str, ...], name: str, total: str, scale: str, whole: str = "ok") -> None:
+        """Scores of the regions and their sum, which also carries what is to be said of the whole."""
         values: list[int | None] = []
         statuses = []
         for region in regions:
             involvement = self.entries[key_of("involvement", region)]
-            values.append(severity.score(involvement["value"], scale))
+            lesion = self.entries[key_of("lesion_volume", region)]
+            values.append(severity_score(involvement["value"], lesion["value"], scale))
             statuses.append(involvement["status"])
             self.add(name, values[-1], statuses[-1], region)
         # what makes the sum unknown is said before what is merely odd
         missing = [status for value, status in zip(values, statuses, strict=True) if value is None]
-        odd = [status for status in statuses if status != "ok"]
-        self.add(total, severity.total(values), next(iter(missing + odd), "ok"))
+        self.add(total, _severity(values), joint_status([*missing, *statuses, whole]))
+
+
+def _severity(scores: Iterable[int | None]) -> int | None:
+    """Sum of the scores; None if one of them is not known, since a part would look like less disease."""
+    scores = list(scores)
+    return None if None in scores else sum(score for score in scores if score is not None)
 
 
 def _list(found: _Lesion, lps: NDArray[np.float64], voxel_ml: float) -> list[dict[str, Any]]:

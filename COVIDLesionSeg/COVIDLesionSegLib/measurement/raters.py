@@ -10,14 +10,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ._checks import Mask, as_mask, as_spacing, require_same_shape
-from .components import bounding_box
+from ..imaging.masks import Box, Mask, as_mask, as_spacing, bounding_box, require_same_shape
 from .overlap import confusion_counts
 from .surface import hausdorff_distance_95
 
@@ -256,7 +254,7 @@ def _named(masks: Masks) -> dict[str, Mask]:
     return checked
 
 
-def _domain(masks: dict[str, Mask], domain: Domain, margin: int = 0) -> tuple[tuple[slice, slice, slice], Mask | None]:
+def _domain(masks: dict[str, Mask], domain: Domain, margin: int = 0) -> tuple[Box, Mask | None]:
     """The box of the voxels that count, and which of the grid's count (None: all in the box)."""
     first = next(iter(masks.values()))
     if isinstance(domain, str):
@@ -275,17 +273,10 @@ def _domain(masks: dict[str, Mask], domain: Domain, margin: int = 0) -> tuple[tu
     return bounding_box(inside), inside
 
 
-def _whole(shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
+def _whole(shape: tuple[int, ...]) -> Box:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
-def _around(masks: Sequence[Mask], margin: int) -> tuple[slice, slice, slice]:
-    boxes = [box for box in map(bounding_box, masks) if box[0].stop > box[0].start]
-    if not boxes:
-        return _whole(masks[0].shape)
-    sides: list[Any] = []
-    for axis, size in enumerate(masks[0].shape):
-        start = min(box[axis].start for box in boxes) - margin
-        stop = max(box[axis].stop for box in boxes) + margin
-        sides.append(slice(max(start, 0), min(stop, size)))
-    return sides[0], sides[1], sides[2]
+def _around(masks: Sequence[Mask], margin: int) -> Box:
+    box = bounding_box(np.logical_or.reduce(masks), margin)
+    return box if box[0].stop else _whole(masks[0].shape)

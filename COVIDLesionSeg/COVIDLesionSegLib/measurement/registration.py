@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, LungsNotFoundError
 from ..imaging import Volume
+from ..imaging.masks import surface_points
 from .catalog import catalog
 
 KINDS = ("rigid", "affine")
@@ -258,12 +259,11 @@ def _judged(
 
 
 def _surface_distance(one: NDArray[np.bool_], other: NDArray[np.bool_], spacing: Any) -> float:
-    from scipy import ndimage
     from scipy.spatial import cKDTree
 
     if not one.any() or not other.any():
         return float("inf")
-    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.array(spacing) for mask in (one, other)]
+    surfaces = [surface_points(mask).T * np.array(spacing) for mask in (one, other)]
     distances = [cKDTree(surfaces[1 - i]).query(surfaces[i])[0] for i in (0, 1)]
     return float(np.concatenate(distances).mean())
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ._checks import Mask, as_mask, require_same_shape
+from ..imaging.masks import Mask, as_mask, require_same_shape
 
 LEVELS = 256
 # What MATLAB calls eps; it keeps divisions from 0/0 in the published definitions.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..imaging import AxialView, Geometry, LabelVolume, divide_lungs
+from ..imaging import AxialView, LabelVolume, LocatedLungs, LungQuality, Volume, assess_lungs, divide_lungs
 from ..imaging.lungs.masks import lungs_by_side, sides_by_name
-from ._inputs import integer_labels
+from ..imaging.lungs.quality import GIVEN
+from ..imaging.masks import Box, integer_labels
 from .catalog import catalog
 
 SIDES = ("right", "left")
@@ -27,8 +28,6 @@ _LEAST_LOBES = 3
 # TotalSegmentator 1 has no label beyond; on a chest CT version 2 always has some, of ribs and costal cartilages
 _LAST_OF_TOTALSEGMENTATOR1 = 104
 
-Box = tuple[slice, slice, slice]
-
 
 @dataclass(frozen=True, eq=False)
 class Lobes:
@@ -38,29 +37,39 @@ class Lobes:
         array: labels (z, y, x) on the CT's own grid.
         values: label value -> lobe.
         counts: voxels of each label value.
+        quality: whether the lobes together can be trusted as lungs; None where there is none of them.
     """
 
     array: NDArray[Any]
     values: Mapping[int, str]
     counts: NDArray[np.int64]
+    quality: LungQuality | None = None
 
     @classmethod
     def read(
         cls,
         given: NDArray[Any] | LabelVolume | Lobes,
-        geometry: Geometry,
+        volume: Volume,
         choice: str | Mapping[int, str] | None = None,
     ) -> Lobes:
-        """Take what the user gave, or what was read before; ``choice`` as in :func:`lobe_values`."""
+        """Take what the user gave and judge it, or what was read before; ``choice`` as in :func:`lobe_values`."""
         if isinstance(given, Lobes):
-            geometry.require_shape(given.array, "lobe map")
+            volume.geometry.require_shape(given.array, "lobe map")
             return given
-        array = integer_labels(given, geometry, "lobe map")
+        array = integer_labels(given, volume.geometry, "lobe map")
         counts = np.zeros(int(array.max()) + 1, np.int64)
         for part in array:
             counts += np.bincount(part.ravel(), minlength=len(counts))
         names = given.names if isinstance(given, LabelVolume) else {}
-        return cls(array, lobe_values(np.flatnonzero(counts[1:]) + 1, names, choice), counts)
+        found = cls(array, lobe_values(np.flatnonzero(counts[1:]) + 1, names, choice), counts)
+        if not any(found.sizes().values()):
+            return found
+        return replace(found, quality=assess_lungs(volume, found.lungs()))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether what was computed from the lobes can't be trusted."""
+        return self.quality is not None and self.quality.is_doubtful
 
     def sizes(self) -> dict[str, int]:
         """Voxels of each lobe, 0 for a lobe that is not in the map."""
@@ -94,16 +103,20 @@ class Lungs:
         counts: voxels of each label on each axial slice, (2, slices), from the feet upward.
         sided: whether right and left are known.
         status: ``ok``, ``lungs_missing`` or ``lungs_empty``.
+        quality: whether they can be trusted; None where there are none.
     """
 
     array: NDArray[Any]
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     sided: bool = True
     status: str = "ok"
+    quality: LungQuality | None = None
 
     @classmethod
-    def read(cls, given: NDArray[Any] | LabelVolume | Lungs | None, lobes: Lobes | None, geometry: Geometry) -> Lungs:
-        """Take what the user gave, or what was read before, else the lobes, else nothing.
+    def read(
+        cls, given: NDArray[Any] | LabelVolume | LocatedLungs | Lungs | None, lobes: Lobes | None, volume: Volume
+    ) -> Lungs:
+        """Take what the user gave, or what was read before, else the lobes, else nothing; judge it if nobody has.
 
         Labels whose names say lung or lobe and a side count by name, else 1 is right and 2 is left; either is put right
         by position where it is the other way round, as :func:`.lungs_from_mask` does.
@@ -114,6 +127,11 @@ class Lungs:
         """
         if isinstance(given, Lungs):
             return given
+        geometry, quality = volume.geometry, None if lobes is None else lobes.quality
+        if given is not None:
+            quality = given.quality if isinstance(given, LocatedLungs) else None
+        if isinstance(given, LocatedLungs):
+            given = given.labels
         sides = sides_by_name(given.names) if isinstance(given, LabelVolume) else {}
         if given is not None:
             array = integer_labels(given, geometry, "lung mask")
@@ -126,16 +144,22 @@ class Lungs:
         view = geometry.axial_view()
         counts = _counts(view.apply(array))
         if not counts.any():
-            return cls(array, counts, status="lungs_empty")
+            return cls(array, counts, status="lungs_empty", quality=quality)
         if given is not None and not sides and counts.any(axis=1).all():
             array = lungs_by_side(array, {1: 1, 2: 2}, geometry)
             counts = _counts(view.apply(array))
-        if sides or counts[1].any():
-            return cls(array, counts)
-        divided = divide_lungs(array == 1, geometry)
-        if divided is None:
-            return cls(array, counts, sided=False)
-        return cls(divided, _counts(view.apply(divided)))
+        # of somebody else's mask with one label nobody knows; a finder's lone 1 is the right lung
+        sided = bool(sides) or counts[1].any() or (quality is not None and quality.engine != GIVEN)
+        divided = None if sided else divide_lungs(array == 1, geometry)
+        if divided is not None:
+            array, counts, sided = divided, _counts(view.apply(divided)), True
+        quality = quality or assess_lungs(volume, array.astype(np.uint8, copy=False), sided=bool(sided))
+        return cls(array, counts, bool(sided), quality=quality)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether what was computed from the lungs can't be trusted."""
+        return self.quality is not None and self.quality.is_doubtful
 
     def levels(self) -> NDArray[np.int8]:
         """The third of each lung's height that each axial slice belongs to, (2, slices), see :func:`levels`."""

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from ..errors import ModelError
-from ..files import atomic_path
-from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..documents import MOST_JSON_BYTES, parse_json, parse_object
+from ..errors import ModelError, ReadError
+from ..files import atomic_path, regular_file
+from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
@@ -27,8 +28,10 @@ NETWORKS = ("coplenet", "caresunet")
 ACTIVATIONS = ("softmax", "sigmoid")
 # A Gaussian wider than this would leave nothing of a lesion of an ordinary size.
 LARGEST_SMOOTHING_MM = 20.0
-# The limit that the safetensors format sets itself.
-_LARGEST_HEADER = 100_000_000
+# The format itself allows 100 MB; the headers of these networks have some kB.
+_LARGEST_HEADER = MOST_JSON_BYTES
+# The published COPLE-Net has 42 MB, CARes-UNet 120 MB.
+_MOST_BYTES = 1 << 30
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -172,9 +175,9 @@ class ModelCard:
         """
         if isinstance(value, str | bytes):
             try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise ModelError(f"The model card is not valid JSON ({error}).") from error
+                value = parse_json(value, "The model card")
+            except ReadError as error:
+                raise ModelError(str(error)) from error
         if not isinstance(value, Mapping):
             raise ModelError(f"The model card is {type(value).__name__} where an object of names and values is needed.")
         known = {f.name for f in fields(cls)} - {"extra"}
@@ -206,6 +209,24 @@ def read_card(path: Path | str) -> ModelCard:
         raise ModelError(f"{path.name}: {error}") from error
 
 
+def require_model_size(path: Path) -> int:
+    """The bytes of a file that may be a model.
+
+    Raises:
+        ModelError: no file (a folder, pipe or device), or larger than any model.
+        OSError: not there, or it can't be looked at.
+    """
+    try:
+        size = regular_file(path).st_size
+    except ReadError as error:
+        raise ModelError(str(error)) from error
+    if size > _MOST_BYTES:
+        raise ModelError(
+            f"{path.name} has {size / 1e9:.4g} GB; the networks of this program have at most {_MOST_BYTES >> 30} GB."
+        )
+    return size
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Header of a safetensors file: tensor name -> dtype, shape and data_offsets, and ``__metadata__``.
 
@@ -213,7 +234,7 @@ def read_header(path: Path) -> dict[str, Any]:
         ModelError: no such file, not a safetensors file, or one whose size does not fit its header.
     """
     try:
-        size = path.stat().st_size
+        size = require_model_size(path)
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -223,7 +244,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} could not be read: {error.strerror or error}.") from error
     try:
-        header = json.loads(text)
+        header = parse_object(text, path.name)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_object
 from ..errors import ModelError
 from ..files import write_json
 
@@ -115,7 +115,7 @@ def read_catalog(path: Path) -> list[ModelEntry]:
         ModelError: the list is missing or damaged.
     """
     try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"]
+        models = read_object(path)["models"]
         return [_published(model, path.parent) for model in models]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The list of models {path} is missing or damaged.", "Install the extension again.") from error
@@ -196,12 +196,13 @@ def read_records(folder: Path) -> list[ModelEntry]:
 def _read_record(path: Path) -> ModelEntry:
     model_id = path.stem
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
         file_name = record["file"]
         fields = {name: record[name] for name in _RECORD_FIELDS}
         # the record is the user's to edit, but no edit may lead out of the folder
         if record["id"] != model_id or file_name not in {model_id + ending for ending in FILE_ENDINGS}:
             raise ValueError("the record names another model's file")
+        _require_record(fields)
         entry = ModelEntry(status=INSTALLED, path=path.with_name(file_name), **fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"its record {path.name} can't be read ({error})"
@@ -209,6 +210,17 @@ def _read_record(path: Path) -> ModelEntry:
     if not path.with_name(file_name).is_file():
         return replace(entry, status=DAMAGED, path=None, problem=f"its file {file_name} is gone")
     return entry
+
+
+def _require_record(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fields of a record are of the types that are shown and compared."""
+    for name, value in fields.items():
+        if name == "size_bytes":
+            good = value is None or (isinstance(value, int) and 0 <= value < 1 << 62)
+        else:
+            good = isinstance(value, str) or (name == "sha256" and value is None)
+        if not good:
+            raise ValueError(f"its {name} is {str(value)[:40]}")
 
 
 # --- ids and folders ------------------------------------------------------------------------------------------------

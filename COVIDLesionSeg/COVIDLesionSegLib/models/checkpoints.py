@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from ..errors import DeviceError, InputError, ModelError
 from ..files import atomic_path
 from ..networks import SliceNetwork, create_network
-from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, read_header
+from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, read_header, require_model_size
 from .catalog import id_from_name
 from .foreign_keys import Naming, infer_arguments, recognize
 
@@ -100,10 +101,18 @@ def load_checkpoint(path: Path | str, network: str | None = None, device: torch.
             if card
             else infer_arguments(naming.family, {name: tuple(tensor.shape) for name, tensor in state.items()})
         )
+        # without memory first: whoever wrote the file may claim any width
+        with torch.device("meta"):
+            expected = create_network(naming.family, **arguments).state_dict()
+        _require_fit(expected, state, unknown)
         built = create_network(naming.family, **arguments)
-        _fill(built, state, unknown)
+        built.load_state_dict(state, strict=False)
     except InputError as error:
         raise ModelError(f"{path.name} does not fit {_TITLES[naming.family]}. {error}") from error
+    except (RuntimeError, TypeError, ArithmeticError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} claims a {_TITLES[naming.family]} that can't be built; it is damaged, or no model of ours."
+        ) from error
     if card is None:
         card = _card_for(path, naming, built)
     try:
@@ -176,6 +185,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 def _read(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
     """Tensors of a file under its own names, and its card if it has one."""
     try:
+        require_model_size(path)
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
@@ -218,12 +228,21 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
             # about TorchScript and new pickle protocols, both refused below
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError) as error:
+    except (
+        *(pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError),
+        *(AttributeError, ArithmeticError, MemoryError, AssertionError, ImportError, struct.error),
+    ) as error:
+        # whatever an unpickler stumbles over
         raise _refusal(path, error) from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{path.name} holds a {type(content).__name__}, not the weights of a network.")
     card = _parsed_card(path, content[CARD_KEY]) if CARD_KEY in content else None
-    return _state_dict(path, content), card
+    tensors = _state_dict(path, content)
+    # a view may claim any size on a few bytes
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > path.stat().st_size or any(tensor.layout != torch.strided for tensor in tensors.values()):
+        raise ModelError(f"{path.name} claims weights of {claimed / 1e6:.4g} MB, which it does not hold.")
+    return tensors, card
 
 
 def _require_sound_archive(path: Path) -> None:
@@ -232,8 +251,13 @@ def _require_sound_archive(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch packs nothing: what unpacks to more than the file is none of its own
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ModelError(f"{path.name} is packed in a way that PyTorch does not use; it is no checkpoint.")
             broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{path.name} is damaged ({error}); download or copy it again.") from error
     if broken:
         raise ModelError(f"{path.name} is damaged ({broken} fails its checksum); download or copy it again.")
@@ -296,9 +320,8 @@ def _to_our_names(tensors: Mapping[str, Tensor], naming: Naming) -> tuple[dict[s
     return state, [name for name in tensors if name not in known and not naming.is_dead(name)]
 
 
-def _fill(network: SliceNetwork, state: Mapping[str, Tensor], unknown: list[str]) -> None:
-    """Copy tensors into a network, or raise a ModelError that says what does not fit."""
-    expected = network.state_dict()
+def _require_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], unknown: list[str]) -> None:
+    """Raise a ModelError that says what does not fit, unless all tensors do."""
     problems = []
     missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
     surplus = unknown + [name for name in state if name not in expected]
@@ -316,7 +339,6 @@ def _fill(network: SliceNetwork, state: Mapping[str, Tensor], unknown: list[str]
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{name} holds NaN or infinity.")
-    network.load_state_dict(state, strict=False)
 
 
 def _card_for(path: Path, naming: Naming, network: SliceNetwork) -> ModelCard:

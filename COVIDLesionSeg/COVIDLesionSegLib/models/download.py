@@ -10,7 +10,6 @@ import contextlib
 import email.message
 import errno
 import http.client
-import json
 import re
 import shutil
 import time
@@ -23,7 +22,8 @@ from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from .. import __version__
-from ..errors import CancelledError, DownloadError, OutputError
+from ..documents import read_object
+from ..errors import CancelledError, DownloadError, OutputError, ReadError
 from ..files import atomic_path, sha256_file, write_json
 from .connection import BY_HAND, TransientError, check_address, configured_mirror, make_opener, mirrored, network_errors
 from .lock import exclusive
@@ -126,11 +126,10 @@ class _Part:
     def note(self) -> dict[str, Any]:
         """What the server said about the file when the part was begun; empty without a readable note."""
         try:
-            note = json.loads(self.note_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return read_object(self.note_path)
+        except (FileNotFoundError, ReadError):
             # no note or a torn one means only that the download begins anew
             return {}
-        return note if isinstance(note, dict) else {}
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

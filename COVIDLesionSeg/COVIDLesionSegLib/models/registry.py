@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import DownloadError, ModelError, OutputError
-from ..files import atomic_path, sha256_file, write_json
+from ..files import atomic_path, sha256_file, user_path, write_json
 from .card import ModelCard
 from .catalog import (
     BUNDLED,
@@ -129,7 +129,7 @@ class ModelRegistry(RegistryReader):
                 taken or not allowed.
             OutputError: the disk is full or the folder read-only.
         """
-        source = Path(path).expanduser()
+        source = user_path(path)
         digest = hash_of(source)
         listed = self._listed(model_id, digest)
         if listed is not None:

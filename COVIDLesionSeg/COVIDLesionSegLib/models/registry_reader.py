@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import builtins
 import difflib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ModelError
-from ..files import sha256_file
+from ..documents import read_object
+from ..errors import ModelError, ReadError
+from ..files import sha256_file, user_path
 from ..resources import resource
+from .card import require_model_size
 from .catalog import (
     BUNDLED,
     DAMAGED,
@@ -40,7 +41,7 @@ class RegistryReader:
     """
 
     def __init__(self, folder: Path | str | None = None, catalog: Path | str | None = None) -> None:
-        self.folder = Path(folder).expanduser() if folder else default_folder()
+        self.folder = user_path(folder) if folder else default_folder()
         self._published = read_catalog(Path(catalog) if catalog else resource("Models.json"))
         self._right: dict[Path, tuple[int, int]] = {}
 
@@ -90,7 +91,7 @@ class RegistryReader:
             ModelError: no such model or file; not installed (how to get it); damaged or with another hash than the
                 one recorded.
         """
-        file = Path(model).expanduser()
+        file = user_path(model)
         is_id = isinstance(model, str) and any(entry.id == model for entry in self.list())
         if not is_id and file.is_file():
             return file
@@ -123,10 +124,10 @@ class RegistryReader:
 
     def _chosen(self) -> str | None:
         try:
-            return str(json.loads(self._settings.read_text(encoding="utf-8"))["default"])
+            return str(read_object(self._settings)["default"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ReadError, KeyError) as error:
             raise ModelError(f"The file {self._settings} is damaged ({error}).", "Delete it and try again.") from error
 
     def _usable_path(self, entry: ModelEntry) -> Path:
@@ -181,8 +182,13 @@ def _looks_like_a_file(name: str) -> bool:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a model file; ModelError where it can't be read."""
+    """SHA-256 of a model file.
+
+    Raises:
+        ModelError: not there, no file, unreadable, or larger than any model.
+    """
     try:
+        require_model_size(path)
         return sha256_file(path)
     except FileNotFoundError as error:
         raise ModelError(f"There is no model file {path}.") from error

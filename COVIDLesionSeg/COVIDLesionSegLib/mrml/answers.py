@@ -9,7 +9,7 @@ import slicer
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .contents import bounding_box
+from ..imaging.masks import bounding_box
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
@@ -127,7 +127,7 @@ def _restored(
     if region is None:
         return given
     # a region is a small part of the CT
-    box = bounding_box(region)
+    box = bounding_box(region, least=1)
     np.copyto(edited[box], given[box], where=region[box])
     return edited
 

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging import SegmentStyle, Volume, segment_style
-from ..measurement import components
-from ..measurement.catalog import catalog
+from ..imaging.masks import Box, bounding_box
+from ..measurement.catalog import consolidation_limit
+from ..measurement.lesions import find_components
 
 LesionView = Literal["lesion", "attenuation", "separate"]
 LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
 # More segments than this can't be told apart, and every one costs the scene a node's worth of work.
 MOST_SEPARATE_LESIONS = 30
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +88,10 @@ def lung_contents(lungs: NDArray[Any]) -> list[SegmentContent]:
     return [_content(style.id, "lungs", style.name, style, lungs == label) for style, label in sides]
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Smallest box around the mask; the first voxel where it is empty."""
-    box = components.bounding_box(mask)
-    return box if box[0].stop else (slice(0, 1), slice(0, 1), slice(0, 1))
-
-
 def _content(
     identity: str, role: str, name: str, style: SegmentStyle, mask: NDArray[np.bool_], within: Box | None = None
 ) -> SegmentContent:
-    box = bounding_box(mask)
+    box = bounding_box(mask, least=1)
     placed = box if within is None else _shifted(box, within)
     return SegmentContent(identity, role, name, style, placed, np.ascontiguousarray(mask[box]))
 
@@ -109,8 +102,8 @@ def _shifted(box: Box, within: Box) -> Box:
 
 
 def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None) -> list[SegmentContent]:
-    limit = catalog()["attenuation"]["consolidation_from"] if limit is None else limit
-    box = bounding_box(mask)
+    limit = consolidation_limit(limit)
+    box = bounding_box(mask, least=1)
     inside, hu = mask[box], volume.array[box]
     parts: list[tuple[str, str, Callable[[NDArray[Any], float], NDArray[Any]]]] = [
         ("ground_glass_opacity", f"below {limit:g} HU", np.less),
@@ -126,9 +119,9 @@ def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None
 
 def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[SegmentContent]:
     style = segment_style("lesion")
-    box = bounding_box(mask)
+    box = bounding_box(mask, least=1)
     inside = np.ascontiguousarray(mask[box])
-    found = components.find_components(inside)
+    found = find_components(inside)
     if not found.count:
         return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
     labels = found.image(inside)

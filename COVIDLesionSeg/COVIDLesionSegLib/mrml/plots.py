@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..imaging import segment_style
-from ..measurement.catalog import catalog, display_unit, key_of
+from ..measurement.catalog import catalog, consolidation_limit, display_unit, key_of
 from .nodes import addNode, requireNode
 from .tables import Column, Entries, fill_table
 
@@ -63,7 +63,7 @@ def showHistogram(
     Raises:
         InputError: bounds or a width that make no bins, or a node that is no chart or deleted.
     """
-    limit = float(catalog()["attenuation"]["consolidation_from"] if consolidationFrom is None else consolidationFrom)
+    limit = consolidation_limit(consolidationFrom)
     if not binWidth > 0 or not bounds[0] < limit < bounds[1]:
         raise InputError(f"A histogram from {bounds[0]:g} to {bounds[1]:g} HU must hold the limit, {limit:g} HU.")
     below, above = (math.ceil(abs(bound - limit) / binWidth) for bound in bounds)

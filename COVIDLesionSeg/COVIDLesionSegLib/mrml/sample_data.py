@@ -10,7 +10,7 @@ from typing import Any
 import slicer
 
 from ..errors import COVIDLesionSegError, OutputError
-from ..imaging.window import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 from ..phantom.samples import Sample, sample_category, samples
 from ..phantom.samples import sample as sample_named
 from ..worker import BlockingLoop, Process, WorkerSettings

@@ -18,6 +18,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ..errors import InputError
 from ..imaging import Geometry, Volume
+from ..imaging.masks import bounding_box
 from . import contents
 from .contents import LesionView, SegmentContent
 from .hierarchy import placeUnderStudy
@@ -262,7 +263,7 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
     _require_segment(segmentationNode, segmentId)
     _require_mask(mask, volumeNode, "mask")
     _require_same_transform(segmentationNode, volumeNode)
-    box = contents.bounding_box(mask)
+    box = bounding_box(mask, least=1)
     _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import vtk
 
 from ..measurement import QUANTITIES
-from ..measurement.catalog import catalog, definition, display_unit, key_of
+from ..measurement.catalog import catalog, definition, display_unit, key_of, status_text
 from .nodes import addNode, requireNode
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -111,7 +111,7 @@ def showComparison(values: Entries, tableNode: Any = None) -> Any:
         Column(
             "status",
             "Status",
-            [catalog()["statuses"].get(value["status"], value["status"]) for _, value, _ in rows],
+            [status_text(value["status"]) or catalog()["statuses"]["ok"] for _, value, _ in rows],
             definition="How far the value can be relied on.",
         ),
         Column("definition", "Definition", [quantity.definition for _, _, quantity in rows]),
@@ -139,7 +139,7 @@ def showChanges(changes: Entries, tableNode: Any = None) -> Any:
         Column("region", "Region", [regions[entry["region"]]["title"] for entry in rows]),
         Column("value", "Change", [_double(entry["value"]) for entry in rows], definition="Later minus earlier."),
         Column("unit", "Unit", [display_unit(entry["unit"]) for entry in rows]),
-        Column("status", "Status", [catalog()["statuses"].get(entry["status"], entry["status"]) for entry in rows]),
+        Column("status", "Status", [status_text(entry["status"]) or catalog()["statuses"]["ok"] for entry in rows]),
         Column("definition", "Definition", [entry["definition"] for entry in rows]),
     ]
     return _show(columns, tableNode, "Change since the earlier study")
@@ -201,4 +201,4 @@ def _text(value: str) -> str:
 
 def _remarks(entries: Entries, names: Iterable[str], region: str) -> str:
     statuses = dict.fromkeys(entries[key_of(n, region)]["status"] for n in names if key_of(n, region) in entries)
-    return "; ".join(catalog()["statuses"].get(status, status) for status in statuses if status != "ok")
+    return "; ".join(status_text(status) for status in statuses if status != "ok")

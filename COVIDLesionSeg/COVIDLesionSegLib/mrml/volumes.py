@@ -12,8 +12,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from ..errors import COVIDLesionSegError, GeometryError, InputError
 from ..imaging import Geometry, LabelVolume, Volume, check_hounsfield
+from ..imaging.masks import bounding_box
 from ..imaging.plausibility import compact, is_integral
-from .contents import bounding_box
 from .nodes import addNode, array_of_matrix, matrix_of_array, nodesOfClass, requireNode, world_from_parent
 
 # The intensity window of both networks' input, METHODS 1: the lung window that readers know, a little wider.
@@ -93,7 +93,7 @@ def valuesInside(node: Any, mask: NDArray[np.bool_]) -> NDArray[Any]:
         GridMismatchError: the mask is not on the CT's grid.
     """
     gridOfNode(node).require_shape(mask, "mask")
-    box = bounding_box(mask)
+    box = bounding_box(mask, least=1)
     values: NDArray[Any] = _voxels(node)[box][mask[box]]
     return values
 

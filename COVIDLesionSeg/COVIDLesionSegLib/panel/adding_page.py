@@ -159,6 +159,8 @@ def noteReport(values: Any, note: Callable[[Notice], None]) -> None:
     for name, why in failed.items():
         note(Notice(f"{name}: {why}", is_error=True))
     text = _("{done} cases were added, {known} were there already, {failed} were left out.")
+    for warning in values.get("warnings", ()):
+        note(Notice(warning, is_error=True))
     note(Notice(text.format(done=len(done), known=len(known), failed=len(failed))))
 
 

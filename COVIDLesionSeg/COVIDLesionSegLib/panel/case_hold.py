@@ -157,11 +157,10 @@ class CaseHold:
             self._stop(name)
 
     def _keepHere(self) -> None:
-        from ..cases.masks import as_labels
-
         edits, store = self._edits, Store(self._folder)
-        labels = as_labels(self._scene.mask(), store.case(self._case), "mask")
-        store.autosaves.write(self._case, self._store.rater, labels, self.seconds)
+        labels = store.case(self._case).labels(self._scene.mask(), "mask")
+        blind = store.locks.is_blind(self._case, self.token)
+        store.autosaves.write(self._case, self._store.rater, labels, self.seconds, blind)
         self._kept = edits
 
     def _renew(self) -> None:

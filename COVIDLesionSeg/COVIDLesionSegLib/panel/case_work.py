@@ -289,6 +289,7 @@ class CaseWork(VTKObservationMixin):
         values = {
             **self._hold.where,
             "rater": self._store.rater,
+            "held": self._hold.token or None,
             "seconds": seconds,
             "no_lesion": noLesion,
             "comment": comment,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import mrml
 from ..errors import InputError
+from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
-from ..mrml.contents import bounding_box
 from ..worker import Reply, Request, WorkerError
 from .forms import addShortcut, chosenData, loadForm, setScene, showText
 from .notices import Notice, noticeOf
@@ -249,7 +249,7 @@ class CorrectTab:
 
         def readLesions() -> None:
             found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)
-            found["box"] = bounding_box(found["both"])
+            found["box"] = bounding_box(found["both"], least=1)
 
         def ask() -> None:
             part = mrml.gridOfNode(volumeNode).cropped(found["box"])

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 
 from ..measurement import QUANTITIES
-from ..measurement.catalog import catalog, display_unit, key_of
+from ..measurement.catalog import catalog, display_unit, key_of, status_text
 from .text import _, figure_text
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -65,13 +65,19 @@ def _quantityRows(entries: Entries) -> Iterable[tuple[str, str, str]]:
             title = (
                 entry["title"] if region == "whole" else f"{entry['title']}, {catalog()['regions'][region]['title']}"
             )
-            yield title, _value(entry), _tip(entry["definition"], entry)
+            yield _named(title, entry), _value(entry), _tip(entry["definition"], entry)
 
 
 def _evaluationRows(entries: Entries) -> Iterable[tuple[str, str, str]]:
     for name, quantity in QUANTITIES.items():
         if name in entries:
             yield quantity.title, _value(entries[name]), _tip(quantity.definition, entries[name])
+
+
+def _named(title: str, entry: Mapping[str, Any]) -> str:
+    """The title, and beneath it what is to be kept in mind of a value that is not plainly right."""
+    status = status_text(entry["status"])
+    return f"{title}\n({status})" if status and entry["value"] is not None else title
 
 
 def _value(entry: Mapping[str, Any]) -> str:
@@ -82,5 +88,5 @@ def _tip(definition: str, entry: Mapping[str, Any]) -> str:
     unit = display_unit(entry["unit"])
     parts = [definition, _("Unit: {unit}.").format(unit=unit) if unit else ""]
     if entry["status"] != "ok":
-        parts.append(_("Status: {status}.").format(status=catalog()["statuses"].get(entry["status"], entry["status"])))
+        parts.append(_("Status: {status}.").format(status=status_text(entry["status"])))
     return " ".join(part for part in parts if part)

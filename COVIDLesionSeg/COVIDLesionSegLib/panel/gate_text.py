@@ -15,11 +15,12 @@ def gateHtml(gate: Mapping[str, Any]) -> str:
     """The gate's decision and each validation case under both models; no colors, so that any theme can show it.
 
     Args:
-        gate: ``cases.GateDecision.to_json()`` with its ``text``.
+        gate: what ``cases.GateDecision.told()`` gives.
     """
     heads = (_("Case"), _("Dice"), _("RVE"), _("HD95 [mm]"))
     rows = [_row([html.escape(text) for text in heads], "th")]
-    for case, both in gate["cases"].items():
+    for name, both in gate["cases"].items():
+        case = _("{case} (does not count)").format(case=name) if name in gate["left_out"] else name
         old, new = both["old"], both["new"]
         if float(new["reference_ml"]) == 0:
             false = _("{old} → {new} mL false").format(

@@ -12,6 +12,8 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..errors import InputError
+from ..imaging import LungQuality
+from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Client, Reply, Request, Timer, WorkerError
 from ..worker.protocol import geometry_to_json
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 STUDY = "study"
 # Edits come in bursts, a brush stroke is one; the table is 0.5 s behind at most.
 _PAUSE_MS = 50
-Box = tuple[slice, slice, slice]
 
 
 class StudyRequest:
@@ -112,6 +113,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._mask: NDArray[np.bool_] | None = None
         self._dirty = False
         self._problem = ""
+        self._caution = ""
         # what is done once the child has the study again, and what is told where it can't get it
         self._waiting: list[tuple[Callable[[], None], Callable[[WorkerError], None]]] = []
         # of the lungs and the reference when they were read
@@ -154,10 +156,10 @@ class LiveMeasurement(VTKObservationMixin):
         return self._steps.busy or self._request is not None or self._pause is not None
 
     def stateText(self) -> str:
-        """What goes on, or why nothing is measured."""
+        """What goes on, or why nothing is measured, or why the lungs that were measured are doubtful."""
         if self._problem:
             return self._problem
-        return _("Measuring...") if self.busy else ""
+        return _("Measuring...") if self.busy else self._caution
 
     # ---- the study ----------------------------------------------------------------------------------------------
 
@@ -372,7 +374,9 @@ class LiveMeasurement(VTKObservationMixin):
             return
         self.quantities = reply.values["quantities"] or {}
         self.evaluation = reply.values.get("evaluation") or {}
-        self._problem = ""
+        verdict = reply.values.get("lung_quality")
+        quality = None if verdict is None else LungQuality.from_json(verdict)
+        self._problem, self._caution = "", quality.line() if quality is not None and quality.is_doubtful else ""
         waiting, self._waiting = self._waiting, []
         for then, _failed in waiting:
             then()
@@ -440,7 +444,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._tables.stop()
         self._endPause()
         self._request = None
-        self._study, self._mask, self._dirty, self._problem = (), None, False, ""
+        self._study, self._mask, self._dirty, self._problem, self._caution = (), None, False, "", ""
         self.quantities, self.evaluation = {}, {}
         waiting, self._waiting = self._waiting, []
         for _then, failed in waiting:
@@ -454,11 +458,8 @@ def changedBox(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Box | None:
     if not planes:
         return None
     z = slice(planes[0], planes[-1] + 1)
-    plane = np.zeros(now.shape[1:], bool)
-    for index in planes:
-        plane |= before[index] != now[index]
-    y, x = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+    _, y, x = bounding_box(before[z] != now[z])
+    return z, y, x
 
 
 def segmentOrLesions(segmentationNode: Any, identity: str, volumeNode: Any) -> NDArray[np.bool_]:

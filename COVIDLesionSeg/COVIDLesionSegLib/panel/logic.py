@@ -17,7 +17,7 @@ from ..files import write_json, write_text
 from ..imaging import Volume, dicom_files, image_stem, image_suffix, read_volume, write_labels
 from ..imaging.volume import LabelVolume
 from ..inference import PostProcessing, RunRecord
-from ..measurement.catalog import catalog
+from ..measurement.catalog import consolidation_limit
 from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
 from ..worker.protocol import geometry_to_json
@@ -104,7 +104,7 @@ class LesionLogic:
                 findLungs=lungs is None,
                 lesionSegmentation=segmentationNode,
                 lesionView=view,
-                consolidationFrom=_limit(consolidationFrom),
+                consolidationFrom=consolidation_limit(consolidationFrom),
                 testTimeAugmentation=tta,
                 keepProbability=probability,
                 keepUncertainty=uncertainty,
@@ -232,7 +232,8 @@ class LesionLogic:
             postprocessing: see :meth:`segment`.
 
         Returns:
-            One dictionary a study: case, status ("done", "skipped" or "failed"), message, lesion [mL].
+            One dictionary a study: case, status ("done", "skipped" or "failed"), message (why it failed, or what is to
+            be kept in mind), lesion [mL].
 
         Raises:
             InputError: no such folder, or no CT in it.
@@ -256,6 +257,7 @@ class LesionLogic:
                     lesions = reply.arrays["mask"].view(np.uint8)
                     write_labels(LabelVolume(lesions, volume.geometry, {1: "lesion"}), mask)
                     write_json(record, reply.values["record"])
+                    row["message"] = " ".join(dict.fromkeys(reply.messages))
                     row["lesion [mL]"] = f"{np.count_nonzero(lesions) * volume.geometry.voxel_ml:.3f}"
             _log.info("%s: %s %s", case, row["status"], row["message"])
             rows.append(row)
@@ -316,10 +318,6 @@ def _inBackground(postprocessing: PostProcessing, **choices: Any) -> Segmentatio
     run = session().run
     run.start(parameters, postprocessing=postprocessing)
     return run
-
-
-def _limit(consolidationFrom: float | None) -> float:
-    return float(catalog()["attenuation"]["consolidation_from"] if consolidationFrom is None else consolidationFrom)
 
 
 def _studies(folder: Path) -> dict[str, Path]:

@@ -126,7 +126,7 @@ class ModulePanel(VTKObservationMixin):
         mrml.removeLostAnswers()
         self._useParameters()
 
-    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator]
+    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator, unused-ignore]
     def _onNodeGoes(self, _caller: Any, _event: str, node: Any) -> None:
         """Let go of a node before the selectors do: they would choose its neighbor in its place."""
         if slicer.mrmlScene.IsClosing():

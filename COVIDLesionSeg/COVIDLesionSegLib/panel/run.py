@@ -273,10 +273,10 @@ class SegmentationRun(VTKObservationMixin):
     def _finish(self) -> None:
         volumeNode, segmentationNode = self._volumeNode, self._segmentationNode
         summary = self._reply.values.get("summary") or {}
-        notices = [Notice(text) for text in dict.fromkeys(self._reply.messages)]
+        # before the outcome, whose button would be hidden by them
+        for text in dict.fromkeys(self._reply.messages):
+            self.noted.emit(Notice(text))
         self._end(self._outcome(summary))
-        for notice in notices:
-            self.noted.emit(notice)
         self.finished.emit(volumeNode, segmentationNode)
 
     def _outcome(self, summary: Any) -> Notice:

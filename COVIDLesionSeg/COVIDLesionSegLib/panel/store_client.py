@@ -38,14 +38,12 @@ class StoreClient:
         changed: signal: another store, another overview, something begins or ends.
         noted: signal: a :class:`.notices.Notice`.
         overview: what ``worker.case_overview.overview`` gives; empty before it is there.
-        oldVersion: version of a store that must be brought up to date first; 0 for any other.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.changed, self.noted = Signal(), Signal()
         self.overview: Mapping[str, Any] = {}
-        self.oldVersion = 0
         self.progress: Progress | None = None
         self._client: Client | None = None
         self._longClient: Client | None = None
@@ -82,7 +80,7 @@ class StoreClient:
 
     def choose(self, folder: str) -> None:
         """Work on another store; "" on none."""
-        self._folder, self.overview, self.oldVersion = folder, {}, 0
+        self._folder, self.overview = folder, {}
         slicer.app.settings().setValue(f"{_PREFIX}caseStore", folder)
         self.changed.emit()
         self.refresh()
@@ -202,8 +200,7 @@ class StoreClient:
     def _onOverview(self, reply: Reply) -> None:
         self._asking = False
         if self._asked == self._folder:
-            self.oldVersion = reply.values.get("old_version", 0)
-            self.overview = {} if self.oldVersion else reply.values
+            self.overview = reply.values
             self.changed.emit()
         if self._again:
             self._again = False

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..cases.importing import LAYOUTS
+from ..cases.exchange import LAYOUTS
 from ..worker import Reply
 from .adding_page import noteReport
 from .forms import chosenData, connectPath, fillCombo, showText
@@ -16,7 +16,7 @@ from .text import _
 
 
 class StoreFilesPage:
-    """Fills the part of the form about import, export, check, the split, and stores of older versions.
+    """Fills the part of the form about import, export, check and the split.
 
     Args:
         store: the store.
@@ -39,14 +39,12 @@ class StoreFilesPage:
         ui.exportButton.connect("clicked(bool)", self.onExport)
         ui.checkButton.connect("clicked(bool)", self.onCheck)
         ui.moveButton.connect("clicked(bool)", self.onMove)
-        ui.migrateButton.connect("clicked(bool)", self.onMigrate)
         for path in (ui.importPath, ui.exportPath):
             connectPath(path, self.show)
         for widget, signal in (
             (ui.moveCombo, "currentIndexChanged(int)"),
             (ui.moveReasonEdit, "textChanged(QString)"),
             (ui.moveCheck, "toggled(bool)"),
-            (ui.migrateCheck, "toggled(bool)"),
         ):
             widget.connect(signal, lambda *_ignored: self.show())
         showText(ui.reportLabel, "")
@@ -65,7 +63,6 @@ class StoreFilesPage:
         ui.checkButton.setEnabled(ready)
         ui.reportLabel.setVisible(bool(ui.reportLabel.text))
         self._showSplit(ready)
-        self._showVersion()
 
     def _showSplit(self, ready: bool) -> None:
         ui = self._ui
@@ -74,20 +71,12 @@ class StoreFilesPage:
         entries = [(case["id"], f"{case['id']}, {_sideText(case['side'])}") for case in cases.values()]
         fillCombo(ui.moveCombo, entries)
         side = cases.get(chosenData(ui.moveCombo) or "", {}).get("side", "")
-        texts = {"train": _("Let the patient judge"), "validation": _("Let the patient train")}
+        texts = {"train": _("Move to validation set"), "validation": _("Move to training set")}
         ui.moveButton.setText(texts.get(side, _("Change sides")))
         for widget in (ui.moveCombo, ui.moveReasonEdit, ui.moveCheck):
             widget.setEnabled(ready and frozen)
         wanted = bool(ui.moveReasonEdit.text.strip()) and bool(ui.moveCheck.checked)
         ui.moveButton.setEnabled(ready and bool(side) and wanted)
-
-    def _showVersion(self) -> None:
-        ui, version = self._ui, self._store.oldVersion
-        text = _("This store has version {version}. Make a copy of it, then bring it up to date.")
-        showText(ui.migrateLabel, text.format(version=version) if version else "")
-        ui.migrateCheck.setVisible(bool(version))
-        ui.migrateButton.setVisible(bool(version))
-        ui.migrateButton.setEnabled(bool(version) and not self._store.busy and bool(ui.migrateCheck.checked))
 
     def onImport(self, *_ignored: Any) -> None:
         """Take a data set in."""
@@ -137,7 +126,7 @@ class StoreFilesPage:
             # the next one is decided anew
             ui.moveReasonEdit.setText("")
             ui.moveCheck.setChecked(False)
-            text = _("{cases}: the patient only judges from now on.")
+            text = _("{cases}: the patient validates from now on.")
             if reply.values["side"] == "train":
                 text = _("{cases}: the patient trains from now on.")
             self._note(Notice(text.format(cases=", ".join(reply.values["cases"]))))
@@ -145,18 +134,9 @@ class StoreFilesPage:
         values = {"case": case, "side": side, "by": self._store.rater, "reason": ui.moveReasonEdit.text.strip()}
         self._ask("store_move", values, moved)
 
-    def onMigrate(self, *_ignored: Any) -> None:
-        """Bring a store of an older version up to date."""
-
-        def migrated(reply: Reply) -> None:
-            self._ui.migrateCheck.setChecked(False)
-            self._note(Notice(" ".join([*reply.values["done"], _("The store is up to date.")])))
-
-        self._ask("store_migrate", {}, migrated)
-
     def _ask(self, task: str, values: dict[str, Any], done: Callable[[Reply], None]) -> None:
         attempt(lambda: self._store.ask(task, values, done, shown=True), self._note)
 
 
 def _sideText(side: str) -> str:
-    return _("judges") if side == "validation" else _("trains")
+    return _("validation") if side == "validation" else _("training")

@@ -10,13 +10,19 @@ from ..cases import Store
 from ..errors import CancelledError, InputError
 from ..models.catalog import default_folder
 from ..worker import WorkerSettings
-from ..worker.case_jobs import COMPARE, ESTIMATE, JUDGE, PREDICT
+from ..worker.case_jobs import COMPARE, ESTIMATE, PREDICT, VALIDATE
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
 from ..worker.request import exception_of
 from .session import readSettings
 
 FINE_TUNE = "fine_tune"
-_NAMES = {FINE_TUNE: "fine-tuning", PREDICT: "answers", ESTIMATE: "estimate", COMPARE: "comparison", JUDGE: "judgment"}
+_NAMES = {
+    FINE_TUNE: "fine-tuning",
+    PREDICT: "predictions",
+    ESTIMATE: "estimate",
+    COMPARE: "comparison",
+    VALIDATE: "validation",
+}
 
 
 class TrainingLogic:
@@ -55,8 +61,8 @@ class TrainingLogic:
     ) -> Job:
         """Go on training a model on corrected cases; returns at once.
 
-        With a case store the result is judged on the store's frozen validation cases, and becomes the store's default
-        model if the gate lets it through; doubtful labels come onto its review list.
+        With a case store the result is validated on the store's frozen validation cases, and becomes the store's active
+        model if it passes; doubtful labels come onto its review list.
 
         Args:
             cases: a case store, a manifest, or a folder of cases.
@@ -67,8 +73,8 @@ class TrainingLogic:
             steps: of training; None takes the configuration's (300).
             replayShare: of each batch from cases that earlier rounds have learned from, in [0, 1); None takes half.
                 This and the next ones are for a case store only.
-            validation: patients (keys, or ids of their cases) that judge, at the first time; empty draws them.
-            validationShare: of the drawn patients; None takes a fifth.
+            validation: validation patients (keys, or ids of their cases), at the first time; empty draws them.
+            validationShare: fraction of the drawn patients; None takes a fifth.
             by: who asks; recorded.
             resume: go on with an interrupted run in the folder.
 
@@ -127,7 +133,7 @@ class TrainingLogic:
     def compare(
         self, models: Sequence[str], store: Store | str | Path | None = None, *, device: str = "auto", wait: bool = True
     ) -> Any:
-        """Judge models on the frozen validation cases of a store: Dice, RVE and HD95 a case.
+        """Validate models on the frozen validation cases of a store: Dice, RVE and HD95 a case.
 
         Args:
             models: ids.
@@ -142,14 +148,14 @@ class TrainingLogic:
             InputError, ModelError: no such model or store, or no frozen split yet.
         """
         if not models:
-            raise InputError("Name the models to compare, e.g. the default and the one before it.")
+            raise InputError("Name the models to compare, e.g. the active one and the one before it.")
         place = self._job(None).parameters["cases"] if store is None else store
         job = self._start(COMPARE, place, {"models": list(models), "device": device})
         return resultOf(job.wait()) if wait else job
 
-    def judge(self, store: Store | str | Path, model: str, *, device: str = "auto") -> Job:
-        """Let the gate decide about a model of a store, e.g. what a cancelled fine-tuning has left; returns at once."""
-        return self._start(JUDGE, store, {"model": model, "device": device})
+    def validate(self, store: Store | str | Path, model: str, *, device: str = "auto") -> Job:
+        """Validate a model of a store, e.g. what a cancelled fine-tuning has left; returns at once."""
+        return self._start(VALIDATE, store, {"model": model, "device": device})
 
     def jobs(self, store: Store | str | Path | None = None, task: str | None = None) -> list[Job]:
         """Jobs below :attr:`root`, newest first: all, or those on one store, or of one task."""

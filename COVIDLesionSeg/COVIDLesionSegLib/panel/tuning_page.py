@@ -10,7 +10,7 @@ import qt
 from .. import mrml
 from ..models.catalog import ModelEntry
 from ..worker import Reply
-from ..worker.case_jobs import ESTIMATE, JUDGE
+from ..worker.case_jobs import ESTIMATE, VALIDATE
 from ..worker.jobs import JobStatus
 from .adding_page import endOf, jobText, showProgress
 from .forms import chosenData, showText
@@ -95,7 +95,7 @@ class TuningPage:
             self._folder, self._estimated = store.folder, ()
             jobs = self._training.jobs(store.folder, FINE_TUNE) if store.folder else []
             self.watch.follow(jobs[0] if jobs else None)
-            helpers = self._training.jobs(store.folder, JUDGE) if store.folder else []
+            helpers = self._training.jobs(store.folder, VALIDATE) if store.folder else []
             self.helper.follow(next((job for job in helpers if job.status().is_active), None))
             if self.watch.isActive:
                 self._note(Notice(_("A fine-tuning of this store is on.")))
@@ -105,10 +105,10 @@ class TuningPage:
         if shown != self._shown:
             self._shown = shown
             self._showModels(models, self._installed, str(overview.get("default", "")))
-        text = _("No patient judges yet: the first fine-tuning chooses who does, for good.")
+        text = _("There are no validation patients yet: the first fine-tuning chooses them, for good.")
         if overview.get("frozen"):
             count = overview["validation_patients"]
-            text = _("{count} patients only judge, always the same ones; all others train.").format(count=count)
+            text = _("{count} validation patients, always the same ones; all others train.").format(count=count)
         showText(self._ui.splitLabel, text if overview else "")
         self._ui.judgesEdit.setEnabled(bool(overview) and not overview.get("frozen"))
         self._ui.gateBrowser.setVisible(bool(self._chosenFacts().get("gate")))
@@ -118,7 +118,7 @@ class TuningPage:
         ui, before = self._ui, chosenData(self._ui.baseCombo)
         blocked = ui.baseCombo.blockSignals(True)
         ui.baseCombo.clear()
-        ui.baseCombo.addItem(_("What answers now: {model}").format(model=default), "")
+        ui.baseCombo.addItem(_("Active model: {model}").format(model=default), "")
         for model in reversed(models):
             ui.baseCombo.addItem(model["id"], model["id"])
         for entry in others:
@@ -210,9 +210,9 @@ class TuningPage:
             self._try(lambda: self.watch.follow(self._training.resume(job)))
 
     def onJudge(self, *_ignored: Any) -> None:
-        """Let the gate decide about the chosen model."""
+        """Validate the chosen model."""
         model, device = self.chosenModel, mrml.moduleParameters().device
-        self._try(lambda: self.helper.follow(self._training.judge(self._store.folder, model, device=device)))
+        self._try(lambda: self.helper.follow(self._training.validate(self._store.folder, model, device=device)))
 
     def onCurves(self, *_ignored: Any) -> None:
         """Show the curves in the layout."""
@@ -272,6 +272,8 @@ class TuningPage:
         ui.useButton.setEnabled(free and (not facts or (gate is not None and not refused)))
         ui.judgeButton.setEnabled(bool(facts) and ready)
         ui.overrideButton.setEnabled(free and refused and bool(ui.overrideEdit.text.strip()))
+        failed = gate is not None and gate["verdict"] == "failed"
+        ui.overrideButton.setText(_("Use despite failed validation") if failed else _("Use this model"))
         for widget in (ui.overrideEdit, ui.overrideEditCaption, ui.overrideButton):
             widget.setVisible(free and refused)
         hasModels = bool(self._store.overview.get("models"))
@@ -310,26 +312,27 @@ class TuningPage:
 
     def _noteGate(self, gate: Mapping[str, Any]) -> None:
         words = " ".join(gate["reasons"])
-        if gate["passed"]:
-            text = _("{model} is better or as good, and answers from now on. {words}")
-        else:
-            text = _("{model} is worse than the present model and is not used. {words}")
+        text = {
+            "passed": _("{model} passed validation and is the active model now. {words}"),
+            "failed": _("{model} failed validation and is not used. {words}"),
+            "undecided": _("Validation can't decide about {model}: choose in the list of models. {words}"),
+        }[gate["verdict"]]
         self._note(Notice(text.format(model=gate["new"], words=words)))
         for warning in gate["warnings"]:
             self._note(Notice(warning))
 
     def onUse(self, *_ignored: Any) -> None:
-        """Let the chosen model answer."""
+        """Make the chosen model the active one."""
         self._changeModel({"act": "default", "reason": "chosen in the panel"})
 
     def onOverride(self, *_ignored: Any) -> None:
-        """Let the chosen model answer although the gate refused it."""
+        """Use the chosen model although it did not pass validation."""
         self._changeModel({"act": "override", "accept": True, "reason": self._ui.overrideEdit.text})
 
     def _changeModel(self, values: Mapping[str, Any]) -> None:
         def changed(reply: Reply) -> None:
             self._ui.overrideEdit.setText("")
-            self._note(Notice(_("{model} answers from now on.").format(model=reply.values["default"])))
+            self._note(Notice(_("{model} is the active model now.").format(model=reply.values["default"])))
 
         given = {**values, "model": self.chosenModel, "by": self._store.rater}
         self._try(lambda: self._store.ask("store_model", given, changed))
@@ -343,12 +346,14 @@ def _modelText(model: Mapping[str, Any], is_default: bool) -> str:
     if "base" not in model:
         text = _("the model of the beginning")
     elif gate is None:
-        text = _("not judged yet")
+        text = _("not validated yet")
     elif gate["passed"]:
-        text = _("passed the gate")
+        text = _("passed validation")
+    elif gate["accepted"]:
+        text = _("used despite failed validation") if gate["verdict"] == "failed" else _("chosen by a person")
     else:
-        text = _("accepted against the gate") if gate["accepted"] else _("did not pass the gate")
-    mark = _(", answers now") if is_default else ""
+        text = _("failed validation") if gate["verdict"] == "failed" else _("a person has to choose")
+    mark = _(", active") if is_default else ""
     return f"{model['id']}: {text}{mark}"
 
 
@@ -356,5 +361,5 @@ def _ended(status: JobStatus) -> str:
     if status.state == "done":
         return _("The last fine-tuning is done.")
     if status.state == "cancelled":
-        return _("The last fine-tuning was cancelled; what was best is kept below, if it was judged on the way.")
+        return _("The last fine-tuning was cancelled; what was best is kept below, if it was validated on the way.")
     return "" if status.error is None else str(status.error)

@@ -54,7 +54,7 @@ class WorkList:
             "disagreement": _("Most disputed first"),
             "lesion-size": _("Largest lesion first"),
             "age": _("Oldest first"),
-            "random": _("By chance"),
+            "random": _("Random order"),
         }
         for order in ORDERS:
             ui.orderCombo.addItem(orders.get(order, order), order)
@@ -188,7 +188,7 @@ class WorkList:
     def _exclude(self) -> None:
         case = self._subject()
         if self._store.cases.get(case, {}).get("state") == "excluded":
-            self._act(case, "include", _("{case} is taken in again."))
+            self._act(case, "include", _("{case} is re-included."))
             return
         if not self._ui.noteEdit.text.strip():
             self._note(Notice(_("Say in the note why the case is excluded, e.g. motion artifacts."), is_error=True))
@@ -247,8 +247,6 @@ class WorkList:
             text = store.progress.message or store.progress.phase.capitalize()
         elif not store.folder:
             text = _("Choose the folder of a case store, or an empty one to make a new store in.")
-        elif store.oldVersion:
-            text = _("This store is of an older version. Bring it up to date below, under the last heading.")
         elif not store.overview:
             text = _("Looking into the store...")
         elif not counts:
@@ -328,7 +326,7 @@ class WorkList:
         ui.noteButton.setEnabled(subject is not None)
         ui.excludeButton.setEnabled(subject is not None and work.state in ("", "open"))
         excluded = subject is not None and subject["state"] == "excluded"
-        ui.excludeButton.setText(_("Take in again") if excluded else _("Exclude"))
+        ui.excludeButton.setText(_("Re-include") if excluded else _("Exclude"))
 
 
 def _caseText(case: Mapping[str, Any]) -> str:
@@ -341,7 +339,7 @@ def _caseText(case: Mapping[str, Any]) -> str:
     if entropy is not None:
         parts.append(_("{entropy} bit").format(entropy=f"{entropy:.2f}"))
     if case["side"] == "validation":
-        parts.append(_("judges"))
+        parts.append(_("validation, to be read blind") if case["read_blind"] else _("validation"))
     remarks = [*case["raters"]]
     if case["unsaved"]:
         remarks.append(_("unsaved: {raters}").format(raters=", ".join(case["unsaved"])))

@@ -6,7 +6,7 @@ known voxel by voxel. Its anatomy comes from textbook sizes, never from what a n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,26 @@ LESIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What is wrong with the lungs beside single lesions; functions take LPS positions (x, y, z) in mm.
+
+    Attributes:
+        consolidated: how deep a position lies inside consolidated lung, mm; negative outside.
+        tissue: HU of the aerated lung by x and y alone; None is healthy.
+        grain: standard deviation of the aerated lung's texture, HU.
+        is_ggo: whether all of that tissue is ground-glass opacity.
+        expanded: where a position of a collapsed lung would lie if the lung were not collapsed. What is lung only
+            without this is free gas in the pleural cavity.
+    """
+
+    consolidated: Callable[[Array, Array, Array], Array] | None = None
+    tissue: Callable[[Array, Array], Array] | None = None
+    grain: float = 22.0
+    is_ggo: bool = False
+    expanded: Callable[[Array, Array, Array], tuple[Array, Array, Array]] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Phantom:
     """The synthetic chest and what was put into it.
@@ -91,7 +111,7 @@ class Phantom:
     Attributes:
         volume: int16 Hounsfield units.
         lungs: uint8, 1 right lung, 2 left lung; vessels and bronchi inside the lungs belong to them, trachea, main
-            bronchi and the vessels of the hilum do not.
+            bronchi, the vessels of the hilum and free gas in the pleural cavity do not.
         lobes: uint8, 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower; 0 where lungs is 0.
         lesion: ggo or consolidation.
         ggo: ground-glass opacity, inside the lungs.
@@ -136,7 +156,15 @@ def synthetic_chest(
         InputError: a grid too large for the memory of an ordinary computer, or a negative seed.
         GeometryError: a size or spacing that no image can have.
     """
-    geometry = _geometry(size, spacing, oblique)
+    return chest_with(Condition(), seed, chest_grid(size, spacing, oblique))
+
+
+def chest_with(condition: Condition, seed: int, geometry: Geometry) -> Phantom:
+    """The synthetic chest with its lesions and a condition of the whole lungs, on a given grid.
+
+    Raises:
+        InputError: a grid too large for the memory of an ordinary computer, or a negative seed.
+    """
     if seed < 0:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
     if np.prod(geometry.size, dtype=float) > 2**28:
@@ -144,7 +172,9 @@ def synthetic_chest(
     rng = np.random.default_rng(seed)
     lesions = [_moved(lesion, rng) for lesion in LESIONS]
     waves = [_Waves(rng, 0.55 * min(lesion.radii)) for lesion in lesions]
-    vessels, bronchi = _lung_trees(rng, [lesion for lesion in lesions if lesion.kind == "consolidation"])
+    vessels, bronchi = _lung_trees(
+        rng, [lesion for lesion in lesions if lesion.kind == "consolidation"], condition.consolidated
+    )
     coverage = [np.zeros(geometry.shape, np.float32) for _ in range(3)]
     walls = bronchi.copy()
     walls[:, [3, 7]] += 0.15 + 0.22 * walls[:, [3, 7]]
@@ -165,16 +195,19 @@ def synthetic_chest(
         distance = _chest.lung_distance(x, y, z, wall[0])
         hu[slab] = _chest.surroundings(x, y, z, distance, wall)
         inside = distance < 0
-        lungs[slab][inside] = np.where(x[inside] < _chest.MIDLINE, 1, 2)
         place = _Place(x[inside], y[inside], z[inside], wall[0][inside])
+        if condition.expanded is not None:
+            place = _collapsed(hu[slab], inside, place, condition.expanded)
+        lungs[slab][inside] = np.where(x[inside] < _chest.MIDLINE, 1, 2)
         label, fissure = _chest.lobes(place.x, place.y, place.z)
         lobes[slab][inside] = label
-        tissue, is_ggo, is_consolidation = _parenchyma(place, fissure, texture[slab][inside], lesions, waves)
+        tissue, is_ggo, is_consolidation = _parenchyma(place, fissure, texture[slab][inside], lesions, waves, condition)
         hu[slab][inside] = tissue
         ggo[slab][inside] = is_ggo
         consolidation[slab][inside] = is_consolidation
         # vessels and bronchi also cross the fat of the hilum
-        near = inside | ((distance < 14) & (np.abs(np.abs(x) - 46) < 18) & (np.abs(y - 13) < 30) & (np.abs(z - 9) < 36))
+        hilum = (distance >= 0) & (distance < 14)
+        near = inside | (hilum & (np.abs(np.abs(x) - 46) < 18) & (np.abs(y - 13) < 30) & (np.abs(z - 9) < 36))
         part = hu[slab][near]
         for share, value in zip(coverage, (_chest.BLOOD, 0.0, -985.0), strict=True):
             part += share[slab][near] * (value - part)
@@ -216,7 +249,24 @@ class _Waves:
         return total * np.float32(np.sqrt(2 / len(self._k)))
 
 
-def _geometry(size: tuple[int, int, int], spacing: tuple[float, float, float], oblique: bool) -> Geometry:
+def _collapsed(hu: Array, inside: Array, place: _Place, expanded: Callable[..., tuple[Array, Array, Array]]) -> _Place:
+    """Fill the gas around a collapsed lung into ``hu``, take it out of ``inside``; the rest as if it were expanded."""
+    x, y, z = expanded(place.x, place.y, place.z)
+    pleura = _chest.cage(x, y, z)[0]
+    distance = _chest.lung_distance(x, y, z, pleura)
+    hu[inside] = _chest.AIR
+    lung = (distance < 0) & ((x < _chest.MIDLINE) == (place.x < _chest.MIDLINE))
+    inside[inside] = lung
+    return _Place(x[lung], y[lung], z[lung], pleura[lung])
+
+
+def chest_grid(
+    size: tuple[int, int, int] = SIZE,
+    spacing: tuple[float, float, float] = SPACING,
+    oblique: bool = True,
+    center: tuple[float, float, float] = _CENTER,
+) -> Geometry:
+    """A grid about a point of the chest: voxels and mm as (z, y, x), the point as LPS in mm."""
     matrix = np.eye(3)
     if oblique:
         for axis, angle in enumerate(np.radians(_TURNS)):
@@ -228,7 +278,7 @@ def _geometry(size: tuple[int, int, int], spacing: tuple[float, float, float], o
         matrix = matrix @ np.diag([-1.0, -1.0, 1.0])
     at_zero = Geometry(size[::-1], spacing[::-1], direction=tuple(matrix.ravel()))
     middle = at_zero.ijk_to_lps @ [*((np.array(at_zero.size) - 1) / 2), 1.0]
-    return Geometry(at_zero.size, at_zero.spacing, tuple(np.subtract(_CENTER, middle[:3])), at_zero.direction)
+    return Geometry(at_zero.size, at_zero.spacing, tuple(np.subtract(center, middle[:3])), at_zero.direction)
 
 
 def _positions(geometry: Geometry, slab: slice) -> tuple[Array, Array, Array]:
@@ -253,7 +303,11 @@ def _moved(lesion: Lesion, rng: np.random.Generator) -> Lesion:
     )
 
 
-def _lung_trees(rng: np.random.Generator, consolidations: Sequence[Lesion]) -> tuple[Array, Array]:
+def _lung_trees(
+    rng: np.random.Generator,
+    consolidations: Sequence[Lesion],
+    consolidated: Callable[[Array, Array, Array], Array] | None,
+) -> tuple[Array, Array]:
     """Vessels and bronchi of all lobes, as segments; bronchi are wide where the lung is consolidated."""
     points = rng.uniform((-140, -95, -130), (140, 100, 130), (26000, 3))
     x, y, z = points.T
@@ -273,6 +327,8 @@ def _lung_trees(rng: np.random.Generator, consolidations: Sequence[Lesion]) -> t
     wide = np.zeros(len(tree), bool)
     for lesion in consolidations:
         wide |= (((tree[:, 4:7] - lesion.center) / lesion.radii) ** 2).sum(axis=1) < 1.2
+    if consolidated is not None:
+        wide |= consolidated(*tree[:, 4:7].T) > 0
     seen = wide | (tree[:, 7] > 1.0)
     for column in (3, 7):
         tree[wide, column] = np.maximum(tree[wide, column], 0.9)
@@ -280,11 +336,17 @@ def _lung_trees(rng: np.random.Generator, consolidations: Sequence[Lesion]) -> t
 
 
 def _parenchyma(
-    place: _Place, fissure: Array, texture: Array, lesions: Sequence[Lesion], waves: Sequence[_Waves]
+    place: _Place,
+    fissure: Array,
+    texture: Array,
+    lesions: Sequence[Lesion],
+    waves: Sequence[_Waves],
+    condition: Condition,
 ) -> tuple[Array, Array, Array]:
     """Hounsfield units of lung tissue with its lesions (no vessels, no bronchi), and both lesion masks."""
     # supine: the lung is denser at the back
-    hu = -852 + 0.32 * place.y + 22 * texture
+    hu = -852 + 0.32 * place.y if condition.tissue is None else condition.tissue(place.x, place.y)
+    hu = hu + condition.grain * texture
     hu = hu + 170 * np.clip(1.2 - fissure, 0, 1)
     masks = {"ggo": np.zeros(hu.shape, bool), "consolidation": np.zeros(hu.shape, bool)}
     for lesion, wave in zip(lesions, waves, strict=True):
@@ -314,6 +376,12 @@ def _parenchyma(
         if lesion.lines:
             inner = inner + 190 * (np.abs(wave(2.6 * x, 2.6 * y, 2.6 * z)) < 0.13)
         hu[near] += weight * np.maximum(inner - hu[near], 0)
+    if condition.is_ggo:
+        masks["ggo"][:] = True
+    if condition.consolidated is not None:
+        depth = condition.consolidated(place.x, place.y, place.z)
+        masks["consolidation"] |= depth > 0
+        hu += np.clip(0.5 + depth / 8, 0, 1) * np.maximum(28 + 14 * texture - hu, 0)
     masks["ggo"] &= ~masks["consolidation"]
     return hu, masks["ggo"], masks["consolidation"]
 

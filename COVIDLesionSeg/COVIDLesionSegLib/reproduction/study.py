@@ -6,7 +6,6 @@ its figures, so that another length, width or data set makes another cell and a 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..documents import read_object
 from ..errors import InputError, ReadError
 from ..files import write_json
 from ..inference.devices import choose_device, device_name
@@ -197,10 +197,10 @@ class Study:
         """
         path = prepared.folder / "cell.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = read_object(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except ReadError as error:
             raise ReadError(f"{path} can't be read ({error}); delete it to train the cell anew.") from error
         if found.get("version") != RESULT_VERSION:
             raise ReadError(f"{path} is of another version of this program; delete it to train the cell anew.")
@@ -323,7 +323,7 @@ class Study:
                 progress=self.progress,
                 cancelled=self.cancelled,
             )
-        report = json.loads((folder / "pseudo_labels.json").read_text(encoding="utf-8"))
+        report = read_object(folder / "pseudo_labels.json")
         accepted = [entry for entry in report["slices"] if entry["accepted"]]
         free = sum(entry["lesion_share"] == 0 for entry in accepted)
         facts |= {"pseudo_labels_accepted": len(accepted), "pseudo_labels_total": report["total"]}
@@ -357,7 +357,7 @@ def _kept(config: TrainingConfig, best_step: int) -> str:
 
 
 def _label_facts(run: Path) -> dict[str, Any]:
-    noise = json.loads((run / "result.json").read_text(encoding="utf-8"))["label_noise"]
+    noise = read_object(run / "result.json")["label_noise"]
     spoilt = [entry["dice_to_clean"] for entry in noise if entry["kind"] != "none"]
     return {"label_dice": sum(spoilt) / len(spoilt), "spoilt_cases": len(spoilt)} if spoilt else {}
 

@@ -1,4 +1,4 @@
-"""Detached jobs on a case store besides fine-tuning: answers for waiting cases, estimates, judgments; see :mod:`.jobs`.
+"""Detached jobs on a case store besides fine-tuning: predictions, estimates, validation; see :mod:`.jobs`.
 
 They need PyTorch, may take long, and are started by name: ``COVIDLesionSegLib.worker.case_jobs:predict``.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .job_runner import JobContext
 
 _HERE = "COVIDLesionSegLib.worker.case_jobs"
-PREDICT, ESTIMATE, COMPARE, JUDGE = (f"{_HERE}:{name}" for name in ("predict", "estimate", "compare", "judge"))
+PREDICT, ESTIMATE, COMPARE, VALIDATE = (f"{_HERE}:{name}" for name in ("predict", "estimate", "compare", "validate"))
 
 
 def predict(job: JobContext) -> dict[str, Any]:
@@ -42,19 +42,18 @@ def estimate(job: JobContext) -> dict[str, Any]:
         What ``learning.estimate.TimeEstimate`` holds, and its ``text``.
     """
     store, given = _store(job), job.parameters
-    from ..cases.planning import estimate_seconds
     from ..learning import TrainingConfig
 
     config = TrainingConfig.from_toml(given["config"]) if given.get("config") else None
-    found = estimate_seconds(store, given.get("base_model"), given.get("steps"), config, given.get("device"))
+    found = store.training.estimate(given.get("base_model"), given.get("steps"), config, given.get("device"))
     return {**found.to_json(), "text": found.text}
 
 
 def compare(job: JobContext) -> dict[str, Any]:
-    """Judge models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
+    """Validate models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
 
     Returns:
-        What ``cases.judging.Comparison.to_json`` gives.
+        What ``cases.running.Comparison.to_json`` gives.
     """
     store, given = _store(job), job.parameters
     device = given.get("device") or "auto"
@@ -62,18 +61,16 @@ def compare(job: JobContext) -> dict[str, Any]:
     return found.to_json()
 
 
-def judge(job: JobContext) -> dict[str, Any]:
-    """Let the gate decide about a model of the store: ``cases`` (the store), ``model``, ``device``.
+def validate(job: JobContext) -> dict[str, Any]:
+    """Validate a model of the store; it is active if it passes: ``cases`` (the store), ``model``, ``device``.
 
     Returns:
         ``model`` and the ``gate``'s decision, as a fine-tuning does.
     """
     store, given = _store(job), job.parameters
-    from ..cases.judging import pass_gate
-
     device = given.get("device") or "auto"
-    gate = pass_gate(store, given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
-    return {"model": given["model"], "gate": gate.to_json()}
+    gate = store.validation.decide(given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
+    return {"model": given["model"], "gate": gate.told()}
 
 
 def _store(job: JobContext) -> Store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ def overview(store: Store, rater: str) -> dict[str, Any]:
         ``is_default``, ``gate``); ``default``; ``history`` of defaults.
     """
     cases, sides = store.cases(), store.split.sides()
+    to_read = store.split.to_read_blind(cases)
     counts: dict[str, int] = {}
     for case in cases:
         counts[case.state] = counts.get(case.state, 0) + 1
@@ -53,7 +54,7 @@ def overview(store: Store, rater: str) -> dict[str, Any]:
     by_id = {case.id: case for case in cases}
     return {
         "id": store.id,
-        "cases": [described(case, rater, sides) for case in cases],
+        "cases": [described(case, rater, sides, to_read) for case in cases],
         "counts": counts,
         "frozen": store.split.is_frozen,
         "validation_patients": sum(side == "validation" for side in sides.values()),
@@ -66,8 +67,14 @@ def overview(store: Store, rater: str) -> dict[str, Any]:
     }
 
 
-def described(case: Case, rater: str, sides: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A case as a list shows it; ``mine`` says whether the rater has saved a revision of it."""
+def described(
+    case: Case, rater: str, sides: Mapping[str, str] | None = None, to_read_blind: Collection[str] = ()
+) -> dict[str, Any]:
+    """A case as a list shows it.
+
+    ``mine`` says whether the rater has saved a revision of it; ``read_blind``, whether it waits to be read without any
+    model's prediction.
+    """
     prediction = case.prediction
     return {
         "id": case.id,
@@ -86,6 +93,7 @@ def described(case: Case, rater: str, sides: Mapping[str, str] | None = None) ->
         "label": case.label,
         "lesion_free": case.label_revision is not None and case.label_revision.lesion_free,
         "side": (sides or {}).get(case.patient, "train" if sides else ""),
+        "read_blind": case.id in to_read_blind,
         "fix": [item.slice for item in case.slices_to_fix()],
         "open_reviews": len(case.open_reviews()),
     }
@@ -96,5 +104,5 @@ def _of_model(model: StoredModel, default: str) -> dict[str, Any]:
     return {
         **asdict(replace(model, gate=None)),
         "is_default": model.id == default,
-        "gate": None if gate is None else {**gate.to_json(), "text": gate.text, "accepted": gate.accepted},
+        "gate": None if gate is None else gate.told(),
     }

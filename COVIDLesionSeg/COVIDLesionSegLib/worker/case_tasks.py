@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cases.adding import KnownCtError, add_case
-from ..cases.masks import as_labels
-from ..cases.queue import Suggestion, next_case
-from ..cases.records import Revision
+from ..cases.case_files import KnownCtError
+from ..cases.queue import BLIND, Suggestion, next_case
+from ..cases.session import starting_mask
 from ..errors import COVIDLesionSegError, InputError
 from ..imaging import LabelVolume
 from .case_overview import OpenStore, described
@@ -26,14 +25,16 @@ class CaseTasks:
     ``case_open``: opens ``case``, or else the next one (``by``, ``states``, ``besides``: a case that is not meant), for
     ``rater``; ``take_over`` also where somebody else has it open. Answers ``found`` (false: nothing waits), ``case``,
     ``reason``, ``skipped``, ``token``, ``seconds``, ``start_from``, ``is_untouched`` (no model has answered, nobody has
-    saved), ``recovered`` (when unsaved work was saved, or null), ``geometry``, ``record`` and ``model`` of the answer;
-    arrays ``volume``, ``mask`` (what to edit), and as far as there are any ``answer`` and ``lungs``.
+    saved, and it is not read blind), ``blind`` (it is read without any prediction), ``recovered`` (when unsaved work
+    was saved, or null), ``geometry``, ``record`` and ``model`` of the answer; arrays ``volume``, ``mask`` (what to
+    edit), and as far as there are any ``answer`` and ``lungs``.
 
     ``case_restart``: throws ``rater``'s unsaved work on ``case`` away: ``start_from``, array ``mask``.
     ``case_answer``: keeps a model's answer: ``case``, ``record``; arrays ``mask``, ``lungs``.
     ``case_autosave``: ``case``, ``rater``, ``token``, ``seconds``; array ``mask``. ``case_renew``: ``case``, ``token``.
-    ``case_save``: a revision: ``case``, ``rater``, ``seconds``, ``no_lesion``, ``comment``; array ``mask``; with
-    ``token`` the case is closed. Answers ``revision``. ``case_close``: ``case``, ``token``.
+    ``case_save``: a revision: ``case``, ``rater``, ``seconds``, ``no_lesion``, ``comment``, ``held``
+    (the token); array ``mask``; with ``token`` the case is closed. Answers ``revision``.
+    ``case_close``: ``case``, ``token``.
     ``case_act``: ``case``, ``act``: "approve", "exclude", "include", "note", "label", "unlock"; ``text``, ``by``.
     ``case_add``: a CT: array ``volume``, ``geometry``; if given ``patient``, ``record`` and the arrays ``lungs``,
     ``answer``. Answers ``done``, ``known``, ``failed``.
@@ -66,7 +67,9 @@ class CaseTasks:
         reason = ""
         skipped: tuple[str, ...] = ()
         if case_id is None:
-            found: Suggestion | None = next_case([c for c in store.cases() if c.id != besides], rater, by, states)
+            cases = [case for case in store.cases() if case.id != besides]
+            to_read = store.split.to_read_blind(cases)
+            found: Suggestion | None = next_case(cases, rater, by, states, blind=to_read)
             if found is None:
                 return Answer({"found": False})
             case_id, reason, skipped = found.case.id, found.reason, found.skipped
@@ -78,6 +81,8 @@ class CaseTasks:
             session.close()
             raise
         case = session.case
+        if session.blind and BLIND not in reason:
+            reason = f"{reason} {BLIND}".strip()
         values: dict[str, Any] = {
             "found": True,
             "case": described(case, rater),
@@ -86,13 +91,14 @@ class CaseTasks:
             "token": session.token,
             "seconds": session.seconds,
             "start_from": session.start_from,
-            "is_untouched": case.prediction is None and not case.revisions and session.recovered is None,
+            "is_untouched": not (session.blind or case.prediction or case.revisions or session.recovered),
+            "blind": session.blind,
             "recovered": None if session.recovered is None else session.recovered.saved,
             "geometry": geometry_to_json(volume.geometry),
         }
         arrays = {"volume": volume.array, "mask": session.start_mask.mask().view(np.uint8)}
-        if session.answer is not None and case.prediction is not None:
-            arrays["answer"] = session.answer.view(np.uint8)
+        if session.prediction is not None and case.prediction is not None:
+            arrays["answer"] = session.prediction.view(np.uint8)
             values |= {"model": case.prediction.model_id, "record": store.run_record(case_id, case.prediction.number)}
         if lungs is not None:
             arrays["lungs"] = lungs.array.astype(np.uint8)
@@ -104,14 +110,10 @@ class CaseTasks:
         work.finish()
         store.autosaves.remove(case_id, rater)
         case = store.case(case_id)
-        revision = case.latest(rater) or case.latest()
-        if revision is not None:
-            mask, text = store.read_revision(case_id, revision.number).mask(), _named(revision)
-        elif case.prediction is not None:
-            mask, text = store.read_prediction(case_id).mask(), f"the answer of {case.prediction.model_id}"
-        else:
-            mask, text = np.zeros(case.ct.geometry.shape, bool), "an empty mask"
-        return Answer({"start_from": text}, {"mask": mask.view(np.uint8)})
+        blind = case.lock is not None and case.lock.blind
+        prediction = None if case.prediction is None else store.read_prediction(case_id).mask()
+        labels, text = starting_mask(store, case, rater, blind, prediction)
+        return Answer({"start_from": text}, {"mask": labels.mask().view(np.uint8)})
 
     def answer(self, work: Work) -> Answer:
         """Keep a model's answer."""
@@ -127,7 +129,8 @@ class CaseTasks:
         rater, token = work.need("rater", str), work.need("token", str)
         seconds, mask = float(work.take("seconds", (int, float), 0.0)), _mask(work)
         work.finish()
-        saved = store.autosaves.write(case_id, rater, as_labels(mask, store.case(case_id), "mask"), seconds)
+        labels, blind = store.case(case_id).labels(mask, "mask"), store.locks.is_blind(case_id, token)
+        saved = store.autosaves.write(case_id, rater, labels, seconds, blind)
         store.locks.renew(case_id, token)
         return Answer({"saved": saved.saved})
 
@@ -143,8 +146,13 @@ class CaseTasks:
         store, case_id, rater = self._stores.of(work), work.need("case", str), work.need("rater", str)
         seconds, comment = float(work.take("seconds", (int, float), 0.0)), work.take("comment", str, "")
         no_lesion, token, mask = work.take("no_lesion", bool, False), work.take("token", str), _mask(work)
+        held = work.take("held", str, token)
         work.finish()
-        revision = store.save_revision(case_id, mask, rater, seconds=seconds, no_lesion=no_lesion, comment=comment)
+        # who has lost the lock may have seen what the next one was shown
+        blind = store.locks.is_blind(case_id, held)
+        revision = store.save_revision(
+            case_id, mask, rater, seconds=seconds, no_lesion=no_lesion, comment=comment, blind=blind
+        )
         store.autosaves.remove(case_id, rater)
         if token is not None:
             store.locks.release(case_id, token)
@@ -183,7 +191,7 @@ class CaseTasks:
         work.finish()
         volume = replace(volume, source={"format": "array", **volume.source})
         try:
-            case = add_case(store, Path("CT"), patient, lungs=lungs, volume=volume)
+            case = store.add(Path("CT"), patient, lungs=lungs, volume=volume)
         except KnownCtError as error:
             return Answer({"done": {}, "known": {"CT": error.case_id}, "failed": {}})
         if answer is not None and record is not None:
@@ -198,7 +206,3 @@ def _mask(work: Work) -> LabelVolume | np.ndarray[Any, Any]:
     geometry = work.take("geometry", dict)
     mask = array != 0
     return mask if geometry is None else LabelVolume(mask.view(np.uint8), geometry_from_json(geometry))
-
-
-def _named(revision: Revision) -> str:
-    return f"revision {revision.number} of {revision.rater}"

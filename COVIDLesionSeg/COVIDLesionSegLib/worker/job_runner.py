@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_object
 from ..errors import CancelledError, InputError
-from ..files import write_json
+from ..files import remove_unfinished, write_json
 from ..processes import kill_descendants, lead_own_group
 from .faults import failure_of
 from .job_status import describe_process
@@ -108,7 +109,7 @@ class JobContext:
 def run_job(folder: Path) -> int:
     """Run the job in a folder; the exit status is 0 if it is done, else 1."""
     lead_own_group()
-    described = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    described = read_object(folder / "job.json")
     write_json(folder / "process.json", describe_process(os.getpid()))
     (folder / "heartbeat").touch()
     (folder / "reserve").write_bytes(bytes(_RESERVE))
@@ -159,8 +160,9 @@ def _watch(folder: Path) -> None:
         with contextlib.suppress(OSError):
             os.utime(folder / "heartbeat")
         with contextlib.suppress(OSError, ValueError, KeyError):
-            cancel = json.loads((folder / "cancel.json").read_text(encoding="utf-8"))
+            cancel = read_object(folder / "cancel.json")
             if time.time() > cancel["time"] + cancel["grace"] and not (folder / "state.json").exists():
                 _end(folder, {"state": "cancelled", "message": "Stopped after the grace time."})
+                remove_unfinished()
                 os._exit(1)
         time.sleep(_HEARTBEAT_SECONDS)

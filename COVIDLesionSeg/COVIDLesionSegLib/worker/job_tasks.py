@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import parse_object
 from ..errors import InputError
 from .faults import require_torch
 
@@ -21,7 +21,7 @@ TASKS = {"fine_tune": "COVIDLesionSegLib.worker.job_tasks:fine_tune"}
 
 _POINTS = 500
 _PARAMETERS = ("cases", "base_model", "config", "device", "steps", "resume")
-# of a case store only, see cases.training.fine_tune_store
+# of a case store only, see cases.training.FineTuning.run
 _STORE_PARAMETERS = ("replay_share", "validation", "validation_share", "by")
 
 
@@ -48,7 +48,7 @@ def fine_tune(job: JobContext) -> dict[str, Any]:
         raise InputError(f"A fine-tuning does not know {', '.join(unknown)} here; it knows {', '.join(allowed)}.")
     job.progress("loading", 0, 1)
     require_torch()
-    from ..cases.planning import configured
+    from ..cases.training import configured
     from ..learning import TrainingConfig
 
     config = TrainingConfig.from_toml(Path(wanted["config"])) if "config" in wanted else None
@@ -89,11 +89,9 @@ def _in_store(
     job: JobContext, wanted: dict[str, Any], config: TrainingConfig, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     from ..cases.store import Store
-    from ..cases.training import fine_tune_store
 
     extra = {name: wanted[name] for name in _STORE_PARAMETERS if name in wanted}
-    found = fine_tune_store(
-        Store(wanted["cases"]),
+    found = Store(wanted["cases"]).fine_tune(
         wanted.get("base_model"),
         config=config,
         folder=job.work,
@@ -127,7 +125,7 @@ class _Curves:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            self._tell(json.loads(line))
+            self._tell(parse_object(line, self._file.name))
 
     def _tell(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "step" and entry["step"] % self._every == 0:

@@ -19,7 +19,6 @@ Nothing here needs PyTorch, no thread is started, and no call waits for the job 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..documents import parse_object, read_object
 from ..errors import InputError, OutputError, ReadError
 from ..files import write_json
 from ..processes import kill_tree, start_time
@@ -356,8 +356,8 @@ class Job:
         self._offset += len(whole)
         for line in whole.splitlines():
             try:
-                event = json.loads(line)
-            except ValueError:
+                event = parse_object(line, "events.jsonl")
+            except ReadError:
                 # torn by a kill in the middle of a write, and followed by what a resumed job wrote
                 continue
             self._events.take(event)
@@ -365,14 +365,11 @@ class Job:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except ReadError as error:
         raise ReadError(f"The file {path.name} of the job in {path.parent.name} is damaged ({error}).") from error
-    if not isinstance(value, dict):
-        raise ReadError(f"The file {path.name} of the job in {path.parent.name} is damaged.")
-    return value
 
 
 def _last_lines(path: Path) -> list[str]:

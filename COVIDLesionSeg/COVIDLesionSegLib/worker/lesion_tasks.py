@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..imaging import Geometry, Volume
+from ..imaging.lungs.engines import CLASSICAL
 from .faults import require_torch
 from .tasks import Answer, Work, find_lungs_in
 
@@ -27,12 +28,13 @@ class Lesions:
     ``segment``: arrays ``volume`` (z, y, x; int16 or float32, HU) and, if given, ``lungs`` (uint8); parameters
     ``geometry`` and, if given, ``name``, ``rescale`` ([slope, intercept]), ``model`` (id or file), ``device``,
     ``precision``, ``batch_size``, ``tta``, ``probability``, ``uncertainty`` (true, "entropy", "mutual_information"),
-    ``postprocessing`` (``PostProcessing.to_json()``). Answers arrays ``mask`` and ``lungs`` (uint8), ``probability``
-    and ``uncertainty`` (float32) where asked for; values ``record`` (``RunRecord.to_json()``) and ``summary``
-    (lesion_ml, lesion_percent_of_lung, seconds, warnings).
+    ``postprocessing`` (``PostProcessing.to_json()``), ``lung_engine`` (what finds lungs that do not come along).
+    Answers arrays ``mask`` and ``lungs`` (uint8), ``probability`` and ``uncertainty`` (float32) where asked for; values
+    ``record`` (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
+    lung_quality: ``LungQuality.to_json()``).
 
-    ``lungs``: array ``volume``, parameters ``geometry``, ``name``, ``rescale``; answers the array ``lungs`` (uint8, 1
-    right, 2 left).
+    ``lungs``: array ``volume``, parameters ``geometry``, ``name``, ``rescale``, ``lung_engine``; answers the array
+    ``lungs`` (uint8, 1 right, 2 left) and the value ``lung_quality``.
 
     ``warm_up``: ``model``, ``device``, ``precision``: loads the model and computes once, so that the next run begins at
     once. Answers ``model`` (id, name, license) and ``device`` (used, name, reason).
@@ -68,6 +70,7 @@ class Lesions:
         settings = PostProcessing.from_json(work.take("postprocessing", dict, {}))
         probability, tta = work.take("probability", bool, False), work.take("tta", bool, False)
         uncertainty = work.take("uncertainty", (str, bool))
+        engine = work.take("lung_engine", str, CLASSICAL)
         choice = _Choice.of(work)
         work.finish()
         predictor = self._predictor(choice, work)
@@ -80,6 +83,7 @@ class Lesions:
             tta=tta,
             uncertainty=uncertainty,
             postprocessing=settings,
+            lung_engine=engine,
         )
         for warning in (*volume.warnings, *result.record.warnings):
             work.note(warning)
@@ -95,6 +99,7 @@ class Lesions:
                     "lesion_percent_of_lung": 100.0 * inside / lung_voxels if lung_voxels else None,
                     "seconds": round(sum(result.record.seconds.values()), 3),
                     "warnings": [*volume.warnings, *result.record.warnings],
+                    "lung_quality": result.lung_quality.to_json(),
                 },
             },
             {"mask": result.mask.view(np.uint8), "lungs": result.lungs}

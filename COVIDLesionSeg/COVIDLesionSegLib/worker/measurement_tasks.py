@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..measurement import compare_timepoints, error_map, evaluate
-from ..measurement.components import component_at
+from ..measurement.lesions import component_at
 from .case_overview import OpenStore
 from .case_tasks import CaseTasks
 from .faults import NotOpenError
@@ -33,7 +33,8 @@ class Measurements:
 
     ``open``: holds a study under a name until ``close`` or the end of the process: parameters ``study`` (the name),
     ``geometry`` and, if given, ``name``, ``rescale``, ``tolerance`` (mm, of the normalized surface Dice),
-    ``minimum_overlap``, ``consolidation_from`` (HU), ``lobe_map``, ``find_lungs`` (true: where no lungs come along);
+    ``minimum_overlap``, ``consolidation_from`` (HU), ``lobe_map``, ``find_lungs`` (true: where no lungs come along),
+    ``lung_engine`` (what finds them);
     arrays ``volume`` and, if there are any, ``lungs``, ``lobes``, ``lesion``, ``reference``. Answers the figures, see
     ``update``, and the array ``lungs`` if they were found.
 
@@ -41,11 +42,11 @@ class Measurements:
     place of the array lesion, ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), ``reference_box`` that of the
     reference; without a box the array is the whole mask. ``drop``: ["reference"] takes a mask away. Answers the values
     ``quantities`` (of :func:`.quantify`; null without a lesion), ``evaluation`` (of :func:`.evaluate`; null without a
-    reference) and ``notes``.
+    reference), ``notes`` and ``lung_quality`` (``LungQuality.to_json()``; null without lungs).
 
     ``close``: forgets ``study``.
 
-    ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``.
+    ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``, ``notes``, ``lung_quality``.
     ``evaluate``: ``study``, or ``geometry`` with the arrays ``prediction`` and ``reference``: ``evaluation``.
     ``component``: ``place`` (voxel index z, y, x) and ``spacing`` (z, y, x, mm) with the array ``mask``: the array
     ``component`` (uint8), the 26-connected part of the mask that comes nearest to the place.
@@ -120,7 +121,7 @@ class Measurements:
         study = self._given(work)
         if study.lesion is None:
             raise InputError("There is no lesion mask to measure.")
-        return Answer({"quantities": study.quantities(), "notes": list(study.volume.warnings)})
+        return Answer({"quantities": study.quantities(), **study.facts()})
 
     def evaluate(self, work: Work) -> Answer:
         """Compare with a reference."""

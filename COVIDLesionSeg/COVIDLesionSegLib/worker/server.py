@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..cores import usable_cores
 from ..errors import InputError
-from ..processes import kill_descendants, lead_own_group, usable_processors
+from ..files import remove_unfinished
+from ..processes import kill_descendants, lead_own_group
 from . import protocol as p
 from .exchange import read_array, remove_folder, write_array
 from .faults import failure_of
@@ -186,6 +188,7 @@ class Server:
         self._ending.acquire()
         for folder in self._folders:
             remove_folder(folder)
+        remove_unfinished()
         kill_descendants()
         sys.stderr.flush()
         os._exit(status)
@@ -321,7 +324,7 @@ def _worker(kind: Kind) -> Worker:
 
 def _limit_threads() -> None:
     """No more threads than this process has processors, also in a container whose quota libraries do not know of."""
-    count = usable_processors()
+    count = usable_cores()
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(count))
     if count < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(count))

@@ -6,12 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from ..cases.adding import KnownCtError
 from ..cases.agreement import agreement_table, make_consensus, summary
-from ..cases.exporting import export_nnunet
-from ..cases.importing import import_cases
-from ..cases.layout import VERSION, store_values
-from ..cases.migration import migrate
+from ..cases.case_files import KnownCtError
 from ..cases.store import Store
 from ..errors import COVIDLesionSegError, InputError
 from ..imaging import dicom_files, image_suffix
@@ -23,7 +19,7 @@ class StoreTasks:
     """Tasks about a case store. Each takes ``store``, its folder.
 
     ``store_create``: makes an empty store. ``store_overview``: answers what a work list shows, see
-    :func:`.case_overview.overview`; of a store that must be brought up to date its ``old_version`` alone.
+    :func:`.case_overview.overview`.
     ``store_add``: ``folder`` with CTs, ``copy``; answers ``done``, ``known`` and ``failed``.
 
     ``review_decide``: ``case``, ``slice``, ``decision``, ``by``. ``store_agreement``: ``rows``, ``summary``.
@@ -33,7 +29,6 @@ class StoreTasks:
 
     ``store_move``: moves the patient of ``case`` to the ``side`` "train" or "validation" of the split: ``by``,
     ``reason``. Answers ``patient``, ``side`` and ``cases``, the patient's.
-    ``store_migrate``: brings a store of an older version up to date; answers ``done``, one sentence a step.
 
     Args:
         stores: the store that is open.
@@ -53,7 +48,6 @@ class StoreTasks:
             "store_export": self.export,
             "store_check": self.check,
             "store_move": self.move,
-            "store_migrate": self.migrate,
         }
 
     def create(self, work: Work) -> Answer:
@@ -66,9 +60,6 @@ class StoreTasks:
         """What there is."""
         folder, rater = work.need("store", str), work.take("rater", str, "")
         work.finish()
-        version = store_values(Path(folder))["version"]
-        if version < VERSION:
-            return Answer({"old_version": version})
         return Answer(overview(self._stores.at(folder), rater))
 
     def add_folder(self, work: Work) -> Answer:
@@ -142,15 +133,22 @@ class StoreTasks:
             "empty_is_lesion_free": work.take("empty_is_lesion_free", bool, False),
         }
         work.finish()
-        report = import_cases(store, source, **given, progress=work.progress, cancelled=work.is_cancelled)
-        return Answer({"done": dict(report.done), "known": dict(report.known), "failed": dict(report.failed)})
+        report = store.import_cases(source, **given, progress=work.progress, cancelled=work.is_cancelled)
+        return Answer(
+            {
+                "done": dict(report.done),
+                "known": dict(report.known),
+                "failed": dict(report.failed),
+                "warnings": list(report.warnings),
+            }
+        )
 
     def export(self, work: Work) -> Answer:
         """Write the labels for nnU-Net."""
         store, folder = self._stores.of(work), work.need("folder", str)
         number, name = work.take("number", int, 501), work.take("name", str, "COVIDLesion")
         work.finish()
-        target = export_nnunet(store, folder, number, name, work.progress, work.is_cancelled)
+        target = store.export_nnunet(folder, number, name, work.progress, work.is_cancelled)
         return Answer({"folder": str(target)})
 
     def check(self, work: Work) -> Answer:
@@ -169,12 +167,6 @@ class StoreTasks:
         store.split.move(patient, side, by, reason)
         cases = [case.id for case in store.cases() if case.patient == patient]
         return Answer({"patient": patient, "side": side, "cases": cases})
-
-    def migrate(self, work: Work) -> Answer:
-        """Bring a store of an older version up to date."""
-        folder = work.need("store", str)
-        work.finish()
-        return Answer({"done": migrate(folder)})
 
 
 def _cts(folder: Path) -> list[Path]:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cores import run_all
 from ..errors import GridMismatchError, InputError
-from ..imaging import Volume, find_lungs
+from ..imaging import LocatedLungs, Volume, locate_lungs
+from ..imaging.lungs.engines import CLASSICAL
+from ..imaging.masks import Box, Mask
 from ..measurement import LiveEvaluation, quantify, zones
-from ..measurement._parallel import run_all
+from ..measurement.catalog import consolidation_limit
 from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .tasks import Work
-
-Mask = NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 
 MASKS = ("lesion", "reference")
 
@@ -32,7 +32,7 @@ class Study:
     lobes: zones.Lobes | None
     tolerance: float
     minimum_overlap: float
-    consolidation_from: float | None
+    consolidation_from: float
     lobe_map: Any
     lesion: Mask | None = None
     reference: Mask | None = None
@@ -78,16 +78,17 @@ class Study:
         """The whole table."""
         work.check()
         if self.lesion is None:
-            return {"quantities": None, "evaluation": None, "notes": list(self.volume.warnings)}
+            return {"quantities": None, "evaluation": None, **self.facts()}
         jobs: list[Callable[[], Any]] = [self.quantities]
         if self.reference is not None:
             jobs.append(self._evaluation)
         found = run_all(jobs)
-        return {
-            "quantities": found[0],
-            "evaluation": found[1] if len(found) > 1 else None,
-            "notes": list(self.volume.warnings),
-        }
+        return {"quantities": found[0], "evaluation": found[1] if len(found) > 1 else None, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What is to be said of the CT and the lungs beside every figure."""
+        quality = None if self.lungs is None else self.lungs.quality
+        return {"notes": list(self.volume.warnings), "lung_quality": None if quality is None else quality.to_json()}
 
     def quantities(self) -> dict[str, Any]:
         """Everything that needs no reference."""
@@ -113,8 +114,7 @@ class Study:
         """
         if self.lesion is None:
             raise InputError("There is no lesion mask to measure.")
-        lungs = self.lungs.array if self.lungs is not None and self.lungs.status == "ok" else None
-        return TimePoint(self.volume, self.lesion, lungs, None if self.lobes is None else self.lobes.array)
+        return TimePoint(self.volume, self.lesion, self.lungs, self.lobes)
 
     def _evaluation(self) -> dict[str, Any]:
         lesion, reference = self.pair()
@@ -143,15 +143,18 @@ def open_study(work: Work, needs_lungs: bool = False) -> tuple[Study, dict[str, 
     settings = (
         work.take("tolerance", (int, float), DEFAULT_TOLERANCE_MM),
         work.take("minimum_overlap", (int, float), 0.0),
-        work.take("consolidation_from", (int, float)),
+        consolidation_limit(work.take("consolidation_from", (int, float))),
     )
+    engine = work.take("lung_engine", str, CLASSICAL)
     found: dict[str, NDArray[Any]] = {}
-    if work.take("find_lungs", bool, needs_lungs) and arrays["lungs"] is None and arrays["lobes"] is None:
-        arrays["lungs"] = found["lungs"] = find_lungs(volume, work.progress, work.is_cancelled)
-    lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], grid, lobe_map)
+    given: NDArray[Any] | LocatedLungs | None = arrays["lungs"]
+    if work.take("find_lungs", bool, needs_lungs) and given is None and arrays["lobes"] is None:
+        given = locate_lungs(volume, work.progress, work.is_cancelled, engine=engine)
+        found["lungs"] = given.labels
+    lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], volume, lobe_map)
     lungs = None
-    if arrays["lungs"] is not None or lobes is not None:
-        lungs = zones.Lungs.read(arrays["lungs"], lobes, grid)
+    if given is not None or lobes is not None:
+        lungs = zones.Lungs.read(given, lobes, volume)
     study = Study(volume, lungs, lobes, *settings, lobe_map)
     for name in MASKS:
         mask = arrays[name]

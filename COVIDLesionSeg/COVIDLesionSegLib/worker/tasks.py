@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError, InputError
-from ..imaging import Volume, check_hounsfield, find_lungs
+from ..imaging import Volume, check_hounsfield, locate_lungs
+from ..imaging.lungs.engines import CLASSICAL
 from ..imaging.plausibility import rescaled
 from .protocol import geometry_from_json
 
@@ -146,6 +147,7 @@ class Work:
 def find_lungs_in(work: Work) -> Answer:
     """The task ``lungs``, which both kinds of worker have."""
     volume = work.volume()
+    engine = work.take("lung_engine", str, CLASSICAL)
     work.finish()
-    found = find_lungs(volume, work.progress, work.is_cancelled)
-    return Answer({"warnings": list(volume.warnings)}, {"lungs": found})
+    found = locate_lungs(volume, work.progress, work.is_cancelled, engine=engine)
+    return Answer({"warnings": list(volume.warnings), "lung_quality": found.quality.to_json()}, {"lungs": found.labels})

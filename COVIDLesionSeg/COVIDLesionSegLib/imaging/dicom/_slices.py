@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ _LEAST_TILT = 0.1
 # Slices thinner than this share of their distance leave a gap worth a warning.
 _GAP_FROM = 0.75
 _SHOWN = 6
+_MOST_SLICES = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class DicomSlice:
     thickness: float
     tilt: float
     rescale_type: str
+    slope: float
+    frame: str  # UID of the frame of reference
+    # ID, name and birth date, each "" where the file leaves it out: they tell patients apart and go nowhere else
+    patient: tuple[str, str, str] = field(repr=False)
 
     @property
     def role(self) -> str:
@@ -74,11 +79,19 @@ def stack_slices(images: Sequence[DicomSlice]) -> tuple[list[DicomSlice], Geomet
             "The series is a multi-frame (Enhanced CT) file, which this program does not read.",
             "Convert it to NIfTI (dcm2niix), or load it in Slicer and save it as NRRD.",
         )
+    # before copies are left out: those of another patient would be none
+    _refuse_mixed(images)
     images, warnings = _without_copies(images)
     first = images[0]
     _refuse_unlike(images)
     for kind in {image.rescale_type for image in images} - {"", "HU", "US", "HU_MOD"}:
         raise IntensityError(f"The series says that its values are {kind}, not HU; choose the plain CT series.")
+    if flat := sum(image.slope == 0 or not np.isfinite(image.slope) for image in images):
+        raise IntensityError(
+            f"{flat} of {len(images)} slices have a rescale slope of 0 or none that is a number, so their values are "
+            "lost.",
+            "Export the original series again.",
+        )
 
     matrix = np.array(first.orientation).reshape(2, 3)
     lengths = np.linalg.norm(matrix, axis=1)
@@ -115,6 +128,23 @@ def _without_copies(images: Sequence[DicomSlice]) -> tuple[list[DicomSlice], lis
             f"{alike} of {len(unique)} slices share a SOPInstanceUID with a slice at another position; all are kept."
         )
     return list(unique.values()), warnings
+
+
+def _refuse_mixed(images: Sequence[DicomSlice]) -> None:
+    """Refuse slices of several patients, or of several coordinate systems, under one UID."""
+    for index, what in enumerate(("ID", "name", "birth date")):
+        found = {image.patient[index] for image in images} - {""}
+        if len(found) > 1:
+            raise ReadError(
+                f"The series holds slices of {len(found)} patients: they differ in the patient's {what}.",
+                "Export the CT of one patient alone.",
+            )
+    frames = {image.frame for image in images} - {""}
+    if len(frames) > 1:
+        raise GeometryError(
+            f"The series holds slices of {len(frames)} frames of reference, so their positions can't be compared.",
+            "Export one acquisition alone.",
+        )
 
 
 def _refuse_unlike(images: Sequence[DicomSlice]) -> None:
@@ -184,9 +214,11 @@ def _even_gap(
         return spacing
 
     for base in (float(np.median(gaps)), float(gaps.min())):
-        multiples = np.round(gaps / base)
-        if multiples.min() >= 1 and np.abs(gaps - multiples * base).max() <= max(
-            _SPACING_TOLERANCE * base, _ROUNDING_MM
+        multiples = np.round(gaps / base) if base > 0 else np.zeros(1)
+        if (
+            multiples.min() >= 1
+            and multiples.sum() < _MOST_SLICES
+            and np.abs(gaps - multiples * base).max() <= max(_SPACING_TOLERANCE * base, _ROUNDING_MM)
         ):
             absent = [
                 distances[index] + step * gaps[index] / multiples[index]

@@ -2,11 +2,13 @@
 
 A DICOM SEG holds only the frames that have a voxel, in any order. Where the CT's grid is known, every frame goes to the
 slice that it was drawn on; otherwise the label map is the stack from the first frame to the last.
+
+highdicom's ``Segmentation.get_volume`` gives the same voxels in the same time, but none where the frames leave gaps and
+the distance of slices is missing or wrong, nor without a frame of reference or dimension indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GeometryError, GridMismatchError, InputError, ReadError
+from ...files import open_regular
 from ..geometry import Geometry
 from ..segments import chosen_value
 from ..volume import LabelVolume
@@ -26,20 +29,16 @@ _SLICE_TOLERANCE = 0.3
 # Rows and columns must be those of the CT, as a share of a pixel.
 _PIXEL_TOLERANCE = 0.05
 _DIRECTION_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class _Frame:
-    position: NDArray[np.float64]  # LPS of the first pixel, mm
-    segment: int  # number, or 0 where the pixels are the numbers
-    pixels: NDArray[Any]  # (rows, columns)
+_FARTHEST_MM = 1e6
 
 
 @dataclass(frozen=True, eq=False)
 class _Frames:
     """The frames of one file and the plane that they share."""
 
-    frames: Sequence[_Frame]
+    positions: NDArray[np.float64]  # LPS of each one's first pixel, mm
+    segments: list[int]  # number of each, or 0 where the pixels are the numbers
+    pixels: NDArray[Any]  # (frame, row, column)
     axes: NDArray[np.float64]  # columns: direction along a row, along a column, normal
     spacing: tuple[float, float]  # along a row, along a column; mm
     gap: float  # between slices as the file says it, mm, or 0
@@ -47,7 +46,7 @@ class _Frames:
 
 def is_dicom_seg(path: Path | str) -> bool:
     """Whether a file is a DICOM SEG, as far as its beginning tells."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(1024)
     return start[128:132] == b"DICM" and SEGMENTATION_STORAGE[:-1].encode() in start
 
@@ -90,9 +89,10 @@ def read_dicom_seg(path: Path | str, label: int | str | None = None, geometry: G
     turned = frames.axes.T @ grid.matrix
     view = Geometry(grid.size, grid.spacing, tuple(frames.axes.T @ grid.origin), tuple(turned.ravel())).axial_view()
     slices = view.apply(array)
-    for frame in frames.frames:
-        place = _place(frame, frames, view.geometry, path)
-        _paint(slices[place], frame, kept, names, path)
+    places = _places(frames, view.geometry, path)
+    rows, columns = frames.pixels.shape[1:]
+    for (i, j, k), segment, pixels in zip(places.tolist(), frames.segments, frames.pixels, strict=True):
+        _paint(slices[k, j : j + rows, i : i + columns], pixels, segment, kept, names, path)
     return LabelVolume(array, grid, {n: name for n, name in names.items() if kept in (None, n)}, path.stem)
 
 
@@ -139,26 +139,28 @@ def _frames(dataset: Any) -> _Frames:
     def of(group: Any, keyword: str) -> Any:
         return (group.get(keyword) or shared[keyword].value)[0]
 
-    pixels = _pixels(dataset)
-    numbered = dataset.SOPClassUID != LABEL_MAP_STORAGE
-    frames = []
-    for group, plane in zip(groups, pixels, strict=True):
-        position = np.array(of(group, "PlanePositionSequence").ImagePositionPatient, float)
-        number = int(of(group, "SegmentIdentificationSequence").ReferencedSegmentNumber) if numbered else 0
-        frames.append(_Frame(position, number, plane))
+    positions = np.array([of(group, "PlanePositionSequence").ImagePositionPatient for group in groups], float)
+    if not (np.abs(positions) < _FARTHEST_MM).all():
+        raise ValueError("a frame lies nowhere")
     orientations = np.array(
         [of(group, "PlaneOrientationSequence").ImageOrientationPatient for group in groups], float
     ).reshape(-1, 2, 3)
     if np.abs(orientations - orientations[0]).max() > _DIRECTION_TOLERANCE:
         raise ValueError("frames of different orientation")
+    segments = [0] * len(positions)
+    if dataset.SOPClassUID != LABEL_MAP_STORAGE:
+        segments = [int(of(group, "SegmentIdentificationSequence").ReferencedSegmentNumber) for group in groups]
+    pixels = _pixels(dataset)
+    if len(pixels) != len(positions):
+        raise ValueError(f"{len(pixels)} frames, places for {len(positions)}")
     rows, columns = orientations[0]
     measures = of(groups[0], "PixelMeasuresSequence")
     gap = measures.get("SpacingBetweenSlices") or 0
-    if not gap and len({tuple(frame.position) for frame in frames}) == 1:
+    if not gap and len(np.unique(positions, axis=0)) == 1:
         gap = measures.get("SliceThickness") or 1
     axes = np.stack([rows, columns, np.cross(rows, columns)], axis=1)
     spacing = [float(value) for value in measures.PixelSpacing]
-    return _Frames(frames, axes, (spacing[1], spacing[0]), abs(float(gap)))
+    return _Frames(positions, segments, pixels, axes, (spacing[1], spacing[0]), abs(float(gap)))
 
 
 def _pixels(dataset: Any) -> NDArray[Any]:
@@ -179,56 +181,59 @@ def _pixels(dataset: Any) -> NDArray[Any]:
 
 def _stack(frames: _Frames) -> Geometry:
     """The regular stack from the first frame to the last."""
-    positions = np.array([frame.position for frame in frames.frames])
-    heights = positions @ frames.axes[:, 2]
-    places = np.unique(np.round(heights, 3))
-    gap = frames.gap or float(np.diff(places).min())
-    first = positions[heights.argmin()]
-    count = round(float(np.ptp(heights)) / gap) + 1
-    if np.abs((places - places[0]) / gap - np.round((places - places[0]) / gap)).max() > _SLICE_TOLERANCE:
+    heights = frames.positions @ frames.axes[:, 2]
+    gaps = np.diff(np.unique(np.round(heights, 3)))
+    gap = frames.gap or float(gaps.min())
+    steps = (heights - heights.min()) / gap
+    if np.abs(steps - np.round(steps)).max() > _SLICE_TOLERANCE:
         raise GeometryError(
             f"The frames of the DICOM SEG are not evenly spaced (slices {gap:.4g} mm apart).",
             "Load it in Slicer and save it as .seg.nrrd.",
         )
-    rows, columns = frames.frames[0].pixels.shape
-    return Geometry((columns, rows, count), (*frames.spacing, gap), tuple(first), tuple(frames.axes.ravel()))
+    rows, columns = frames.pixels.shape[1:]
+    first = frames.positions[heights.argmin()]
+    size = (columns, rows, round(float(steps.max())) + 1)
+    return Geometry(size, (*frames.spacing, gap), tuple(first), tuple(frames.axes.ravel()))
 
 
-def _place(frame: _Frame, frames: _Frames, grid: Geometry, path: Path) -> tuple[int, slice, slice]:
-    """Where a frame lies in the grid (z, y, x) that has the frames' own axes."""
-    index = (np.linalg.inv(grid.ijk_to_lps) @ np.append(frames.axes.T @ frame.position, 1.0))[:3]
-    i, j, k = (round(float(value)) for value in index)
-    rows, columns = frame.pixels.shape
+def _places(frames: _Frames, grid: Geometry, path: Path) -> NDArray[np.int64]:
+    """Where each frame's first pixel lies (i, j, k) in the grid that has the frames' own axes."""
+    index = (frames.positions @ frames.axes - grid.origin) @ np.linalg.inv(grid.matrix).T / grid.spacing
+    places = np.round(index).astype(np.int64)
+    off = np.abs(index - places)
+    rows, columns = frames.pixels.shape[1:]
     problem = ""
     if np.abs(grid.matrix - np.eye(3)).max() > 10 * _DIRECTION_TOLERANCE:
         problem = "its planes are turned against the slices"
     elif np.abs(np.divide(frames.spacing, grid.spacing[:2]) - 1).max() * max(rows, columns) > 2 * _PIXEL_TOLERANCE:
         found, wanted = (" x ".join(f"{v:.5g}" for v in s) for s in (frames.spacing, grid.spacing[:2]))
         problem = f"its pixels are {found} mm, not {wanted} mm"
-    elif np.abs(index[:2] - (i, j)).max() > _PIXEL_TOLERANCE or abs(index[2] - k) > _SLICE_TOLERANCE:
+    elif (off > (_PIXEL_TOLERANCE, _PIXEL_TOLERANCE, _SLICE_TOLERANCE)).any():
         problem = "a frame lies between the voxels"
-    elif not (0 <= i <= grid.size[0] - columns and 0 <= j <= grid.size[1] - rows and 0 <= k < grid.size[2]):
+    elif places.min() < 0 or (places + np.array((columns, rows, 1)) > grid.size).any():
         problem = "a frame lies outside"
     if problem:
         raise GridMismatchError(
             f"The DICOM SEG {path.name} is not on the grid it should be on: {problem}.", "Is it of the same CT?"
         )
-    return k, slice(j, j + rows), slice(i, i + columns)
+    return places
 
 
-def _paint(target: NDArray[Any], frame: _Frame, kept: int | None, names: dict[int, str], path: Path) -> None:
+def _paint(
+    target: NDArray[Any], pixels: NDArray[Any], segment: int, kept: int | None, names: dict[int, str], path: Path
+) -> None:
     """Put a frame's segment into its slice (rows, columns), in place."""
-    if frame.segment == 0:
-        target[...] = frame.pixels if kept is None else np.where(frame.pixels == kept, kept, 0)
+    if segment == 0:
+        target[...] = pixels if kept is None else np.where(pixels == kept, kept, 0)
         return
-    if kept not in (None, frame.segment):
+    if kept not in (None, segment):
         return
-    inside = frame.pixels != 0
+    inside = pixels != 0
     other = target[inside & (target != 0)]
     if other.size:
-        first, second = (names.get(int(number), str(number)) for number in (other[0], frame.segment))
+        first, second = (names.get(int(number), str(number)) for number in (other[0], segment))
         raise ReadError(
             f"In {path.name} the segments {first} and {second} overlap; one label map cannot hold both.",
             "Choose one of them as the label.",
         )
-    target[inside] = frame.segment
+    target[inside] = segment

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ReadError, SeriesChoiceError
+from ...files import open_regular
+from .._claims import LARGEST_NUMBER, require_size
 from .._image_file import FORMATS, name_is_utf8
 from ..geometry import Geometry
 from ..plausibility import compact
+from ._claims import is_believable, require_sound
 from ._slices import CT_CLASSES, DicomSlice, stack_slices
 
 # Media Storage SOP Class UID (0002,0002) in the file meta group, which is always explicit little endian
@@ -40,6 +43,7 @@ class DicomVolume:
         files: the files read, slice by slice.
         sha256: SHA-256 over the sorted SHA-256 digests (hexadecimal, one a line) of the files.
         warnings: sentences about what was odd but usable.
+        patient_id: as the files give it, "" where none does.
     """
 
     array: NDArray[Any]
@@ -47,6 +51,7 @@ class DicomVolume:
     files: tuple[Path, ...]
     sha256: str
     warnings: tuple[str, ...]
+    patient_id: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,19 @@ def read_dicom(path: Path, series: str | None = None) -> DicomVolume:
         series: SeriesInstanceUID; needed where there are several CT series.
 
     Raises:
-        ReadError: no DICOM image, no CT series, a damaged file, or a multi-frame file.
+        ReadError: no DICOM image, no CT series, a damaged file, a multi-frame file, or a series with two patients.
         SeriesChoiceError: several CT series and no choice, or a choice that is not there; the message lists them.
-        GeometryError: slices missing, unevenly spaced, sheared (gantry tilt), duplicated, or not alike.
-        IntensityError: a series that says itself that its values are not HU.
+        GeometryError: slices missing, unevenly spaced, sheared (gantry tilt), duplicated, not alike, or in two frames
+            of reference.
+        IntensityError: a series that says itself that its values are not HU, or whose rescale slope is 0.
     """
     images, notes = _choose(path, series)
     images, geometry, odd = stack_slices(images)
+    require_size("The series", geometry.size, 4)
     array, digests = _decode(images, geometry)
     sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd))
+    patient = next((image.patient[0] for image in images if image.patient[0]), "")
+    return DicomVolume(array, geometry, tuple(image.path for image in images), sha256, (*notes, *odd), patient)
 
 
 def dicom_stack(source: Path | str | Sequence[Path | str], series: str | None = None) -> DicomStack:
@@ -107,7 +115,7 @@ def dicom_files(path: Path | str, series: str | None = None) -> list[Path]:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is a DICOM image, with or without the usual preamble."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(132)[128:] == b"DICM":
             return True
     return isinstance(_read_tags(path), DicomSlice)
@@ -203,6 +211,9 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         raise ReadError(f"{path} can't be read: {error.strerror}.") from error
     if not start:
         return "damaged" if path.suffix.lower() == ".dcm" else None
+    stored = require_sound(path)
+    if stored is None:
+        return None
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -217,11 +228,15 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
 
     def numbers(tag: str) -> tuple[float, ...]:
         try:
-            return tuple(float(part) for part in text(tag).split("\\") if part.strip())
+            values = tuple(float(part) for part in text(tag).split("\\") if part.strip())
         except ValueError:
             return ()
+        return values if all(abs(value) <= LARGEST_NUMBER for value in values) else ()
 
     size = reader.GetSize()
+    bits = text("0028|0100")
+    if not is_believable(stored, size, reader.GetNumberOfComponents(), int(bits) if bits.isdecimal() else 16):
+        return "damaged"
     return DicomSlice(
         path=path,
         series=text("0020|000e"),
@@ -239,6 +254,9 @@ def _read_tags(path: Path) -> DicomSlice | str | None:
         thickness=next(iter(numbers("0018|0050")), 0.0),
         tilt=next(iter(numbers("0018|1120")), 0.0),
         rescale_type=text("0028|1054").upper(),
+        slope=next(iter(numbers("0028|1053")), 1.0),
+        frame=text("0020|0052"),
+        patient=(text("0010|0020"), text("0010|0010"), text("0010|0030")),
     )
 
 
@@ -319,5 +337,7 @@ def _decode_slice(image: DicomSlice, target: NDArray[Any]) -> tuple[bool, str]:
             "Copy or export the series again.",
         ) from error
     fits = target.dtype != np.int16 or (int(decoded.min()) >= -32768 and int(decoded.max()) <= 32767)
-    target[...] = decoded
+    # what gets too large becomes infinite, which is refused
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = decoded
     return fits, digest

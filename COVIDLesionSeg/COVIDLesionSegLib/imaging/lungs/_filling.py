@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._cage import RibCage
 from ._morphology import (
     IN_PLANE,
     Box,
@@ -36,12 +37,32 @@ GROUND_GLASS = -250.0
 # Consolidated lung stays below this, bone does not.
 _BONE = 150.0
 
+# Gas without lung: darker than this over balls of this radius, in which lung, even with emphysema, has a vessel; HU,
+# mm. Less of it than this is no finding, mL.
+_FREE_GAS = -955.0
+_FREE_GAS_DEPTH = 8.0
+_LEAST_FREE_GAS = 5.0
+
 # Vessels and fissures up to twice this wide are taken back into the lung, mm.
 _CLOSING = 6.0
 # Ground glass too dense for AIR is taken back up to this far from the rest, mm.
 _GROUND_GLASS_DEPTH = 16.0
 # A consolidation against the chest wall is at most this thick, mm.
 _CONSOLIDATION_DEPTH = 60.0
+# A consolidation without air: the lung ends so far from the ribs, the pleura lies inside of them by so much, mm; it is
+# at least this share of the rest of the lung.
+_LEAST_GAP = 10.0
+_PLEURA = 2.0
+_LEAST_CONSOLIDATION = 0.06
+# Where no air is between, the lung begins so far from the axis in front of the spine, right and left of it, mm.
+_MEDIASTINUM = {1: 26.0, 2: 36.0}
+# The shoulders' bones are no wall of the apex, mm.
+_APEX = 25.0
+# The diaphragm's crest lies at this share of the chest's depth from the front, and the heart within this share of its
+# half width; at the ribs the diaphragm lies so far below its crest, mm.
+_CREST = 0.45
+_BESIDE_HEART = 0.55
+_FALL = 60.0
 # A piece that a consolidation cuts off lies within this of the rest, mm, and is no smaller than this, mm3; single
 # voxels are noise.
 _PIECE_GAP = 12.0
@@ -140,6 +161,28 @@ class Polar:
         return values[:, self.bin]
 
 
+def free_gas(volume: ReducedVolume) -> Mask:
+    """Gas in which no lung tissue is seen: bowel gas, a pneumothorax, the largest bullae; bool (z, y, x)."""
+    from scipy import ndimage
+
+    spacing = volume.spacing
+    hu = ndimage.uniform_filter(volume.hu, 3)
+    gas = (volume.hu < _FREE_GAS + 15.0) & ~volume.padding
+    core = erode((hu < _FREE_GAS) & ~volume.padding, spacing, _FREE_GAS_DEPTH)
+    core = dilate(core, spacing, _FREE_GAS_DEPTH) & gas
+    # the flat rest of a region that is gas for the most part belongs to it; around a bulla lies emphysema
+    labels, count = label(gas)
+    size = np.bincount(labels.ravel(), minlength=count + 1)
+    mostly = np.bincount(labels[core], minlength=count + 1) > 0.3 * size
+    mostly[0] = False
+    labels, count = label(core | mostly[labels])
+    large = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) >= 1000 * _LEAST_FREE_GAS
+    large[0] = False
+    gas = large[labels]
+    # with the half-filled voxels on its border
+    return gas | (dilate(gas, spacing, 1.01 * max(spacing[1:])) & (volume.hu < AIR) & ~volume.padding)
+
+
 def attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, polar: Polar) -> NDArray[np.uint8]:
     """Add aerated pieces that a consolidation cuts off from the rest.
 
@@ -230,6 +273,85 @@ def _filled_side(volume: ReducedVolume, air: Mask, barred: Mask, polar: Polar, c
     large = size >= 0.005 * size.max()
     large[0] = False
     return large[labels]
+
+
+def fill_to_ribs(volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask, cage: RibCage) -> NDArray[np.uint8]:
+    """Take consolidation back in that holds no air between it and the ribs at the side and the back.
+
+    What lies between the lung and the ribs, above the diaphragm as the rest of the lung shows it, is lung or fluid; the
+    two can't be told apart. Only a large part is filled: beside healthy lung there is none.
+
+    Args:
+        volume: the CT.
+        sides: the lungs so far, uint8 (z, y, x).
+        barred: what is never lung.
+        cage: the ribs.
+
+    Returns:
+        ``sides`` with the consolidation.
+    """
+    spacing = volume.spacing
+    filled = sides.copy()
+    top = int(np.flatnonzero(sides.any(axis=(1, 2)))[-1]) - _APEX / spacing[0]
+    z, y, x = np.nonzero((volume.hu > TISSUE) & (volume.hu < _BONE) & ~barred & (sides == 0))
+    radius, direction = cage.coordinates(z, y, x)
+    for side, (crest, floor) in _diaphragm(sides, cage, spacing).items():
+        lung = sides == side
+        outermost = cage.outermost(lung)
+        gap = np.where(np.isfinite(cage.wall) & cage.directions(side), cage.wall - outermost, 0.0)
+        inner = np.where(outermost > 0, outermost, _MEDIASTINUM[side])[z, direction]
+        hit = (gap[z, direction] > _LEAST_GAP) & (radius > inner) & (radius < cage.wall[z, direction] - _PLEURA)
+        hit &= (z * spacing[0] >= floor[y, x]) & (z < top)
+        dense = np.zeros(lung.shape, bool)
+        dense[z[hit], y[hit], x[hit]] = True
+        dense &= dilate(erode(dense, spacing, 4.0), spacing, 7.0)
+        labels, count = label(dense)
+        # liver that reaches over the estimated floor is no consolidation: that reaches up behind the aerated lung
+        above = np.bincount(labels[round(crest / spacing[0]) :].ravel(), minlength=count + 1)
+        large = above >= max(_LEAST_CONSOLIDATION * max(lung.sum(), 1), 20000.0 / np.prod(spacing))
+        large[0] = False
+        if large.any():
+            whole = close(lung | large[labels], spacing, _CLOSING) & ~barred & (volume.hu < _BONE)
+            filled[whole & (filled == 0)] = side
+    return filled
+
+
+def _diaphragm(
+    sides: NDArray[np.uint8], cage: RibCage, spacing: Spacing
+) -> dict[int, tuple[float, NDArray[np.float64]]]:
+    """For each half of the chest the height of the diaphragm's crest and its height by (y, x), mm from the first slice.
+
+    Its crest is where aerated lung stands on it at the front, beside the heart; from there it falls to the ribs at the
+    side and the back like an ellipsoid. The left dome stands no higher than the right one, and where one lung is
+    missing, the other's crest counts.
+    """
+    slices = np.flatnonzero(sides.any(axis=(1, 2)))
+    rows = np.flatnonzero(sides.any(axis=(0, 2)))
+    axis_y, axis_x = float(np.median(cage.y[slices])), float(np.median(cage.x[slices]))
+    y = np.arange(sides.shape[1])[:, None] * spacing[1]
+    right = axis_x - np.arange(sides.shape[2])[None, :] * spacing[2]
+    falls, crests = {}, {}
+    for side in (1, 2):
+        wall = cage.wall[slices][:, cage.directions(side)]
+        known = np.isfinite(wall)
+        if known.mean() < 0.5:
+            continue
+        width = float(np.percentile(wall[known], 90))
+        back = axis_y + float(np.median(wall[known & (wall < width)]))
+        crest_y = rows[0] * spacing[1] + _CREST * (back - rows[0] * spacing[1])
+        out = right if side == 1 else -right
+        lung = sides == side
+        beside_heart = (out > _BESIDE_HEART * width) & (out < 0.85 * width) & (y < crest_y) & lung.any(axis=0)
+        if beside_heart.any():
+            crests[side] = float(np.median(lung.argmax(axis=0)[beside_heart])) * spacing[0]
+        along = np.maximum(y - crest_y, 0.0) / max(back - crest_y, 1.0)
+        across = (out - 0.5 * width) / (0.5 * width)
+        fall = _FALL * (1.0 - np.sqrt(np.maximum(1.0 - along**2 - across**2, 0.0)))
+        falls[side] = fall
+    if not crests:
+        return {}
+    crest = {1: crests.get(1, min(crests.values())), 2: min(crests.values())}
+    return {side: (crest[side], crest[side] - fall) for side, fall in falls.items()}
 
 
 def _ground_glass(volume: ReducedVolume, lung: Mask, barred: Mask) -> Mask:

@@ -16,7 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ._filling import AIR, GAS, TISSUE, Polar, ReducedVolume, attach_pieces, fill
+from ._cage import RibCage
+from ._filling import (
+    AIR,
+    GAS,
+    GROUND_GLASS,
+    TISSUE,
+    Polar,
+    ReducedVolume,
+    attach_pieces,
+    fill,
+    fill_to_ribs,
+    free_gas,
+)
 from ._morphology import (
     IN_PLANE,
     Box,
@@ -24,6 +36,7 @@ from ._morphology import (
     Mask,
     Spacing,
     bounding_box,
+    close,
     dilate,
     distance,
     erode,
@@ -39,6 +52,14 @@ _AIRWAY_TO_MIDLINE = 60.0
 # Vertebrae are thick and brighter than this, HU; less than so much of it, mm3, says nothing.
 _BONE = 180.0
 _LEAST_BONE = 2000.0
+# Diffuse ground glass starts here, is at least twice so thick and this much in one piece; HU, mm, mL.
+_HAZE = -460.0
+_HAZE_DEPTH = 5.0
+_LEAST_HAZE = 15.0
+# Emphysema is a lung of at least so many mL, of which this share, away from its border, is vessels above this many HU.
+_EMPHYSEMA = 400.0
+_VESSEL = -750.0
+_LEAST_VESSELS = 0.01
 # Less than this in its widest slice is no lung that anything could be measured in, mm2.
 _SMALLEST_SECTION = 1500.0
 # How far the air is eroded to part two lungs that touch, mm.
@@ -87,7 +108,9 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
     if body is None:
         return None
     check()
-    inside = (volume.hu < AIR) & ~volume.padding & ~outside
+    gas = free_gas(volume) & ~outside
+    haze = _haze(volume) & ~outside
+    inside = ((volume.hu < AIR) & ~volume.padding & ~outside & ~gas) | haze
     pairs = _opposite_sides(body)
     main = _lung_like(volume, inside, pairs)
     if not main.any():
@@ -95,9 +118,11 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
     check()
 
     part = bounding_box(main, spacing, 45.0)
-    height, midline = _center(volume, body, main)
+    cage = RibCage.seen(volume.hu, spacing)
+    height, midline = _center(volume, body, main, cage)
     height, midline = height - part[1].start * spacing[1], midline - part[2].start * spacing[2]
-    volume, main, inside, outside = volume.cropped(part), main[part], inside[part], outside[part]
+    cage = None if cage is None else cage.cropped(part)
+    volume, main, inside, outside = volume.cropped(part), main[part], inside[part], outside[part] | gas[part]
     airway = _airways(volume, inside, main, midline)
     airway_wall = dilate(airway, spacing, 3.0)
     free = inside & ~airway_wall
@@ -110,10 +135,13 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
     air_sides = attach_pieces(volume, sides, free & (pairs[part] > 0), polar)
     check()
     sides = fill(volume, air_sides, outside | airway, polar, check)
+    if cage is not None:
+        sides = fill_to_ribs(volume, sides, outside | airway_wall, cage)
     if _section(sides > 0, spacing) < _SMALLEST_SECTION:
         return None
     other_air = ((airway_wall | inside) & (sides == 0)) | outside
-    return LungRegions(inner_box(box, part), sides, (sides > 0) & (air_sides == 0), other_air)
+    dense = (sides > 0) & ((air_sides == 0) | haze[part])
+    return LungRegions(inner_box(box, part), sides, dense, other_air)
 
 
 def _section(mask: Mask, spacing: Spacing) -> float:
@@ -159,6 +187,20 @@ def _body(volume: ReducedVolume) -> Mask | None:
     return dilate(labels == largest, volume.spacing, 4.0) & tissue
 
 
+def _haze(volume: ReducedVolume) -> Mask:
+    """Ground glass too dense for AIR in pieces so thick that no border between lung and tissue is, and so large."""
+    from scipy import ndimage
+
+    spacing = volume.spacing
+    hu = ndimage.uniform_filter(volume.hu, 3)
+    band = (hu > _HAZE) & (hu < GROUND_GLASS) & ~volume.padding
+    haze = dilate(erode(band, spacing, _HAZE_DEPTH), spacing, _HAZE_DEPTH) & band
+    labels, count = label(haze)
+    large = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) >= 1000 * _LEAST_HAZE
+    large[0] = False
+    return large[labels]
+
+
 def _lung_like(volume: ReducedVolume, inside: Mask, pairs: NDArray[np.uint8]) -> Mask:
     """Solid pockets of air that have the density of lung and lie inside the body.
 
@@ -187,6 +229,13 @@ def _lung_like(volume: ReducedVolume, inside: Mask, pairs: NDArray[np.uint8]) ->
     volume_ml = size * np.prod(spacing) / 1000.0
 
     dense = share > np.where(volume_ml > 200.0, 0.1, 0.8)
+    if (volume_ml[1:] > _EMPHYSEMA).any():
+        # darker all through than lung is, but with vessels
+        around = erode(close(labels > 0, spacing, 6.0), spacing, 8.0)
+        whole = grow(np.minimum(labels, 255).astype(np.uint8), around) if count < 255 else labels
+        inner = np.bincount(whole[around], minlength=count + 1)
+        vessels = np.bincount(whole[around & (volume.hu > _VESSEL)], minlength=count + 1)
+        dense |= (volume_ml > _EMPHYSEMA) & (vessels > _LEAST_VESSELS * inner)
     dense[0] = False
     between = np.where(dense, np.bincount(labels[pairs > 0], minlength=count + 1), 0)
     inside_body = between > 0.4 * size
@@ -218,21 +267,23 @@ def _opposite_sides(body: Mask) -> NDArray[np.uint8]:
     return pairs
 
 
-def _center(volume: ReducedVolume, body: Mask, main: Mask) -> tuple[float, float]:
+def _center(volume: ReducedVolume, body: Mask, main: Mask, cage: RibCage | None) -> tuple[float, float]:
     """The patient's center in the slices that hold lung, mm along y and x.
 
-    Along x it is the spine's where bones are seen: a field of view around one lung has more of the body beside it.
+    Along x it is the spine's, or at least the bones', where they are seen: a field of view around one lung has more of
+    the body beside it.
     """
     spacing = volume.spacing
     slices = np.asarray(main.any(axis=(1, 2)))
-    bone = erode((volume.hu > _BONE) & slices[:, None, None], spacing, 4.0)
     trunk = body[slices]
+    rows = trunk.sum(axis=(0, 2), dtype=float)
+    height = float(np.average(np.arange(len(rows)), weights=rows)) * spacing[1]
+    if cage is not None:
+        return height, float(np.median(cage.x[slices]))
+    bone = erode((volume.hu > _BONE) & slices[:, None, None], spacing, 4.0)
     solid = bone if bone.sum() * np.prod(spacing) > _LEAST_BONE else trunk
-    rows, columns = trunk.sum(axis=(0, 2), dtype=float), solid.sum(axis=(0, 1), dtype=float)
-    return (
-        float(np.average(np.arange(len(rows)), weights=rows)) * spacing[1],
-        float(np.average(np.arange(len(columns)), weights=columns)) * spacing[2],
-    )
+    columns = solid.sum(axis=(0, 1), dtype=float)
+    return height, float(np.average(np.arange(len(columns)), weights=columns)) * spacing[2]
 
 
 def _airways(volume: ReducedVolume, inside: Mask, main: Mask, midline: float) -> Mask:

@@ -52,14 +52,8 @@ def find_lungs(
     """
     view = volume.geometry.axial_view()
     array = view.apply(volume.array)
-    if np.any(np.diff(np.abs(array.strides)) > 0):
-        # slices across the memory's order would be read many times slower
-        array = np.ascontiguousarray(array)
-    spacing = view.geometry.spacing_zyx
-    factors = tuple(max(1, round(_WORKING_SPACING / s)) for s in spacing)
-    steps = _Steps(-(-array.shape[0] // factors[0]), array.shape[0], progress, cancelled)
-
-    reduced = _reduce(array, spacing, factors, steps)
+    steps = _Steps(array.shape[0], progress, cancelled)
+    reduced, factors = reduce_volume(array, view.geometry.spacing_zyx, steps.slab)
     regions = find_regions(reduced, steps.region)
     if regions is None:
         raise LungsNotFoundError(
@@ -79,36 +73,51 @@ class _Steps:
 
     REGION_STEPS = 8
 
-    def __init__(
-        self, blocks: int, slices: int, progress: Progress | None, cancelled: Callable[[], bool] | None
-    ) -> None:
-        self._progress, self._cancelled = progress, cancelled
-        self._weights = {"block": 20.0 / blocks, "region": 50.0 / self.REGION_STEPS, "slice": 30.0 / slices}
+    def __init__(self, slices: int, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
+        self._progress, self._cancelled, self._slices = progress, cancelled, slices
         self._done = 0.0
 
-    def _step(self, kind: str) -> None:
+    def _step(self, percent: float) -> None:
         if self._cancelled is not None and self._cancelled():
             raise CancelledError("Finding the lungs was stopped.")
-        self._done = min(self._done + self._weights[kind], 99.0)
+        self._done = min(self._done + percent, 99.0)
         if self._progress is not None:
             self._progress("lungs", int(self._done), 100)
 
-    def block(self) -> None:
-        self._step("block")
+    def slab(self, slices: int) -> None:
+        self._step(20.0 * slices / self._slices)
 
     def region(self) -> None:
-        self._step("region")
+        self._step(50.0 / self.REGION_STEPS)
 
     def slice(self) -> None:
-        self._step("slice")
+        self._step(30.0 / self._slices)
 
     def finish(self) -> None:
         if self._progress is not None:
             self._progress("lungs", 100, 100)
 
 
-def _reduce(array: NDArray, spacing: Spacing, factors: tuple[int, ...], steps: _Steps) -> ReducedVolume:
-    """Average blocks of voxels; works slab by slab, so that memory stays small."""
+def reduce_volume(
+    array: NDArray, spacing: Spacing, read: Callable[[int], None] = lambda _: None
+) -> tuple[ReducedVolume, tuple[int, ...]]:
+    """Average blocks of voxels; works slab by slab, so that memory stays small.
+
+    Args:
+        array: HU (z, y, x) of the axial view.
+        spacing: (z, y, x) mm.
+        read: called with the number of slices after each slab; may raise to stop.
+
+    Returns:
+        The volume on the working grid of about 2 mm, and how many voxels (z, y, x) a block of it has.
+
+    Raises:
+        IntensityError: voxels that are not a number.
+    """
+    factors = tuple(max(1, round(_WORKING_SPACING / s)) for s in spacing)
+    if np.any(np.diff(np.abs(array.strides)) > 0):
+        # slices across the memory's order would be read many times slower
+        array = np.ascontiguousarray(array)
     rows, columns = (np.arange(0, n, f) for n, f in zip(array.shape[1:], factors[1:], strict=True))
     pixels = np.outer(np.diff(np.append(rows, array.shape[1])), np.diff(np.append(columns, array.shape[2]))).astype(
         np.float32
@@ -128,12 +137,12 @@ def _reduce(array: NDArray, spacing: Spacing, factors: tuple[int, ...], steps: _
             padding.append(block_means(low.sum(axis=0, dtype=np.float32), len(slab)) > 0.5)
         else:
             padding.append(np.zeros(pixels.shape, dtype=bool))
-        steps.block()
+        read(len(slab))
     reduced = np.stack(hu)
     if np.isnan(reduced).any():
         raise IntensityError("The volume holds voxels that are not a number (NaN); export it again.")
     scaled = tuple(s * f for s, f in zip(spacing, factors, strict=True))
-    return ReducedVolume(reduced, np.stack(padding), (scaled[0], scaled[1], scaled[2]))
+    return ReducedVolume(reduced, np.stack(padding), (scaled[0], scaled[1], scaled[2])), factors
 
 
 def _interpolation(size: int, factor: int, count: int) -> NDArray[np.float32]:

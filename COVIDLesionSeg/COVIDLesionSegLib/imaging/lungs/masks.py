@@ -19,6 +19,9 @@ _LUNGMASK_LOBES = {1: LEFT, 2: LEFT, 3: RIGHT, 4: RIGHT, 5: RIGHT}
 # a mask with one label is divided on a grid of about this spacing, after at most so many erosions of it
 _COARSE_MM = 3.0
 _MOST_EROSIONS = 6
+# the body is denser than this, HU; a piece with this share of the largest one belongs to it, such as an arm
+_BODY_FROM = -500
+_LEAST_PIECE = 0.05
 # two pieces are the two lungs when each has this share of both, and their centers lie this far apart from left to right
 _LEAST_SHARE = 0.15
 _LEAST_DISTANCE_MM = 50.0
@@ -122,6 +125,43 @@ def lung_box(lungs: NDArray[Any], margin: int) -> tuple[slice, slice, slice]:
             raise LungsNotFoundError("The lung mask is empty, so there is nothing to crop to.")
         box.append(slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, lungs.shape[axis])))
     return box[0], box[1], box[2]
+
+
+def body_box(
+    hu: NDArray[Any], lungs: NDArray[Any], spacing: tuple[float, float, float], margin: int
+) -> tuple[slice, slice, slice]:
+    """The bounding box of the body and the lungs with a margin: air, table and filling around the patient are left out.
+
+    It is what a network sees where the lungs can't be trusted: nothing that could be lung lies outside of it. It is
+    worked out on a grid of about 3 mm.
+
+    Args:
+        hu: (z, y, x), HU, of any view of the CT.
+        lungs: on the same grid; anything that is not 0 lies in the box.
+        spacing: (z, y, x), mm.
+        margin: voxels on every side, cut off at the grid's border.
+
+    Returns:
+        Slices (z, y, x) with start and stop; the whole grid where there is neither body nor lung.
+    """
+    from scipy import ndimage
+
+    steps = [max(1, round(_COARSE_MM / length)) for length in spacing]
+    every = tuple(slice(None, None, step) for step in steps)
+    # eroded, so that the table's shell and its mattress fall off the back
+    solid = ndimage.binary_erosion(hu[every] > _BODY_FROM, border_value=1)
+    pieces, count = ndimage.label(solid)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    inside = ((sizes >= _LEAST_PIECE * sizes.max()) & (sizes > 0))[pieces] | (lungs[every] != 0)
+    if not inside.any():
+        return slice(0, hu.shape[0]), slice(0, hu.shape[1]), slice(0, hu.shape[2])
+    # two steps more: one was eroded, and between two samples lies up to another
+    z, y, x = (
+        slice(max(side.start * step - margin, 0), min(side.stop * step + margin, n))
+        for side, step, n in zip(lung_box(inside, 2), steps, hu.shape, strict=True)
+    )
+    return z, y, x
 
 
 def divide_lungs(mask: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8] | None:

@@ -15,9 +15,39 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...resources import load_json
 from ..volume import Volume
+from ._cage import RibCage
+from ._filling import ReducedVolume, free_gas
+from ._morphology import Box, Mask, bounding_box, dilate, erode, label
+from .finder import reduce_volume
+from .masks import LEFT, RIGHT
 
 OK, DOUBTFUL = "ok", "doubtful"
-RIGHT, LEFT = 1, 2
+# the engine of lungs that somebody else made
+GIVEN = "given"
+NAMES = {RIGHT: "right", LEFT: "left"}
+
+# A label holds both lungs when each side of the spine has this share of it.
+_SHARE_OF_A_SIDE = 0.25
+# Less than this beside the spine is no half of a chest, mm.
+_HALF_A_CHEST = 60.0
+# Beside the lowest and the highest part of the lungs lie diaphragm and shoulders, mm.
+_BASE, _APEX = 30.0, 35.0
+# A slice with this share of the widest section lies within the lungs, not at their end.
+_CUT = 0.1
+# A lung reaches the ribs where it comes as near as this, mm.
+_GAP = 12.0
+# Of the wall, or the hull, so much must be seen to judge by it.
+_KNOWN = 0.3
+# What lies between is judged up to so far from the ribs, and not at the borders, mm; HU.
+_DEPTH, _RIM = 30.0, 3.0
+_MOSTLY_GAS, _MOSTLY_AERATED = -900.0, -250.0
+# Of a pneumothorax's surface so much lies against the lung; bowel under the diaphragm touches it hardly.
+_OPEN_TO_LUNGS = 0.15
+# Smoothed lung above this holds no air, HU; with this share of it, none of the lung does.
+_AIRLESS = -200.0
+_WHOLE = 0.85
+# Gas is looked for up to so far from the mask, mm.
+_MARGIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -25,11 +55,12 @@ class LungFinding:
     """One thing that speaks against a lung mask.
 
     Attributes:
-        check: name of the check in ``Resources/LungQuality.json``.
+        check: name of the check in ``Resources/LungQuality.json``; "not_looked_for" where nobody looked for lungs.
         value: what was measured, in ``unit``; None where the check has no number.
         limit: the limit that it passed, in ``unit``; None where the check has none.
         unit: UCUM unit of both, "1" for a ratio.
         sentence: what was seen, for a radiologist, e.g. "The left lung is missing."
+        is_note: whether it only has to be said, and leaves the verdict as it is.
     """
 
     check: str
@@ -37,6 +68,7 @@ class LungFinding:
     limit: float | None
     unit: str
     sentence: str
+    is_note: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +81,14 @@ class LungQuality:
         findings: what makes it doubtful; empty where the verdict is "ok".
         measures: name -> value of everything that was measured, whether it passed a limit or not; None where the
             volume does not show it.
+        notes: what a reader has to know although it does not make the mask doubtful.
     """
 
     verdict: str
     engine: str
     findings: tuple[LungFinding, ...] = ()
     measures: Mapping[str, float | None] = field(default_factory=dict)
+    notes: tuple[LungFinding, ...] = ()
 
     @property
     def is_doubtful(self) -> bool:
@@ -62,10 +96,9 @@ class LungQuality:
         return self.verdict == DOUBTFUL
 
     def line(self) -> str:
-        """One line for a person: "Lungs doubtful: ..." or "Lungs plausible."."""
-        if not self.is_doubtful:
-            return "Lungs plausible."
-        return f"Lungs doubtful: {' '.join(finding.sentence for finding in self.findings)}"
+        """One line for a person: "Lungs doubtful: ..." or "Lungs plausible.", and the notes."""
+        said = "Lungs doubtful:" if self.is_doubtful else "Lungs plausible."
+        return " ".join([said, *(finding.sentence for finding in (*self.findings, *self.notes))])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -74,6 +107,7 @@ class LungQuality:
             "engine": self.engine,
             "findings": [asdict(finding) for finding in self.findings],
             "measures": dict(self.measures),
+            "notes": [asdict(finding) for finding in self.notes],
         }
 
     @classmethod
@@ -84,33 +118,260 @@ class LungQuality:
             InputError: something else.
         """
         try:
-            findings = tuple(LungFinding(**finding) for finding in value["findings"])
-            return cls(str(value["verdict"]), str(value["engine"]), findings, dict(value["measures"]))
+            findings, notes = (tuple(LungFinding(**one) for one in value[key]) for key in ("findings", "notes"))
+            return cls(str(value["verdict"]), str(value["engine"]), findings, dict(value["measures"]), notes)
         except (KeyError, TypeError) as error:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
-def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = "given") -> LungQuality:
+def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, *, sided: bool = True) -> LungQuality:
     """Judge a lung mask by the CT that it belongs to.
 
     Args:
         volume: the CT, HU.
         lungs: uint8 (z, y, x) on its grid, 1 right lung and 2 left lung; 1 for both where they are not told apart.
         engine: what made the mask.
+        sided: False where 1 stands for both lungs; what lies right and left of the body's middle is compared then.
 
     Returns:
         The verdict, "doubtful" where one of the checks of ``Resources/LungQuality.json`` passed its limit.
+
+    Raises:
+        GridMismatchError: lungs of another shape.
     """
-    limits = load_json("LungQuality.json")["checks"]
-    ml = {side: np.count_nonzero(lungs == side) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
-    measures: dict[str, float | None] = {"right_ml": ml[RIGHT], "left_ml": ml[LEFT]}
-    findings = []
-    smaller = min(ml, key=lambda side: ml[side])
-    ratio = ml[smaller] / ml[RIGHT + LEFT - smaller] if max(ml.values()) else 0.0
-    measures["side_ratio"] = ratio
-    limit = limits["side_ratio"]["limit"]
-    if ratio < limit:
-        name = {RIGHT: "right", LEFT: "left"}[smaller]
-        sentence = f"The {name} lung is {'missing' if not ml[smaller] else 'far smaller than the other'}."
-        findings.append(LungFinding("side_ratio", ratio, limit, "1", sentence))
-    return LungQuality(DOUBTFUL if findings else OK, engine, tuple(findings), measures)
+    volume.geometry.require_shape(lungs, "lung mask")
+    assessment = _Assessment(*_on_reduced_grid(volume, lungs), sided)
+    ml = {side: float(np.count_nonzero(lungs == side)) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
+    assessment.sizes(ml)
+    if any(ml.values()):
+        assessment.wall()
+        assessment.hull(sum(ml.values()))
+        assessment.gas()
+        assessment.field_of_view()
+        if engine == "classical":
+            assessment.airless()
+    doubts, notes = (tuple(f for f in assessment.findings if f.is_note is is_note) for is_note in (False, True))
+    return LungQuality(DOUBTFUL if doubts else OK, engine, doubts, assessment.measures, notes)
+
+
+def _on_reduced_grid(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[ReducedVolume, NDArray[np.uint8]]:
+    """CT and lungs on the working grid of the axial view."""
+    view = volume.geometry.axial_view()
+    reduced, factors = reduce_volume(view.apply(volume.array), view.geometry.spacing_zyx)
+    # the voxel in the middle of each block stands for it
+    index = [
+        np.minimum(np.arange(n) * f + f // 2, size - 1)
+        for n, f, size in zip(reduced.hu.shape, factors, lungs.shape, strict=True)
+    ]
+    return reduced, np.ascontiguousarray(view.apply(lungs)[np.ix_(*index)])
+
+
+class _Assessment:
+    """The checks; each adds what it measured, and a finding where a limit is passed."""
+
+    def __init__(self, volume: ReducedVolume, lungs: NDArray[np.uint8], sided: bool) -> None:
+        self._volume, self._lungs = volume, lungs
+        self._spacing = volume.spacing
+        self._voxel_ml = float(np.prod(volume.spacing)) / 1000
+        self._cage = RibCage.seen(volume.hu, volume.spacing)
+        self._sided = sided and not self._both_in_one_label()
+        self._checks = load_json("LungQuality.json")["checks"]
+        self.measures: dict[str, float | None] = {}
+        self.findings: list[LungFinding] = []
+
+    def _find(self, check: str, value: float | None, sentence: str) -> None:
+        limit = self._checks[check]
+        self.findings.append(
+            LungFinding(check, value, limit["limit"], limit["unit"], sentence, limit["effect"] == "note")
+        )
+
+    def sizes(self, ml: Mapping[int, float]) -> None:
+        """Whether both sides are there, told apart, and of comparable size."""
+        self.measures |= {"right_ml": ml[RIGHT], "left_ml": ml[LEFT], "side_ratio": None}
+        if not any(ml.values()):
+            self._find("side_ratio", None, "The lung mask is empty.")
+            return
+        if not self._sided:
+            self._find("sides", None, "Right and left lung are not told apart.")
+            return
+        smaller = min(ml, key=lambda side: ml[side])
+        ratio = self.measures["side_ratio"] = ml[smaller] / ml[RIGHT + LEFT - smaller]
+        if ratio < self._checks["side_ratio"]["limit"]:
+            name = NAMES[smaller]
+            if not self._in_view(smaller):
+                sentence = f"The {name} half of the chest lies outside the field of view."
+            elif not ml[smaller]:
+                sentence = f"The {name} lung is missing."
+            else:
+                sentence = f"The {name} lung is far smaller than the other ({100 * ratio:.0f} % of its volume)."
+            self._find("side_ratio", ratio, sentence)
+
+    def _both_in_one_label(self) -> bool:
+        """Whether the only label lies on both sides of the spine to like parts."""
+        labels = [side for side in (RIGHT, LEFT) if (self._lungs == side).any()]
+        if len(labels) != 1 or self._cage is None:
+            return False
+        z, _, x = np.nonzero(self._lungs)
+        right = np.mean(x * self._spacing[2] < self._cage.x[z])
+        return bool(min(right, 1 - right) > _SHARE_OF_A_SIDE)
+
+    def _in_view(self, side: int) -> bool:
+        """Whether the half of the chest reaches far enough from the spine into the field of view."""
+        if self._cage is None:
+            return True
+        slices = np.flatnonzero((self._lungs > 0).any(axis=(1, 2)))
+        shown = ~self._volume.padding[slices].all(axis=(0, 1))
+        columns = np.flatnonzero(shown) * self._spacing[2] - float(np.median(self._cage.x[slices]))
+        reach = -columns.min() if side == RIGHT else columns.max()
+        return bool(reach > _HALF_A_CHEST)
+
+    def _heights(self) -> slice:
+        """Slices between the bases and the apices; where the scan ends within the lungs, up to its end."""
+        section = (self._lungs > 0).sum(axis=(1, 2))
+        slices = np.flatnonzero(section)
+        low, high = int(slices[0]), int(slices[-1]) + 1
+        cut = section >= _CUT * section.max()
+        low += 0 if low == 0 and cut[0] else round(_BASE / self._spacing[0])
+        high -= 0 if high == len(section) and cut[-1] else round(_APEX / self._spacing[0])
+        return slice(low, max(high, low))
+
+    def wall(self) -> None:
+        """What lies between each lung and the ribs at its side and back."""
+        for side in (RIGHT, LEFT):
+            key = f"{NAMES[side]}_wall_uncovered"
+            self.measures[key] = None
+            if self._cage is None or (self._sided and not (self._lungs == side).any()):
+                continue
+            heights, directions = self._heights(), self._cage.directions(side)
+            wall = self._cage.wall[heights][:, directions]
+            reached = self._cage.outermost(self._lungs > 0)[heights][:, directions]
+            known = np.isfinite(wall)
+            if known.sum() < max(_KNOWN * known.size, 1):
+                continue
+            uncovered = known & (wall - reached > _GAP)
+            share = self.measures[key] = float(uncovered.sum() / known.sum())
+            if share > self._checks["wall_uncovered"]["limit"]:
+                what = self._between(heights, directions, uncovered, reached, wall)
+                sentence = (
+                    f"{what} between the {NAMES[side]} lung and {100 * share:.0f} % of the ribs beside and behind it."
+                )
+                self._find("wall_uncovered", share, sentence)
+
+    def _between(
+        self,
+        heights: slice,
+        directions: Mask,
+        uncovered: Mask,
+        reached: NDArray[np.float32],
+        wall: NDArray[np.float32],
+    ) -> str:
+        """In words, what the HU between lung and ribs say."""
+        assert self._cage is not None  # noqa: S101 - for the type checker
+        inner = np.full(self._cage.wall.shape, np.inf, np.float32)
+        outer = np.zeros_like(inner)
+        rows = np.arange(len(inner))[heights]
+        block = np.ix_(rows, np.flatnonzero(directions))
+        inner[block] = np.where(uncovered, np.maximum(reached, wall - _DEPTH), np.inf)
+        outer[block] = np.where(uncovered, wall, 0)
+        z, y, x = np.nonzero(np.ones(self._lungs[heights].shape, bool))
+        radius, direction = self._cage.coordinates(z + heights.start, y, x)
+        place = (z + heights.start, direction)
+        hit = (radius > inner[place] + _RIM) & (radius < outer[place] - _RIM)
+        values = self._volume.hu[heights][z[hit], y[hit], x[hit]]
+        middle = float(np.median(values)) if values.size else 0.0
+        if middle < _MOSTLY_GAS:
+            return "Gas lies"
+        if middle < _MOSTLY_AERATED:
+            return "Aerated tissue that is not in the mask lies"
+        return "Dense tissue (consolidation or effusion) lies"
+
+    def hull(self, lungs_ml: float) -> None:
+        """The lungs' volume against that inside the ribs, from the lungs' base to their top."""
+        self.measures["hull_share"] = None
+        if self._cage is None:
+            return
+        slices = np.flatnonzero((self._lungs > 0).any(axis=(1, 2)))
+        hull_ml = 0.0
+        for side in (RIGHT, LEFT):
+            if self._in_view(side):
+                area = self._cage.area(side)[slices[0] : slices[-1] + 1]
+                if np.isnan(area).mean() > 1 - _KNOWN:
+                    return
+                hull_ml += float(np.nanmean(area)) * len(area) * self._spacing[0] / 1000
+        if not hull_ml:
+            return
+        share = self.measures["hull_share"] = lungs_ml / hull_ml
+        if share < self._checks["hull_share_low"]["limit"]:
+            self._find("hull_share_low", share, f"The lungs fill only {100 * share:.0f} % of the rib cage.")
+        elif share > self._checks["hull_share_high"]["limit"]:
+            self._find(
+                "hull_share_high", share, f"The mask fills {100 * share:.0f} % of the rib cage, more than lungs do."
+            )
+
+    def gas(self) -> None:
+        """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
+        box = bounding_box(self._lungs > 0, self._spacing, _MARGIN)
+        inside = self._lungs[box] > 0
+        gas = free_gas(self._volume.cropped(box))
+        within = float((gas & inside).sum()) * self._voxel_ml
+        around = float(self._beside_lungs(gas & ~inside, inside, box).sum()) * self._voxel_ml
+        self.measures |= {"gas_inside_ml": within, "gas_around_ml": around}
+        for check, ml, place in (
+            ("gas_inside", within, "are counted as lung: pneumothorax, a large bulla or bowel"),
+            ("gas_around", around, "lie between lung and chest wall: pneumothorax"),
+        ):
+            if ml > self._checks[check]["limit"]:
+                self._find(check, ml, f"{ml:.0f} mL of gas without lung tissue {place}.")
+
+    def _beside_lungs(self, gas: Mask, lungs: Mask, box: Box) -> Mask:
+        """The regions of gas that touch both lungs and ribs: bowel and trachea lie behind walls of their own."""
+        labels, count = label(gas)
+        if not count or self._cage is None:
+            return np.zeros_like(gas)
+        z, y, x = np.nonzero(gas)
+        place = (z + box[0].start, y + box[1].start, x + box[2].start)
+        radius, direction = self._cage.coordinates(*place)
+        wall = self._cage.wall[place[0], direction]
+        number = labels[z, y, x]
+        size = np.bincount(number, minlength=count + 1)
+        within = np.bincount(number[radius < wall + _RIM], minlength=count + 1) > 0.5 * size
+        at_wall = np.bincount(number[np.abs(radius - wall) < _GAP], minlength=count + 1) > 0.05 * size
+        surface = gas & ~erode(gas, self._spacing, 1.01 * max(self._spacing))
+        open_to_lungs = dilate(lungs, self._spacing, 1.5 * max(self._spacing))
+        touching = np.bincount(labels[surface & open_to_lungs], minlength=count + 1)
+        at_lungs = touching > _OPEN_TO_LUNGS * np.bincount(labels[surface], minlength=count + 1)
+        return (within & at_wall & at_lungs)[labels]
+
+    def airless(self) -> None:
+        """How much of each lung holds no air: an engine that sees lung by its air estimates the borders there."""
+        from scipy import ndimage
+
+        dense = ndimage.uniform_filter(self._volume.hu, 3) > _AIRLESS
+        for side, name in NAMES.items():
+            lung = self._lungs == side
+            share = float(dense[lung].mean()) if lung.any() else None
+            self.measures[f"{name}_airless"] = share
+            if share is not None and share > self._checks["airless"]["limit"]:
+                part = "No part" if share > _WHOLE else f"{100 - 100 * share:.0f} %"
+                self._find(
+                    "airless",
+                    share,
+                    f"{part} of the {name} lung holds air: where it holds none, its border is estimated from the ribs.",
+                )
+
+    def field_of_view(self) -> None:
+        """How much of the lungs' widest section the scan's first or last slice, and its sides, cut."""
+        lung, spacing = self._lungs > 0, self._spacing
+        section = np.count_nonzero(lung, axis=(1, 2))
+        ends = max(int(section[0]), int(section[-1])) / int(section.max())
+        edge = np.zeros(lung.shape[1:], bool)
+        edge[[0, -1]] = edge[:, [0, -1]] = True
+        beside = lung & edge
+        if self._volume.padding.any():
+            beside |= lung & dilate(self._volume.padding, spacing, 1.5 * max(spacing[1:]))
+        sides = int(np.count_nonzero(beside.any(axis=(1, 2)))) / int(np.count_nonzero(section))
+        self.measures |= {"cut_by_ends": ends, "cut_by_sides": sides}
+        if ends > self._checks["cut_by_ends"]["limit"]:
+            self._find("cut_by_ends", ends, "The scan ends within the lungs: figures are of the part that it shows.")
+        if sides > self._checks["cut_by_sides"]["limit"]:
+            self._find("cut_by_sides", sides, "The field of view cuts the lungs at the side.")

@@ -1,4 +1,4 @@
-"""Pieces of a page: everything that comes from outside goes through :func:`text`, which escapes it."""
+"""Pieces of a page. Whatever enters one is escaped, unless it is :class:`Markup` that was made here."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from typing import Any
 from ..catalog import catalog, display_unit
 
 
-def text(value: Any) -> str:
+class Markup(str):
+    """Text that is markup already; joining it with other text by ``+`` or an f-string makes it plain text again."""
+
+
+def text(value: Any) -> Markup:
     """Anything as text that a page can hold."""
-    return html.escape(str(value), quote=True)
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
 
 
-def tag(name: str, content: str = "", **attributes: Any) -> str:
-    """An element; ``content`` is markup already, attributes are escaped (``class_`` is ``class``)."""
+def joined(*parts: Any, by: str = "") -> Markup:
+    """Pieces one after another, without those that are empty."""
+    return Markup(by.join(filter(None, map(text, parts))))
+
+
+def tag(name: str, *content: Any, **attributes: Any) -> Markup:
+    """An element; ``class_`` is ``class``, attributes that are None are left out."""
     given = "".join(f' {key.rstrip("_")}="{text(value)}"' for key, value in attributes.items() if value is not None)
-    return f"<{name}{given}>{content}</{name}>"
+    return Markup(f"<{name}{given}>{joined(*content)}</{name}>")
 
 
-def section(title: str, *parts: str) -> str:
+def section(title: str, *parts: Any) -> Markup:
     """A section with a heading; nothing where there is nothing in it."""
-    content = "\n".join(part for part in parts if part)
-    return tag("section", f"{tag('h2', text(title))}\n{content}") if content else ""
+    return tag("section", joined(tag("h2", title), *parts, by="\n")) if any(parts) else Markup()
 
 
 def number(value: Any, digits: int) -> str:
@@ -37,66 +45,61 @@ def number(value: Any, digits: int) -> str:
     return f"{float(value):.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def value_with_unit(entry: Mapping[str, Any], signed: bool = False) -> str:
+def value_with_unit(entry: Mapping[str, Any], signed: bool = False) -> Markup:
     """Value and unit of a measurement, with the digits that the catalog gives it; ``signed`` shows a plus."""
     digits = catalog()["quantities"][entry["name"]]["digits"]
     unit = display_unit(entry["unit"])
     shown = number(entry["value"], digits)
     if signed and entry["value"] is not None and entry["value"] > 0:
         shown = "+" + shown
-    return shown + (f" {tag('span', text(unit), class_='unit')}" if unit and entry["value"] is not None else "")
+    return joined(shown, tag("span", unit, class_="unit") if unit and entry["value"] is not None else "", by=" ")
 
 
-def status_text(status: str) -> str:
-    """What a status means; nothing for "ok"."""
-    return "" if status == "ok" else catalog()["statuses"].get(status, status)
-
-
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], kinds: Sequence[str] = ()) -> Markup:
     """A table that scrolls sideways where the page is too narrow; columns without a word or number are left out.
 
     Args:
         caption: what it shows.
         columns: headings; a heading that begins with "#" is of a column of numbers.
-        rows: cells as markup, the first one heads its row.
+        rows: cells, the first one heads its row.
         kinds: a class for each row.
     """
     body = [list(row) for row in rows]
     if not body:
-        return ""
+        return Markup()
     kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in body)]
     classes = {i: "number" if columns[i].startswith("#") else None for i in kept}
-    head = "".join(tag("th", text(columns[i].lstrip("#")), scope="col", class_=classes[i]) for i in kept)
+    head = [tag("th", columns[i].lstrip("#"), scope="col", class_=classes[i]) for i in kept]
     lines = []
     for index, row in enumerate(body):
-        cells = tag("th", row[0], scope="row", class_=classes[0])
-        cells += "".join(tag("td", row[i], class_=classes[i]) for i in kept[1:])
-        lines.append(tag("tr", cells, class_=kinds[index] if kinds else None))
-    content = tag("thead", tag("tr", head)) + tag("tbody", "\n".join(lines))
-    return tag("figure", tag("figcaption", text(caption)) + tag("div", tag("table", content), class_="scroll"))
+        cells = [tag("td", row[i], class_=classes[i]) for i in kept[1:]]
+        first = tag("th", row[0], scope="row", class_=classes[0])
+        lines.append(tag("tr", first, *cells, class_=kinds[index] if kinds else None))
+    content = tag("table", tag("thead", tag("tr", *head)), tag("tbody", joined(*lines, by="\n")))
+    return tag("figure", tag("figcaption", caption), tag("div", content, class_="scroll"))
 
 
-def bar(percent: float | None) -> str:
+def bar(percent: float | None) -> Markup:
     """A bar of 0 to 100 %."""
     width = min(max(percent or 0.0, 0.0), 100.0)
     return tag("span", tag("span", style=f"width:{width:.1f}%"), class_="bar")
 
 
-def beside(one: str, other: str) -> str:
+def beside(one: Markup, other: Markup) -> Markup:
     """Two pieces side by side where the page is wide enough, else one under the other."""
-    return tag("div", tag("div", one) + tag("div", other), class_="beside") if one and other else one or other
+    return tag("div", tag("div", one), tag("div", other), class_="beside") if one and other else one or other
 
 
-def picture(png: bytes, description: str, kind: str = "") -> str:
+def picture(png: bytes, description: str, kind: str = "") -> Markup:
     """A picture inside the page, with its caption."""
     # width and height stand in the PNG's first chunk; with them the page does not jump while it loads
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     image = f'<img src="{source}" alt="{text(description)}" width="{width}" height="{height}">'
-    return tag("figure", image + tag("figcaption", text(description)), class_=kind or None)
+    return tag("figure", Markup(image), tag("figcaption", description), class_=kind or None)
 
 
-def page(title: str, style: str, body: str) -> str:
+def page(title: str, style: str, body: Markup) -> str:
     """A whole page that loads nothing from anywhere and runs no script."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (

@@ -1,23 +1,22 @@
-"""Existing data sets taken into a store: pairs of CT and mask, nnU-Net's and MONAI Label's folders, manifests."""
+"""Data sets into a store and out of it: pairs of CT and mask, nnU-Net's and MONAI Label's folders, manifests."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ..documents import read_object
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
+from ..files import user_path, write_json
 from ..imaging import image_stem, image_suffix
 from ..manifest import read_manifest
-from .adding import KnownCtError, add_case
+from .case_files import CaseFiles, KnownCtError
 from .layout import check_rater
-
-if TYPE_CHECKING:
-    from .store import Store
+from .split import StoreSplit, unnamed, usable
 
 Layout = Literal["auto", "pairs", "manifest", "nnunet", "monai-label"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "pairs", "manifest", "nnunet", "monai-label")
@@ -37,7 +36,7 @@ class ImportItem:
         lesion_free: the data set says that there is no lesion.
         answer: what a model answered in the other program; None without one.
         lungs: lung mask.
-        patient: whose it is; where it is not said, the DICOM patient ID counts, else the name.
+        patient: whose it is; where it is not said, the DICOM PatientID counts, else the name.
     """
 
     name: str
@@ -57,15 +56,17 @@ class ImportReport:
         done: name -> id of the case that it became, or whose first mask it is.
         known: name -> id of the case that has this CT already, and a mask or none to get.
         failed: name -> why it was left out, as a sentence.
+        warnings: what a person should know, one sentence each.
     """
 
     done: Mapping[str, str]
     known: Mapping[str, str]
     failed: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def import_cases(
-    store: Store,
+    files: CaseFiles,
     source: Path | str,
     layout: Layout = "auto",
     *,
@@ -83,7 +84,7 @@ def import_cases(
     new: also the mask of a CT that the store has without any.
 
     Args:
-        store: the store.
+        files: the store's cases.
         source: one of
 
             - "pairs": ``<id>_ct`` and ``<id>_lesion`` (and ``<id>_lungs``) volumes, or the folders ``images/`` and
@@ -123,7 +124,7 @@ def import_cases(
         if progress is not None:
             progress("importing", number, len(items))
         try:
-            done[item.name] = _import_one(store, item, rater, label, copy, approve, empty_is_lesion_free)
+            done[item.name] = _import_one(files, item, rater, label, copy, approve, empty_is_lesion_free)
         except KnownCtError as error:
             known[item.name] = error.case_id
         except OutputError:
@@ -132,11 +133,12 @@ def import_cases(
             failed[item.name] = str(error)
     if progress is not None:
         progress("importing", len(items), len(items))
-    return ImportReport(done, known, failed)
+    warning = unnamed([case for case in files.cases() if case.id in set(done.values())])
+    return ImportReport(done, known, failed, (warning,) if warning else ())
 
 
 def _import_one(
-    store: Store,
+    files: CaseFiles,
     item: ImportItem,
     rater: str,
     label: int | str | None,
@@ -158,22 +160,93 @@ def _import_one(
     if no_lesion and not item.lesion_free and not empty_is_lesion_free:
         raise InputError("Its mask is empty.", "If that means 'no lesion', say so with --empty-is-lesion-free.")
     try:
-        case = add_case(store, item.ct, item.patient, copy=copy, lungs=item.lungs, volume=volume, fallback=item.name)
+        case = files.add(item.ct, item.patient, copy=copy, lungs=item.lungs, volume=volume, fallback=item.name)
     except KnownCtError as error:
-        case = store.case(error.case_id)
+        case = files.case(error.case_id)
         if case.revisions or (mask is None and not item.lesion_free):
             raise
         # an import that was ended before the mask was saved, or a CT that was added alone; equal voxels may lie on
         # another grid
         volume.geometry.require_same(case.ct.geometry, "CT", f"CT of {case.id}")
     if "model's answer" in masks and case.prediction is None:
-        store.set_prediction(case.id, masks["model's answer"].mask(), {"id": "unknown", "name": "MONAI Label"})
+        files.set_prediction(case.id, masks["model's answer"].mask(), {"id": "unknown", "name": "MONAI Label"})
     if mask is not None or item.lesion_free:
         array = np.zeros(volume.array.shape, dtype=bool) if mask is None else mask.mask()
-        store.save_revision(case.id, array, rater, no_lesion=no_lesion, is_import=True)
+        files.save_revision(case.id, array, rater, no_lesion=no_lesion, is_import=True)
         if approve:
-            store.approve(case.id, rater)
+            files.approve(case.id, rater)
     return case.id
+
+
+def export_nnunet(
+    files: CaseFiles,
+    split: StoreSplit,
+    folder: Path | str,
+    number: int = 501,
+    name: str = "COVIDLesion",
+    progress: Callable[[str, int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Write the labeled cases in the format of nnU-Net version 2, with the frozen split as its only fold.
+
+    Args:
+        files: the store's cases.
+        split: which patients train and which validate.
+        folder: in which ``Dataset501_COVIDLesion`` is made (nnU-Net's ``nnUNet_raw``).
+        number: of the data set, 1 ... 999.
+        name: of the data set.
+        progress: called as progress("exporting", done, total).
+        cancelled: asked between cases; without ``dataset.json``, which is written last, the rest is no data set.
+
+    Returns:
+        The data set's folder: ``imagesTr``, ``labelsTr`` (1 is lesion), ``dataset.json``, and ``splits_final.json``,
+        which belongs into nnU-Net's folder of preprocessed data. The names are the store's ids; nothing private is
+        written.
+
+    Raises:
+        InputError: no labels yet, a folder that is there already, a number or name that is not allowed.
+        ReadError: a CT or mask that changed or is missing.
+        OutputError: the folder can't be written to.
+    """
+    from ..imaging import LabelVolume, write_labels, write_volume
+
+    if not 1 <= number <= 999 or not name.isidentifier():
+        raise InputError(f"Dataset{number:03d}_{name} is no name of nnU-Net's; a number from 1 to 999 and letters are.")
+    cases = usable(files.cases())
+    if not cases:
+        raise InputError("No case has a label yet; there is nothing to export.")
+    target = Path(folder) / f"Dataset{number:03d}_{name}"
+    if target.exists():
+        raise InputError(f"{target} is there already; choose another folder, number or name.")
+    for done, case in enumerate(cases):
+        if cancelled is not None and cancelled():
+            raise CancelledError(f"Stopped after {done} of {len(cases)} cases; {target} is not complete.")
+        if progress is not None:
+            progress("exporting", done, len(cases))
+        volume = files.read_ct(case.id)
+        label = case.label_revision
+        assert label is not None  # noqa: S101  # usable cases have one
+        mask = files.read_revision(case.id, label.number).mask()
+        write_volume(volume, target / "imagesTr" / f"{case.id}_0000.nii.gz")
+        write_labels(LabelVolume(mask.view("uint8"), volume.geometry), target / "labelsTr" / f"{case.id}.nii.gz")
+    if split.is_frozen:
+        sides = split.sides()
+        fold = {
+            part: [case.id for case in cases if sides.get(case.patient, "train") == side]
+            for part, side in (("train", "train"), ("val", "validation"))
+        }
+        write_json(target / "splits_final.json", [fold])
+    description = {
+        "name": name,
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    write_json(target / "dataset.json", description)
+    if progress is not None:
+        progress("exporting", len(cases), len(cases))
+    return target
 
 
 # --- what data sets look like ----------------------------------------------------------------------------------------
@@ -203,7 +276,7 @@ def _from_manifest(source: Path, _: int | str | None) -> list[ImportItem]:
     for row in read_manifest(source, ["ct"], ["lesion", "patient", "lungs"], text=["lesion", "patient"]):
         lesion = row.get("lesion", "")
         none = lesion.lower() == NO_LESION
-        mask = None if none or not lesion else (source.absolute().parent / Path(lesion).expanduser()).resolve()
+        mask = None if none or not lesion else (source.absolute().parent / user_path(lesion)).resolve()
         lungs = Path(row["lungs"]) if "lungs" in row else None
         items.append(ImportItem(row["id"], Path(row["ct"]), mask, none, lungs=lungs, patient=row.get("patient", "")))
     return items
@@ -292,9 +365,6 @@ def _require_choice(source: Path, labels: Any, label: int | str | None) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path.name} can't be read ({error}).") from error
-    if not isinstance(values, dict):
-        raise ReadError(f"{path.name} is not the description of a data set.")
-    return values
+        return read_object(path)
+    except FileNotFoundError as error:
+        raise ReadError(f"{path} is not there.") from error

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from COVIDLesionSegLib.measurement import components
-from COVIDLesionSegLib.measurement.components import component_at, find_components
+from COVIDLesionSegLib.measurement import lesions
+from COVIDLesionSegLib.measurement.lesions import component_at, find_components
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -51,7 +51,7 @@ def test_components_that_are_hard_to_join_are_those_of_scipy(name):
 def test_components_are_the_same_however_many_slices_are_looked_through_at_once(monkeypatch, voxels):
     mask = np.random.default_rng(3).random((11, 9, 10)) < 0.15
     expected = find_components(mask).image(mask)
-    monkeypatch.setattr(components, "_SLAB", voxels)
+    monkeypatch.setattr(lesions, "_SLAB", voxels)
     assert np.array_equal(find_components(mask).image(mask), expected)
 
 

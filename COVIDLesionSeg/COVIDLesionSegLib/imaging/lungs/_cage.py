@@ -1,0 +1,161 @@
+"""The rib cage as a hull: what a chest still shows where its lungs hold no air.
+
+Works on the reduced grid. In every slice the ribs are seen from an axis in front of the spine, and the innermost bone
+in each direction, taken over the height of a rib and its gap, is the chest wall: the pleura lies one or two millimeters
+inside of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._morphology import Box, Mask, Spacing
+
+# Ribs and vertebrae averaged over a voxel of 2 mm are brighter than this, HU; soft tissue without contrast is not.
+_BONE = 130.0
+# The vertebral column is bone in at least this share of the slices within 20 mm, and it bends slowly.
+_LEAST_SPINE = 0.15
+_SPINE_BOX = 20.0
+_BENDING = (24.0, 40.0, 24.0)
+# The axis runs so far in front of the middle of the vertebrae: between both lungs at every height.
+_AHEAD = 45.0
+# Bone nearer to the axis than this belongs to the spine, not to the wall.
+_NEAREST = 30.0
+# Half the distance from rib to rib, and the percentile of the radii in that window that counts as the inner surface.
+_RIB_GAP = 13.0
+_SPREAD = 2
+_PERCENTILE = 30
+_FEWEST = 3
+# Side walls and back of each half of the chest: degrees from the back, and beyond the vertebrae.
+_WALL = (25.0, 110.0)
+
+
+@dataclass(frozen=True)
+class RibCage:
+    """The inner surface of the ribs in polar coordinates about an axis in front of the spine.
+
+    Attributes:
+        y: (z,) of the axis, mm from the grid's first row.
+        x: (z,) of the axis and the spine, mm from the grid's first column.
+        wall: float32 (z, BINS) radius of the ribs' inner surface, mm; infinite where no bone is seen. Direction 0 and
+            the last are the front, the middle one the back, the patient's right comes first.
+        spacing: (z, y, x) mm.
+    """
+
+    BINS = 120
+
+    y: NDArray[np.float64]
+    x: NDArray[np.float64]
+    wall: NDArray[np.float32]
+    spacing: Spacing
+
+    @classmethod
+    def seen(cls, hu: NDArray[np.float32], spacing: Spacing) -> RibCage | None:
+        """The rib cage of a CT, or None where no vertebral column is seen.
+
+        Args:
+            hu: float32 (z, y, x) of the axial view.
+            spacing: (z, y, x) mm.
+        """
+        bone = hu > _BONE
+        axis = _spine(bone, spacing)
+        if axis is None:
+            return None
+        y, x = axis[0] - _AHEAD, axis[1]
+        cage = cls(y, x, np.zeros((len(hu), cls.BINS), np.float32), spacing)
+        places = np.nonzero(bone)
+        radius, direction = cage.coordinates(*places)
+        outer = radius > _NEAREST
+        nearest = np.full(cage.wall.shape, np.inf, np.float32)
+        np.minimum.at(nearest, (places[0][outer], direction[outer]), radius[outer])
+        return cls(y, x, _inner_surface(nearest, spacing[0]), spacing)
+
+    def cropped(self, box: Box) -> RibCage:
+        """The part inside the box, positions counted from its corner."""
+        z, y, x = box
+        return RibCage(
+            self.y[z] - y.start * self.spacing[1], self.x[z] - x.start * self.spacing[2], self.wall[z], self.spacing
+        )
+
+    def coordinates(
+        self, z: NDArray[np.intp], y: NDArray[np.intp], x: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Radius (mm) and direction (0 to BINS - 1) of voxels given by their indices."""
+        behind = (y * self.spacing[1] - self.y[z]).astype(np.float32)
+        left = (x * self.spacing[2] - self.x[z]).astype(np.float32)
+        turn = (np.arctan2(left, behind) + np.pi) / (2 * np.pi)
+        return np.hypot(behind, left), (turn * self.BINS).astype(np.intp) % self.BINS
+
+    def outermost(self, mask: Mask) -> NDArray[np.float32]:
+        """Radius of the mask's outermost voxel by (z, direction), mm; 0 where there is none."""
+        places = np.nonzero(mask)
+        radius, direction = self.coordinates(*places)
+        outermost = np.zeros(self.wall.shape, np.float32)
+        np.maximum.at(outermost, (places[0], direction), radius)
+        return outermost
+
+    def directions(self, side: int) -> Mask:
+        """(BINS,) Directions to the side wall and the back of the right (1) or left (2) half of the chest."""
+        angle = ((np.arange(self.BINS) + 0.5) / self.BINS * 360 - 180) * (-1 if side == 1 else 1)
+        return (angle > _WALL[0]) & (angle < _WALL[1])
+
+    def area(self, side: int) -> NDArray[np.float64]:
+        """(z,) area inside the ribs of the right (1) or left (2) half, mm2.
+
+        Directions without bone count as the others' mean does; NaN where most have none.
+        """
+        half = self.BINS // 2
+        wall = self.wall[:, :half] if side == 1 else self.wall[:, half:]
+        known = np.isfinite(wall)
+        square = np.where(known, wall, 0.0).astype(float) ** 2
+        seen = known.sum(axis=1)
+        mean = np.divide(square.sum(axis=1), seen, out=np.full(len(seen), np.nan), where=seen > half // 2)
+        return np.pi / 2 * mean
+
+
+def _spine(bone: Mask, spacing: Spacing) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Row and column of the vertebral column by slice, mm: ribs slope, it stands in every slice at about one place."""
+    from scipy import ndimage
+
+    def smoothed(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        for axis in (1, 2):
+            width = max(1, round(_SPINE_BOX / spacing[axis]))
+            image = ndimage.uniform_filter1d(image, width, axis=axis - 3, mode="constant")
+        return image
+
+    whole = smoothed(bone.mean(axis=0, dtype=np.float32))
+    if whole.max() < _LEAST_SPINE:
+        return None
+    row, column = (int(i) for i in np.unravel_index(whole.argmax(), whole.shape))
+    reach = [round(bend / s) for bend, s in zip(_BENDING, spacing, strict=True)]
+    low_row, low_column = max(row - reach[1], 0), max(column - reach[2], 0)
+    part = bone[:, low_row : row + reach[1] + 1, low_column : column + reach[2] + 1].astype(np.float32)
+    height = min(2 * reach[0] + 1, len(bone))
+    part = smoothed(ndimage.uniform_filter1d(part, height, axis=0, mode="nearest"))
+    rows, columns = np.unravel_index(part.reshape(len(part), -1).argmax(axis=1), part.shape[1:])
+    y, x = ((low_row + rows) * spacing[1], (low_column + columns) * spacing[2])
+    return (
+        np.asarray(ndimage.median_filter(y, height, mode="nearest"), float),
+        np.asarray(ndimage.median_filter(x, height, mode="nearest"), float),
+    )
+
+
+def _inner_surface(nearest: NDArray[np.float32], slice_spacing: float) -> NDArray[np.float32]:
+    """A low percentile over the window of a rib and its gap: bridges the gaps, leaves single inner spots out."""
+    count = len(nearest)
+    reach = max(1, round(_RIB_GAP / slice_spacing))
+    padded = np.pad(nearest, ((reach, reach), (0, 0)), constant_values=np.inf)
+    window = np.stack(
+        [
+            np.roll(padded[start : start + count], turn, axis=1)
+            for start in range(2 * reach + 1)
+            for turn in range(-_SPREAD, _SPREAD + 1)
+        ]
+    )
+    window.sort(axis=0)
+    known = np.isfinite(window).sum(axis=0)
+    surface = np.take_along_axis(window, (known * _PERCENTILE // 100)[None], axis=0)[0]
+    return np.where(known >= _FEWEST, surface, np.inf).astype(np.float32)
