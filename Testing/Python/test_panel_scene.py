@@ -39,7 +39,7 @@ def parameters(panel, mrml):
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrml, parameters):
+def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrml, parameters, capfd):
     neighbors = [add_ct("first"), add_ct("second"), add_ct("third")]
     if "Volume" not in SELECTORS[selector]:
         neighbors = [add_reference(node, mrml, chest()[1]) for node in neighbors]
@@ -49,6 +49,7 @@ def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrm
     let_run()
     assert getattr(parameters, SELECTORS[selector]) is None
     assert find(panel, selector).currentNode() is None
+    assert "DataNodeCache" not in capfd.readouterr().err, "a node that goes is not touched any more"
 
 
 def test_a_deleted_region_of_interest_is_not_replaced_by_another(panel, ct, scene, mrml):

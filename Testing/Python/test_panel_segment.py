@@ -283,7 +283,9 @@ def test_the_diagnostic_report_is_for_the_clipboard(panel, ct, worker, slicer_gu
 # ---- models and devices ---------------------------------------------------------------------------------------------
 
 
-def test_the_device_says_what_it_will_be_and_why(panel, parameters):
+def test_the_device_says_what_it_will_be_and_why(panel, ct, parameters):
+    assert "the first run tells" in panel.segment.ui.deviceLabel.text
+    apply_and_wait(panel)
     wait_for(lambda: "built without CUDA" in panel.segment.ui.deviceLabel.text, "the doctor")
     parameters.device = "cuda:2"
     assert "no cuda:2 here" in panel.segment.ui.deviceLabel.text

@@ -94,4 +94,4 @@ def _is_as_found(segmentationNode: Any, volumeNode: Any) -> bool:
 
 
 def _checksum(lungs: NDArray[Any]) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(lungs, np.uint8)):08x}"
+    return f"{zlib.crc32(lungs.astype(np.uint8).tobytes()):08x}"

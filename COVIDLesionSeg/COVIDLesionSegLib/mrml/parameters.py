@@ -137,13 +137,6 @@ class ParameterSet:
         """
         return requireNode(self._node, _NODE_CLASS, "parameter node")
 
-    def release(self, node: Any) -> None:
-        """Let go of a node, wherever it is referred to."""
-        names = [name for name, value in vars(type(self)).items() if isinstance(value, NodeReference)]
-        held = [name for name in names if getattr(self, name) is node]
-        if held:
-            self.update(**dict.fromkeys(held))
-
     def update(self, **values: Any) -> None:
         """Set several at once, with one Modified event; all are set or, after an error, those before it.
 
@@ -196,6 +189,17 @@ class ModuleParameters(ParameterSet):
     minimumVolume = Parameter(0.0, limits=(0.0, 100.0))
     lesionSegmentId = Parameter("")
     referenceSegmentId = Parameter("")
+
+    def release(self, node: Any) -> None:
+        """Let go of a node that is about to be removed, wherever it is referred to, and do not touch it any more."""
+        references = [name for name, value in vars(type(self)).items() if isinstance(value, NodeReference)]
+        values: dict[str, Any] = {name: None for name in references if getattr(self, name) is node}
+        if "inputVolume" in values:
+            # what belongs to it goes with it and is kept nowhere
+            values = {name: "" if name.endswith("Id") else None for name in OF_A_CT}
+            self.node.SetNodeReferenceID("inputVolume", None)
+        if values:
+            self.update(**values)
 
     def keepWith(self, volumeNode: Any, **values: Any) -> None:
         """Set what belongs to a CT: among the choices if it is the chosen one, else with the CT.

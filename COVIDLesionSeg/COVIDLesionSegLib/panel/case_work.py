@@ -392,7 +392,7 @@ class CaseWork(VTKObservationMixin):
         """The nodes are still there: keep what is in them, here and now."""
         self._hold.keepHere()
 
-    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator]
+    @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeGoes(self, _caller: Any, _event: str, node: Any) -> None:
         if node in (self._scene.volumeNode, self._scene.segmentationNode):
             self._hold.keepHere()

@@ -77,7 +77,6 @@ class ModulePanel(VTKObservationMixin):
         self._useParameters()
         # a model may have been removed or trained meanwhile
         self.session.modelsChanged.emit()
-        self.session.devices.ask()
         self._tabChanged()
 
     def exit(self) -> None:

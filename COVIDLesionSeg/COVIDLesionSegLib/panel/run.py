@@ -177,8 +177,12 @@ class SegmentationRun(VTKObservationMixin):
     def _send(self) -> None:
         volume, choices = self._volume, self._choices
         arrays = {"volume": volume.array} if self._lungs is None else {"volume": volume.array, "lungs": self._lungs}
+        client = self._session.client("lesions")
         self._enter("computing")
-        self._request = self._session.client("lesions").request(
+        if client.busy:
+            # e.g. a model is being verified, or the devices are looked at
+            self._onProgress(Progress("waiting", 0, 1))
+        self._request = client.request(
             "segment",
             choices.request(volume.geometry, self._session.modelFor(choices.model)),
             arrays,
@@ -277,6 +281,8 @@ class SegmentationRun(VTKObservationMixin):
         for text in dict.fromkeys(self._reply.messages):
             self.noted.emit(Notice(text))
         self._end(self._outcome(summary))
+        # the worker is warm now
+        self._session.devices.ask()
         self.finished.emit(volumeNode, segmentationNode)
 
     def _outcome(self, summary: Any) -> Notice:
