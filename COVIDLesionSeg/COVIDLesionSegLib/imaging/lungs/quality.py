@@ -224,18 +224,17 @@ class _Assessment:
         labels = [side for side in (RIGHT, LEFT) if (self._lungs == side).any()]
         if len(labels) != 1 or self._cage is None:
             return False
-        right = self._share_on_the_right()
-        return min(right, 1 - right) > _SHARE_OF_A_SIDE
+        return bool(self._cage.shares(self._lungs > 0).min() > _SHARE_OF_A_SIDE)
 
     def _share_on_the_right(self) -> float:
         """Share of the mask on the right of the spine, or of the body's middle where no ribs are seen."""
-        z, _, x = np.nonzero(self._lungs)
-        if not len(x):
+        inside = self._lungs > 0
+        if not inside.any():
             return 0.5
         if self._cage is not None:
-            return float(np.mean(x * self._spacing[2] < self._cage.x[z]))
+            return float(self._cage.shares(inside)[0])
         body = np.flatnonzero((self._volume.hu > _BODY).any(axis=(0, 1)))
-        return float(np.mean(x < (body[0] + body[-1] + 1) / 2)) if len(body) else 0.5
+        return float(np.mean(np.nonzero(inside)[2] < (body[0] + body[-1] + 1) / 2)) if len(body) else 0.5
 
     def _in_view(self, side: int) -> bool:
         """Whether the half of the chest reaches far enough from the spine into the field of view."""
@@ -334,9 +333,11 @@ class _Assessment:
         """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
         box = bounding_box(self._lungs > 0, self._spacing, _MARGIN)
         inside = self._lungs[box] > 0
-        gas = free_gas(self._volume.cropped(box))
+        volume = self._volume.cropped(box)
+        gas = free_gas(volume, rim=False)
         within = float((gas & inside).sum()) * self._voxel_ml
-        around = float(self._beside_lungs(gas & ~inside, inside, box).sum()) * self._voxel_ml
+        beside = self._beside_lungs(free_gas(volume) & ~inside, inside, box)
+        around = float((gas & beside).sum()) * self._voxel_ml
         self.measures |= {"gas_inside_ml": within, "gas_around_ml": around}
         for check, ml, place in (
             ("gas_inside", within, "are counted as lung: pneumothorax, a large bulla or bowel"),
