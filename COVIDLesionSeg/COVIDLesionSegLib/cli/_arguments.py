@@ -80,6 +80,10 @@ def refuse_to_replace(inputs: Iterable[Path | str | None], outputs: Iterable[Pat
     for output in outputs:
         if output is not None and not output.is_dir():
             check_target(output)
+    inputs = [path for path in inputs if path is not None]
+    for path in inputs:
+        if "\0" in str(path):
+            raise InputError(f"{str(path)!r} can't be the name of a file.")
     # not each output with each input: hundreds of studies would take minutes
     there = {_identity(path): path for path in inputs if path is not None}
     there.pop(None, None)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, LungsNotFoundError
 from ..imaging import Volume
-from ..imaging.masks import surface_points
 from .catalog import catalog
+from .surface import average_surface_distance
 
 KINDS = ("rigid", "affine")
 # fewer coarse voxels than this on an axis are too few for a registration
@@ -271,7 +271,7 @@ def _judged(
         kind,
         matrix,
         float(dice),
-        _surface_distance(common, earlier, fixed.mask.GetSpacing()[::-1]),
+        average_surface_distance(common, earlier, fixed.mask.GetSpacing()[::-1]),
         100.0 * float(coverage),
         correlation,
         structure,
@@ -300,16 +300,6 @@ def _structure(fixed: _Study, moving: _Study, transform: Any, lungs: NDArray[np.
     one, other = (detail[aerated] - detail[aerated].mean() for detail in details)
     spread = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other) / spread if spread else None
-
-
-def _surface_distance(one: NDArray[np.bool_], other: NDArray[np.bool_], spacing: Any) -> float:
-    from scipy.spatial import cKDTree
-
-    if not one.any() or not other.any():
-        return float("inf")
-    surfaces = [surface_points(mask).T * np.array(spacing) for mask in (one, other)]
-    distances = [cKDTree(surfaces[1 - i]).query(surfaces[i])[0] for i in (0, 1)]
-    return float(np.concatenate(distances).mean())
 
 
 def _refuse_bad(found: Registration, fixed: _Study, moving: _Study) -> None:

@@ -19,6 +19,14 @@ from .store_tasks import StoreTasks
 from .study import MASKS, Study, open_study
 from .tasks import Answer, Work, find_lungs_in
 
+#: What the files of a case are called, after its name and an underscore: kind -> endings.
+REPORT_FILES = {
+    "html": ("report.html",),
+    "csv": ("measurements.csv", "lesions.csv"),
+    "json": ("report.json",),
+    "dicom": ("lesions.dcm",),
+}
+
 
 class Measurements:
     """Tasks of kind "measurement". All arrays are (z, y, x) on the CT's grid; masks are lesion where not 0.
@@ -209,12 +217,13 @@ class Measurements:
             return Path(files[-1])
 
         if "html" in kinds:
-            write_text(target("report.html"), report.to_html())
+            write_text(target(*REPORT_FILES["html"]), report.to_html())
         if "csv" in kinds:
-            write_csv(target("measurements.csv"), region_rows(case, quantities))
-            write_csv(target("lesions.csv"), lesion_rows(case, quantities["lesions"]["value"]))
+            regions, lesions = map(target, REPORT_FILES["csv"])
+            write_csv(regions, region_rows(case, quantities))
+            write_csv(lesions, lesion_rows(case, quantities["lesions"]["value"]))
         if "json" in kinds:
-            write_json(target("report.json"), measured)
+            write_json(target(*REPORT_FILES["json"]), measured)
         work.progress("measuring", 2, 2)
         return Answer({"measured": measured, "files": files})
 
@@ -223,7 +232,7 @@ class Measurements:
         from ..imaging.dicom.seg_writing import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
 
         study = self._study(work)
-        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_lesions.dcm"
+        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_{REPORT_FILES['dicom'][0]}"
         source = work.need("source", (str, list))
         series, record = work.take("series", str), work.take("record", dict)
         segments = []

@@ -406,7 +406,8 @@ class _Pictures:
 
         reference = report.reference
         what = "Lesion outlined in yellow" + (", reference dashed in blue" if reference is not None else "")
-        sheet = _sheet(volume, mask, lungs, reference)
+        with tempfile.TemporaryDirectory() as folder:
+            sheet = pictures.overlay_sheet(volume, mask, Path(folder) / "sheet.png", lungs, reference).read_bytes()
         self.overlay = picture(sheet, f"{what}, on the planes that hold most of it.", "wide")
         self.lesions = self._lesions(volume, mask, lungs)
         self.histogram = self._histogram(volume, mask, report.threshold)
@@ -462,10 +463,3 @@ class _Pictures:
 def _region_title(region: str) -> str:
     """A region as words."""
     return catalog()["regions"][region]["title"]
-
-
-def _sheet(
-    volume: Volume, mask: NDArray[np.bool_], lungs: NDArray[Any] | None, reference: NDArray[np.bool_] | None
-) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return pictures.overlay_sheet(volume, mask, Path(folder) / "sheet.png", lungs, reference).read_bytes()
