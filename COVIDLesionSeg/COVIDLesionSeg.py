@@ -9,6 +9,7 @@ from typing import Any
 
 import qt
 import slicer
+from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
@@ -17,6 +18,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 from COVIDLesionSegLib.panel import LesionLogic, ModulePanel, TrainingLogic
+from COVIDLesionSegLib.panel.application import forgetLibrary, measureKnownLesions, registerAtStartup
 from COVIDLesionSegLib.panel.text import _
 from COVIDLesionSegLib.resources import resource
 
@@ -26,20 +28,14 @@ def resourcePath(name: str) -> str:
     return str(resource(name))
 
 
-def _offerSampleData() -> None:
-    from COVIDLesionSegLib.mrml.sample_data import registerSampleData
-    from COVIDLesionSegLib.panel.process import QtProcess
-
-    registerSampleData(QtProcess)
-
-
 class COVIDLesionSeg(ScriptedLoadableModule):
     """What Slicer shows about the module."""
 
     def __init__(self, parent: Any) -> None:
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = "COVIDLesionSeg"
-        parent.categories = [_("Segmentation")]
+        # Slicer's own category, in its own words
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
         parent.dependencies = ["Segmentations", "Volumes", "Plots", "Tables"]
         parent.contributors = ["COVIDLesionSeg developers"]
         parent.helpText = _(
@@ -51,8 +47,8 @@ class COVIDLesionSeg(ScriptedLoadableModule):
             "CARes-UNet: Xu et al., Medical Physics 2021, doi 10.1002/mp.15231."
         )
         parent.icon = qt.QIcon(self.resourcePath("Icons/COVIDLesionSeg.png"))
-        # the Sample Data module may be made after this one
-        slicer.app.connect("startupCompleted()", _offerSampleData)
+        # the modules that are needed may be made after this one
+        slicer.app.connect("startupCompleted()", registerAtStartup)
 
     def resourcePath(self, name: str) -> str:
         """See :func:`resourcePath`."""
@@ -91,6 +87,12 @@ class COVIDLesionSegWidget(ScriptedLoadableModuleWidget):
             self.panel.cleanup()
             self.panel = None
 
+    def onReload(self) -> None:
+        """Load the whole library again, not this file alone."""
+        self.cleanup()
+        forgetLibrary()
+        ScriptedLoadableModuleWidget.onReload(self)
+
 
 class COVIDLesionSegLogic(LesionLogic, ScriptedLoadableModuleLogic):
     """Segments and measures from Python; see ``COVIDLesionSegLib.panel.LesionLogic``."""
@@ -114,7 +116,5 @@ class COVIDLesionSegTest(ScriptedLoadableModuleTest):
 
     def test_known_volumes_are_measured(self) -> None:
         """Through scene, worker and back."""
-        from COVIDLesionSegLib.panel.self_check import measureKnownLesions
-
         found, known = measureKnownLesions(COVIDLesionSegLogic())
         self.assertAlmostEqual(found, known, delta=0.01 * known)

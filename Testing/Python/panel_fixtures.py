@@ -130,6 +130,21 @@ def ct(panel):
     return node
 
 
+@pytest.fixture
+def answers(slicer_gui, monkeypatch):
+    """Dialogs: ``answers.next`` is what is answered, ``answers.asked`` what was asked."""
+    import types
+
+    kept = types.SimpleNamespace(next=True, asked=[])
+
+    def answer(text, *_arguments, **_options):
+        kept.asked.append(text)
+        return kept.next
+
+    monkeypatch.setattr(slicer_gui.util, "confirmOkCancelDisplay", answer)
+    return kept
+
+
 def find(panel: Any, name: str) -> Any:
     """A widget of the panel by its object name."""
     import slicer

@@ -14,6 +14,7 @@ from panel_fixtures import add_ct, chest
 from scipy.ndimage import distance_transform_edt
 
 from COVIDLesionSegLib.errors import InputError, ModelError
+from COVIDLesionSegLib.inference import PostProcessing
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,12 @@ def test_without_waiting_the_run_goes_on_in_the_background(logic, ct, lungs, mrm
     from COVIDLesionSegLib.panel import logic as module
 
     monkeypatch.setattr(module, "session", lambda: shared_session)
-    run = logic.segment(ct, lungs=lungs, view="separate", wait=False)
+    wanted = PostProcessing(threshold=0.3, minimum_volume_ml=0.1)
+    mrml.moduleParameters().minimumVolume = 7.0
+    run = logic.segment(ct, lungs=lungs, view="separate", postprocessing=wanted, wait=False)
     assert run.busy
     wait_for(lambda: not run.busy, "the end")
+    assert worker.named("segment")[0].parameters["postprocessing"] == wanted.to_json()
     assert np.array_equal(mrml.lesionMask(mrml.moduleParameters().lesionSegmentation, ct), chest()[1])
 
 

@@ -5,32 +5,78 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
-from panel_fixtures import chest, said, wait_for, wait_for_words
+from panel_fixtures import SPACING, chest, find, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
 
-def test_a_crash_costs_no_work_and_the_recovery_can_be_refused(page, panel, store):
+@pytest.fixture
+def recovered(page, store):
+    """Work that was left unsaved in case-0001, brought back as the case is opened again."""
     open_next(page)
     drawn = corrected()
     draw(drawn)
-    page.work.autosave()
-    rest(page)
+    page.ui.asideButton.click()
+    wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
     assert store.case("case-0001").unsaved == ("anna",)
-    # the program is killed: nothing says good-bye, the lock stays until its process is gone
-    page.work._hold.token = ""
-    page.work._hold.begin()
-    page.work._leave()
-    store.unlock("case-0001")
     assert open_next(page) == "case-0001", "what was left unsaved comes first"
+    return drawn
+
+
+def test_a_recovery_can_be_refused_after_a_question(page, panel, store, recovered, answers):
     assert "You left unsaved work" in page.work.reason
-    assert np.array_equal(scene_mask(), drawn) and page.work.isEdited
-    assert page.ui.restartButton.isVisibleTo(page.form)
+    assert np.array_equal(scene_mask(), recovered) and "; edited" in page.ui.caseLabel.text
+    answers.next = False
+    page.ui.restartButton.click()
+    rest(page)
+    assert "is removed from the store" in answers.asked[0]
+    assert np.array_equal(scene_mask(), recovered) and store.case("case-0001").unsaved == ("anna",)
+    answers.next = True
     page.ui.restartButton.click()
     wait_for(lambda: not page.work.recovered, "the restart")
     rest(page)
     assert np.array_equal(scene_mask(), chest()[1]) and not page.work.isEdited
     assert store.case("case-0001").unsaved == ()
+    find(panel, "editor").undo()
+    assert np.array_equal(scene_mask(), recovered) and page.work.isEdited, "it is work again"
+
+
+def test_no_lesion_asks_before_recovered_work_is_erased(page, panel, store, recovered, answers):
+    answers.next = False
+    page.ui.noLesionButton.click()
+    rest(page)
+    ml = recovered.sum() * np.prod(SPACING) / 1000
+    assert f"{ml:.1f} mL of lesion that somebody has drawn" in answers.asked[0]
+    assert np.array_equal(scene_mask(), recovered)
+    assert store.case("case-0001").latest("anna") is None and store.case("case-0001").unsaved == ("anna",)
+    answers.next = True
+    page.ui.noLesionButton.click()
+    wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
+    rest(page)
+    assert store.case("case-0001").latest("anna").lesion_free and not scene_mask().any()
+    find(panel, "editor").undo()
+    assert np.array_equal(scene_mask(), recovered) and page.work.isEdited
+    page.ui.asideButton.click()
+    wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), recovered)
+
+
+@pytest.mark.parametrize("way", ["the scene is closed", "the lesions are deleted", "the CT is deleted"])
+def test_strokes_of_the_last_seconds_are_kept_when_their_nodes_go(way, page, panel, store, scene):
+    from COVIDLesionSegLib import mrml
+
+    open_next(page)
+    drawn = corrected()
+    draw(drawn)
+    parameters = mrml.moduleParameters()
+    if way == "the scene is closed":
+        scene.Clear(False)
+    else:
+        mrml.removeNode(parameters.inputVolume if "CT" in way else parameters.lesionSegmentation)
+    wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
+    assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), drawn)
+    assert "its nodes were removed" in said(panel) and "are gone" not in said(panel)
+    assert store.case("case-0001").lock is None
 
 
 def test_closing_the_panel_keeps_the_edits_and_the_case_is_free(open_panel, page, store):

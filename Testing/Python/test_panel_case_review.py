@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from panel_case_fixtures import is_at_rest, open_next, rest
-from panel_fixtures import chest, wait_for, wait_for_words
+from panel_fixtures import chest, let_run, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
@@ -34,6 +34,34 @@ def test_doubtful_labels_are_looked_at_and_decided(reviewed, page, panel, scene,
     assert "slices 13" in ui.caseLabel.text
     ui.decidedCheck.click()
     assert ui.reviewList.count == 3 and "[to be fixed, anna]" in ui.reviewList.item(2).text()
+
+
+def test_a_double_click_jumps_once(reviewed, page, panel, monkeypatch):
+    import qt
+    from PySide6 import QtTest
+
+    from COVIDLesionSegLib import mrml
+    from COVIDLesionSegLib.panel import review_page
+
+    # however slow this machine is
+    monkeypatch.setattr(review_page, "DOUBLE_CLICK_S", 60)
+    panel.tabs.setCurrentIndex(3)
+    page.ui.reviewButton.collapsed = False
+    let_run(0.05)
+    jumps = []
+    monkeypatch.setattr(mrml, "jumpTo", jumps.append)
+    widget = page.ui.reviewList
+    page.review.jumpToNext()
+    wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
+    assert len(jumps) == 1
+    place = widget.visualItemRect(widget.item(0)).center()
+    for press in (QtTest.QTest.mouseClick, QtTest.QTest.mouseDClick):
+        press(widget.viewport(), qt.Qt.LeftButton, qt.Qt.NoModifier, place)
+    assert len(jumps) == 2, "both presses of a double click"
+    widget.setCurrentRow(1)
+    QtTest.QTest.keyClick(widget, qt.Qt.Key_Return)
+    wait_for(lambda: page.work.caseId == "case-0001" and page.work.isOpen and is_at_rest(page), "the other case")
+    assert len(jumps) == 3, "the return key on another item"
 
 
 def test_raters_are_compared_and_their_consensus_trains(page, panel, store):

@@ -73,7 +73,7 @@ def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store)
     assert page.work.startFrom.startswith("the prediction of")
 
 
-def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page, panel, store):
+def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page, panel, store, answers):
     with store.open("case-0001", "bert"):
         assert open_next(page) == "case-0002"
         assert "case-0001 is open: bert" in said(panel)
@@ -84,6 +84,11 @@ def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page
         rest(page)
         page.ui.refreshButton.click()
         rest(page)
+        answers.next = False
+        page.ui.takeOverButton.click()
+        rest(page)
+        assert "case-0001 is open elsewhere (bert" in answers.asked[0] and not page.work.caseId
+        answers.next = True
         page.ui.takeOverButton.click()
         wait_for(lambda: page.work.caseId == "case-0001" and page.work.isOpen, "the case")
         assert store.case("case-0001").lock.owner == "anna"
@@ -98,7 +103,7 @@ def test_edits_are_kept_after_a_while_without_being_asked_for(page, store, monke
     wait_for(lambda: store.case("case-0001").unsaved == ("anna",), "the autosave")
 
 
-def test_a_true_negative_is_saved_on_purpose_only(page, panel, store):
+def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
     open_next(page)
     page.ui.noLesionButton.click()
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
@@ -107,8 +112,9 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store):
     drawn = np.zeros(SIZE, bool)
     drawn[9:11, 20:24, 14:20] = True
     draw(drawn)
+    answers.next = False
     page.ui.noLesionButton.click()
-    assert "Erase them before" in said(panel) and scene_mask().any()
+    assert "are erased" in answers.asked[0] and len(answers.asked) == 1 and scene_mask().any()
     draw(np.zeros(SIZE, bool))
     page.ui.saveButton.click()
     wait_for_words(panel, "save it as 'no lesion'")

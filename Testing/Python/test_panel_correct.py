@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from panel_fixtures import add_ct, apply_and_wait, brush, chest, let_run, said, wait_for, wait_for_words
+from panel_fixtures import add_ct, apply_and_wait, brush, chest, find, let_run, said, wait_for, wait_for_words
 
 
 @pytest.fixture
@@ -162,6 +162,18 @@ def test_undo_brings_back_the_edited_segment_that_a_result_replaced(panel, segme
     assert "undo brings them back" in said(panel) and panel.messages.ui.undoButton.isVisible()
     panel.messages.ui.undoButton.click()
     assert np.array_equal(mrml.lesionMask(segmentation, ct), edited)
+
+
+def test_figures_follow_undo_and_redo(panel, segmentation, ct, mrml):
+    live, editor = panel.session.live, find(panel, "editor")
+    before = live.quantities["lesion_volume"]["value"]
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
+    wait_for(lambda: not live.busy and live.quantities["lesion_volume"]["value"] > before, "the edit's figures")
+    edited = live.quantities["lesion_volume"]["value"]
+    editor.undo()
+    wait_for(lambda: live.quantities["lesion_volume"]["value"] == before, "the figures after undo")
+    editor.redo()
+    wait_for(lambda: live.quantities["lesion_volume"]["value"] == edited, "the figures after redo")
 
 
 def test_the_answer_survives_a_scene_file_and_goes_with_its_segmentation(

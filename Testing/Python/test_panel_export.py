@@ -6,7 +6,19 @@ import json
 
 import numpy as np
 import pytest
-from panel_fixtures import VOXEL_ML, apply_and_wait, chest, said, settle, wait_for_words
+from panel_fixtures import (
+    VOXEL_ML,
+    add_ct,
+    add_reference,
+    apply_and_wait,
+    chest,
+    choose_reference,
+    find,
+    said,
+    settle,
+    wait_for,
+    wait_for_words,
+)
 
 
 def test_files_are_written_without_the_patients_name(panel, segmentation, ct, tmp_path):
@@ -57,7 +69,9 @@ def test_a_dicom_seg_says_first_what_it_holds(panel, segmentation):
     assert ui.dicomNote.isVisible() and "patient" in ui.dicomNote.text
 
 
-def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(panel, tmp_path, mrml, slicer_gui, monkeypatch):
+def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(
+    panel, tmp_path, mrml, slicer_gui, monkeypatch, answers
+):
     """As loaded with Slicer's DICOM module: the volume names its instances, the database their files."""
     pytest.importorskip("highdicom")
     import types
@@ -83,12 +97,64 @@ def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(panel, tmp_path
         getattr(ui, f"{name}Check").setChecked(name == "dicom")
     ui.folderEdit.setProperty("currentPath", str(tmp_path))
     ui.saveButton.click()
-    wait_for_words(panel, "Written: case_lesions.dcm", seconds=60)
-    back = read_labels(tmp_path / "case_lesions.dcm", geometry=mrml.gridOfNode(node))
+    wait_for_words(panel, "Written: case-1_lesions.dcm", seconds=60)
+    back = read_labels(tmp_path / "case-1_lesions.dcm", geometry=mrml.gridOfNode(node))
     assert sorted(back.names.values()) == ["consolidation", "ground-glass opacity"]
     assert np.array_equal(back.array > 0, mrml.lesionMask(segmentation, node))
-    written = pydicom.dcmread(tmp_path / "case_lesions.dcm")
+    written = pydicom.dcmread(tmp_path / "case-1_lesions.dcm")
     assert {str(s.SegmentAlgorithmType) for s in written.SegmentSequence} == {"AUTOMATIC"}
     files.popitem()
+    answers.next = False
+    ui.saveButton.click()
+    assert "case-1_lesions.dcm" in answers.asked[0]
+    answers.next = True
     ui.saveButton.click()
     wait_for_words(panel, "1 of the CT's 24 DICOM files are not in the database")
+
+
+def export_csv(panel, folder):
+    for name in ("csv", "json", "html", "dicom"):
+        find(panel, f"{name}Check").setChecked(name == "csv")
+    find(panel, "folderEdit").setProperty("currentPath", str(folder))
+    find(panel, "saveButton").click()
+
+
+def test_two_patients_never_share_a_file_name_and_files_are_replaced_after_a_question(
+    panel, segmentation, ct, tmp_path, answers
+):
+    export_csv(panel, tmp_path)
+    wait_for_words(panel, "Written:", seconds=60)
+    first = (tmp_path / "case-1_measurements.csv").read_bytes()
+    find(panel, "inputSelector").setCurrentNode(add_ct("of another patient"))
+    apply_and_wait(panel)
+    settle(panel)
+    export_csv(panel, tmp_path)
+    wait_for(lambda: (tmp_path / "case-2_lesions.csv").is_file(), "the other patient's files")
+    assert (tmp_path / "case-1_measurements.csv").read_bytes() == first and not answers.asked
+    wait_for(lambda: find(panel, "saveButton").isEnabled(), "rest")
+    find(panel, "caseEdit").setText("case-1")
+    answers.next = False
+    export_csv(panel, tmp_path)
+    assert "case-1_measurements.csv, case-1_lesions.csv" in answers.asked[0]
+    assert not panel.session.live.busy and (tmp_path / "case-1_measurements.csv").read_bytes() == first
+    find(panel, "inputSelector").setCurrentNode(ct)
+    assert find(panel, "caseEdit").text == "case-1"
+
+
+def test_a_measuring_child_that_has_ended_by_itself_is_brought_back(panel, segmentation, ct, mrml, tmp_path, worker):
+    choose_reference(panel, add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2)))
+    parameters = mrml.moduleParameters()
+
+    def idle():
+        child = next(child for child in worker.children if child.kind == "measurement" and child.is_running)
+        child.close_input()
+        wait_for(lambda: not child.is_running, "the end")
+
+    idle()
+    find(panel, "errorsButton").click()
+    wait_for(lambda: parameters.errorSegmentation is not None, "the error map")
+    settle(panel)
+    idle()
+    export_csv(panel, tmp_path)
+    wait_for_words(panel, "Written:", seconds=60)
+    assert "not open" not in said(panel) and len(worker.named("open")) >= 3

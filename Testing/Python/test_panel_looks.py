@@ -23,6 +23,13 @@ def test_every_widget_is_one_that_the_host_knows(panel):
     assert inert_widgets - {"qMRMLVolumeThresholdWidget"} <= ALLOWED_INERT  # that one is asked for by the host's test
 
 
+def test_every_signal_that_the_panel_connects_exists(panel):
+    """PythonQt prints a line and connects nothing, which nobody reads."""
+    from host.pythonqt import failed_connections
+
+    assert not failed_connections
+
+
 @pytest.mark.parametrize("path", UI, ids=lambda path: path.name)
 def test_a_form_has_no_fixed_colors_and_explains_its_controls(path):
     from host import gui
@@ -138,11 +145,22 @@ sys.path[:0] = {paths!r}
 import host
 host.boot_gui()
 from host.scripted import load_module
+import slicer
+import slicer.i18n
+slicer.i18n.translate = lambda context, text: f"in Slicer's words: {{text}}" if "qSlicer" in context else text
 loaded = load_module({module!r})
 loaded.widget.enter()
+assert loaded.module.parent.categories == ("in Slicer's words: Segmentation",)
 heavy = {{"torch", "scipy", "SimpleITK", "matplotlib", "pydicom", "safetensors"}} & set(sys.modules)
 assert not heavy, heavy
-loaded.widget.cleanup()
+sys.modules["COVIDLesionSegLib.mrml.nodes"].is_old = True
+loaded.widget.onReload()
+again = slicer.modules.COVIDLesionSegWidget
+assert again is not loaded.widget and loaded.widget.panel is None and again.panel is not None
+assert not hasattr(sys.modules["COVIDLesionSegLib.mrml.nodes"], "is_old"), "the whole library is loaded again"
+assert slicer.util.findChild(loaded.panel, "applyButton") is not None
+again.enter()
+again.cleanup()
 """
 
 

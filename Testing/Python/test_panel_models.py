@@ -73,7 +73,7 @@ def test_behind_a_prefix_a_model_of_ones_own_is_a_file(slicer_gui, models_folder
 
 def test_nothing_is_fetched_without_a_press(panel, worker, page):
     let_run(0.1)
-    assert {asked.task for asked in worker.asked} <= {"doctor"}
+    assert not worker.asked and not worker.children, "no process, either"
 
 
 def test_a_model_is_verified(page, panel, worker):
@@ -142,13 +142,17 @@ def test_behind_a_prefix_the_models_of_this_computer_are_changed_here(page, pane
     assert "ssh" not in command and "/far/python" not in command
 
 
-def test_a_model_is_removed_and_another_one_taken_by_default(page, panel, models_folder):
+def test_a_model_is_removed_after_a_question_and_another_one_taken_by_default(page, panel, models_folder, answers):
     file = own_model(models_folder)
     panel.session.modelsChanged.emit()
     choose(page, panel, "tuned-one")
     page.defaultButton.click()
     assert "taken by default now" in said(panel)
     assert panel.session.registry.default() == "tuned-one"
+    answers.next = False
+    page.removeButton.click()
+    assert "The file of tuned-one is deleted" in answers.asked[0] and file.exists()
+    answers.next = True
     page.removeButton.click()
     assert "tuned-one was removed" in said(panel) and not file.exists()
     assert panel.session.registry.default() == "coplenet-ctseg"
@@ -167,6 +171,8 @@ def test_a_file_that_vanished_is_shown_as_damaged(page, panel, models_folder):
 
 
 def test_the_page_says_what_there_is(page, panel):
+    assert page.torchLabel.text == "Not looked at yet."
+    page.checkButton.click()
     wait_for(lambda: "PyTorch 2.13.0 (processor only)" in page.torchLabel.text, "the doctor")
 
 
@@ -174,13 +180,56 @@ def test_pytorch_comes_through_its_extension(page, panel, worker, monkeypatch):
     page.installButton.click()
     assert "The PyTorch extension is not installed" in said(panel)
     calls = []
-    logic = types.SimpleNamespace(installTorch=lambda **options: calls.append(options))
+    page.checkButton.click()
+    panel.learn.cases.store._newClient()
+    wait_for(lambda: "PyTorch 2.13.0" in page.torchLabel.text, "a child")
+
+    def install(**options):
+        calls.append((options, any(child.is_running for child in worker.children)))
+        return types.ModuleType("torch")
+
+    logic = types.SimpleNamespace(installTorch=install)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
     count = len(worker.children)
     page.installButton.click()
-    assert calls == [{"askConfirmation": True}]
     # a new child sees what was installed
     wait_for(lambda: len(worker.children) > count, "the new child")
+    assert calls == [({"askConfirmation": True}, False)], "no child holds a library while it is replaced"
+
+
+def test_nothing_is_installed_during_a_run(page, panel, ct, worker, monkeypatch):
+    worker.tasks["segment"] = lambda *_: HOLD
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: worker.named("segment"), "the run")
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace())
+    page.installButton.click()
+    assert "before installing" in said(panel) and panel.session.run.busy
+
+
+def decline_torch():
+    return {"PyTorchUtils": types.SimpleNamespace(PyTorchUtilsLogic=lambda: types.SimpleNamespace(installTorch=_none))}
+
+
+def _none(**_):
+    return None
+
+
+def decline_packages():
+    def decline(*_, **__):
+        raise RuntimeError("User declined package installation")
+
+    return {"slicer.packaging": types.SimpleNamespace(load_requirements=lambda file: [file], pip_ensure=decline)}
+
+
+@pytest.mark.parametrize(
+    ("modules", "button"), [(decline_torch, "installButton"), (decline_packages, "packagesButton")]
+)
+def test_a_declined_installation_is_no_failure(modules, button, page, panel, monkeypatch):
+    for name, module in modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    getattr(page, button).click()
+    wait_for_words(panel, "Nothing was installed.")
+    assert "failed" not in said(panel)
 
 
 def test_a_failed_installation_is_a_sentence(page, panel, monkeypatch):
@@ -190,7 +239,7 @@ def test_a_failed_installation_is_a_sentence(page, panel, monkeypatch):
     logic = types.SimpleNamespace(installTorch=fail)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
     page.installButton.click()
-    assert "The installation failed: no network" in said(panel)
+    wait_for_words(panel, "The installation failed: no network")
 
 
 def test_packages_come_through_slicers_packaging(page, panel, monkeypatch):
@@ -201,6 +250,7 @@ def test_packages_come_through_slicers_packaging(page, panel, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
     page.packagesButton.click()
+    wait_for(lambda: calls, "the call")
     (requirements, requester) = calls[0]
     assert requirements[0].endswith("requirements.txt") and requester == "COVIDLesionSeg"
 
@@ -208,6 +258,7 @@ def test_packages_come_through_slicers_packaging(page, panel, monkeypatch):
 def test_settings_are_kept_and_start_the_worker_anew(page, panel, worker, slicer_gui, tmp_path):
     from COVIDLesionSegLib.panel.session import readSettings
 
+    page.checkButton.click()
     wait_for(lambda: worker.children, "a child")
     first = worker.children[0]
     page.prefixEdit.text = "ssh 'open"
@@ -251,11 +302,22 @@ def test_a_command_prefix_gets_the_environment_from_before_slicer(slicer_gui, mo
     assert readSettings().environment is None
 
 
-def test_a_missing_pytorch_is_said_once_the_module_is_entered(open_panel, worker):
-    worker.tasks["doctor"] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
-    panel = open_panel()
+def test_a_missing_pytorch_is_said_once_something_is_to_be_computed(panel, ct, worker):
+    for task in ("doctor", "segment"):
+        worker.tasks[task] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
+    panel.learn.ui.checkButton.click()
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     assert "PyTorch is needed." in panel.segment.ui.deviceLabel.text
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: said(panel).count("PyTorch is needed.") == 2, "the run's end")
+
+
+def test_a_run_that_waits_says_so(panel, ct, worker):
+    worker.tasks["doctor"] = lambda *_: HOLD
+    panel.learn.ui.checkButton.click()
+    wait_for(lambda: worker.named("doctor"), "the look at the devices")
+    panel.segment.ui.applyButton.click()
+    wait_for(lambda: "Waiting for the worker" in panel.segment.ui.phaseLabel.text, "the words")
 
 
 @pytest.mark.parametrize("name", ["Model.PT", "weights.bin", "weights"])

@@ -6,7 +6,20 @@ import contextlib
 
 import numpy as np
 import pytest
-from panel_fixtures import add_ct, add_reference, apply_and_wait, brush, chest, find, let_run
+from fake_worker import HOLD, segment_by_threshold
+from panel_fixtures import (
+    add_ct,
+    add_reference,
+    apply_and_wait,
+    brush,
+    chest,
+    choose_reference,
+    find,
+    let_run,
+    said,
+    settle,
+    wait_for,
+)
 
 SELECTORS = {
     "inputSelector": "inputVolume",
@@ -26,7 +39,7 @@ def parameters(panel, mrml):
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrml, parameters):
+def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrml, parameters, capfd):
     neighbors = [add_ct("first"), add_ct("second"), add_ct("third")]
     if "Volume" not in SELECTORS[selector]:
         neighbors = [add_reference(node, mrml, chest()[1]) for node in neighbors]
@@ -36,6 +49,7 @@ def test_a_deleted_node_is_not_replaced_by_its_neighbor(selector, panel, ct, mrm
     let_run()
     assert getattr(parameters, SELECTORS[selector]) is None
     assert find(panel, selector).currentNode() is None
+    assert "DataNodeCache" not in capfd.readouterr().err, "a node that goes is not touched any more"
 
 
 def test_a_deleted_region_of_interest_is_not_replaced_by_another(panel, ct, scene, mrml):
@@ -106,3 +120,66 @@ def slicer_batch(scene):
 def test_the_editor_gets_its_node_before_its_scene(open_panel, capfd):
     open_panel()
     assert "segment editor" not in capfd.readouterr().err
+
+
+# ---- another patient's CT is chosen ---------------------------------------------------------------------------------
+
+
+def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct, scene, mrml, parameters):
+    find(panel, "probabilityCheck").click()
+    lesions = apply_and_wait(panel)
+    panel.tabs.setCurrentIndex(2)
+    settle(panel)
+    find(panel, "lungsCombo").setCurrentIndex(1)
+    reference, earlier = add_reference(ct, mrml, chest()[1]), add_ct("earlier")
+    choose_reference(panel, reference)
+    find(panel, "earlierSelector").setCurrentNode(earlier)
+    find(panel, "earlierSegmentationSelector").setCurrentNode(lesions)
+    find(panel, "mapButton").click()
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    composite.SetForegroundVolumeID(parameters.probabilityVolume.GetID())
+    find(panel, "histogramButton").click()
+    wait_for(lambda: parameters.histogramChart is not None, "the chart")
+    names = [name for name in vars(type(parameters)) if isinstance(getattr(type(parameters), name), mrml.NodeReference)]
+    first = {name: getattr(parameters, name) for name in names if name != "inputVolume"}
+    assert sum(node is not None for node in first.values()) == 10
+    find(panel, "inputSelector").setCurrentNode(add_ct("of another patient"))
+    assert {name: getattr(parameters, name) for name in first} == dict.fromkeys(first)
+    assert not find(panel, "mapButton").checked and not composite.GetForegroundVolumeID()
+    for name in ("lungSelector", "referenceSelector", "earlierSelector", "earlierSegmentationSelector"):
+        assert find(panel, name).currentNode() is None, name
+    assert find(panel, "tableView").mrmlTableNode() is None
+    find(panel, "applyButton").click()
+    assert "No lung segmentation is chosen" in said(panel), "the first patient's lungs are not taken"
+    find(panel, "inputSelector").setCurrentNode(ct)
+    assert {name: getattr(parameters, name) for name in first} == first
+
+
+def test_what_belongs_to_a_ct_is_saved_with_the_scene(panel, ct, mrml, parameters, tmp_path):
+    import slicer
+
+    lesions = apply_and_wait(panel)
+    parameters.referenceSegmentation = add_reference(ct, mrml, chest()[1])
+    find(panel, "inputSelector").setCurrentNode(add_ct("second"))
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    name = lesions.GetName()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert mrml.moduleParameters().lesionSegmentation is None
+    find(panel, "inputSelector").setCurrentNode(slicer.util.getNode("CT"))
+    assert mrml.moduleParameters().lesionSegmentation.GetName() == name
+    assert mrml.moduleParameters().referenceSegmentation.GetName() == "reference"
+
+
+def test_a_result_for_a_ct_that_is_not_in_view_waits_there(panel, ct, worker, mrml, parameters):
+    find(panel, "probabilityCheck").click()
+    worker.tasks["segment"] = lambda *_: HOLD
+    find(panel, "applyButton").click()
+    wait_for(lambda: worker.named("segment"), "the request")
+    find(panel, "inputSelector").setCurrentNode(add_ct("second"))
+    asked = worker.named("segment")[0]
+    worker.children[0].release(*segment_by_threshold(asked.parameters, asked.arrays))
+    wait_for(lambda: not panel.session.run.busy, "the end")
+    assert parameters.probabilityVolume is None and parameters.lesionSegmentation is None
+    find(panel, "inputSelector").setCurrentNode(ct)
+    assert np.array_equal(mrml.lesionMask(parameters.lesionSegmentation, ct), chest()[1])
+    assert parameters.probabilityVolume is not None and mrml.volumeOf(parameters.lungSegmentation) is ct

@@ -74,6 +74,20 @@ def test_chosen_lungs_are_sent_and_left_alone(panel, ct, worker, mrml):
     assert mrml.moduleParameters().lungSegmentation is node
 
 
+def test_corrected_lungs_are_not_overwritten(panel, ct, mrml, parameters):
+    apply_and_wait(panel)
+    found = parameters.lungSegmentation
+    apply_and_wait(panel)
+    assert parameters.lungSegmentation is found and "corrected lungs" not in said(panel)
+    corrected = mrml.segmentMask(found, "left_lung", ct)
+    corrected[:6] = False
+    mrml.writeSegment(found, "left_lung", corrected, ct)
+    apply_and_wait(panel)
+    assert np.array_equal(mrml.segmentMask(found, "left_lung", ct), corrected)
+    assert parameters.lungSegmentation is not found and mrml.volumeOf(parameters.lungSegmentation) is ct
+    assert "The corrected lungs stay as they are" in said(panel)
+
+
 def test_lungs_that_are_to_be_chosen_and_are_not(panel, ct, worker):
     panel.segment.ui.lungsCombo.setCurrentIndex(1)
     panel.segment.ui.applyButton.click()
@@ -269,7 +283,9 @@ def test_the_diagnostic_report_is_for_the_clipboard(panel, ct, worker, slicer_gu
 # ---- models and devices ---------------------------------------------------------------------------------------------
 
 
-def test_the_device_says_what_it_will_be_and_why(panel, parameters):
+def test_the_device_says_what_it_will_be_and_why(panel, ct, parameters):
+    assert "the first run tells" in panel.segment.ui.deviceLabel.text
+    apply_and_wait(panel)
     wait_for(lambda: "built without CUDA" in panel.segment.ui.deviceLabel.text, "the doctor")
     parameters.device = "cuda:2"
     assert "no cuda:2 here" in panel.segment.ui.deviceLabel.text

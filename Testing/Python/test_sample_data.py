@@ -227,13 +227,16 @@ def test_the_real_command_makes_the_real_chest(slicers_samples, scene, monkeypat
     assert volumeNode.GetImageData().GetDimensions() == (384, 288, 120)
 
 
-def test_the_module_offers_it_once_slicer_has_started(slicers_samples, slicer_gui):
+def test_the_module_offers_it_and_its_terminology_once_slicer_has_started(slicers_samples, slicer_gui):
+    import host.application
     import host.scripted
+    from COVIDLesionSegLib.imaging import segment_styles
 
     loaded = host.scripted.load_module(REPOSITORY / "COVIDLesionSeg" / "COVIDLesionSeg.py")
     assert not SampleDataLogic.sources
-    slicer_gui.app.complete_startup()
+    host.application.complete_startup(slicer_gui.app)
     assert registered().sampleName == "COVIDLesionSegChest"
+    assert slicer_gui.modules.terminologies.logic().IsTerminologyContextLoaded(segment_styles()[0].context)
     loaded.widget.cleanup()
 
 

@@ -129,11 +129,10 @@ class Application:
         self._at_startup.append(slot)
         return True
 
-    def complete_startup(self) -> None:
-        """Emit startupCompleted(), as Slicer does once all modules are made."""
-        slots, self._at_startup = self._at_startup, []
-        for slot in slots:
-            slot()
+    def __setattr__(self, name: str, value: Any) -> None:
+        if callable(getattr(type(self), name, None)):
+            raise AttributeError(f"The application's {name} can't be overwritten.")
+        super().__setattr__(name, value)
 
     def use_qt(self, application: Any, settings: Any, names: set[str]) -> None:
         """Take events, settings and the named members from Qt."""
@@ -205,6 +204,13 @@ class Application:
 
     def startupEnvironment(self) -> Mapping[str, str]:
         return Environment(os.environ)
+
+
+def complete_startup(application: Application) -> None:
+    """Emit startupCompleted(), as Slicer does once all modules are made."""
+    slots, application._at_startup = application._at_startup, []
+    for slot in slots:
+        slot()
 
 
 def show_vtk_errors() -> None:

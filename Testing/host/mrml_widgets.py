@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import slicer
@@ -92,6 +93,13 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):  # noqa: N801
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         QtWidgets.QVBoxLayout(self)
+
+    def reload(self) -> None:
+        """Make the module's widget object anew, from its file as it is loaded now."""
+        name = self.name.removesuffix("ModuleWidget")
+        widget = getattr(sys.modules[name], f"{name}Widget")(self)
+        setattr(slicer.modules, f"{name}Widget", widget)
+        widget.setup()
 
 
 @add_setters

@@ -200,8 +200,8 @@ def _refuse_new_attributes(cls: Any) -> None:
             present.fset(self, value)
         elif hasattr(type(present), "__set__"):
             present.__set__(self, value)
-        elif isinstance(value, QtCore.QObject) and value.parent() is not None:
-            # the loader of forms puts a form's widgets there
+        elif isinstance(value, QtCore.QObject | QtCore.SignalInstance):
+            # PySide6 itself keeps signals there, and its loader of forms a form's widgets
             vars(self)[name] = value
         elif type(self).__module__.startswith("PySide6.") or not name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no property {name}; C++ objects take no new attributes.")

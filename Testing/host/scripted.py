@@ -60,6 +60,10 @@ class ScriptedLoadableModuleWidget:
     def exit(self) -> None:
         """Another module is shown."""
 
+    def onReload(self) -> None:
+        """A developer presses Reload."""
+        slicer.util.reloadScriptedModule(self.moduleName)
+
 
 class ScriptedLoadableModuleLogic:
     """Base of ``<Name>Logic``."""
@@ -129,7 +133,7 @@ def load_module(path: Path | str) -> LoadedModule:
         raise ImportError(f"{path} is no Python file")
     python = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(python)
-    parent = types.SimpleNamespace(path=str(path), name=name, defaultDocumentationLink="")
+    parent = _Parent(path=str(path), name=name, defaultDocumentationLink="")
     panel = _panel(name)
     register_module(name, path=str(path), widget=panel)
     module = getattr(python, name)(parent)
@@ -138,6 +142,13 @@ def load_module(path: Path | str) -> LoadedModule:
     setattr(slicer.modules, f"{name}Widget", widget)
     widget.setup()
     return LoadedModule(python, module, widget, panel)
+
+
+class _Parent(types.SimpleNamespace):
+    """The module's C++ object: lists of texts come back as tuples."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, tuple(value) if isinstance(value, list) else value)
 
 
 def show_panel(panel: Any, width: int = 400, height: int = 800) -> Any:

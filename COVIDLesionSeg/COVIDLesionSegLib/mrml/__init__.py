@@ -10,12 +10,13 @@ from .dicom_files import dicomFilesOf
 from .hierarchy import placeUnderStudy, studyOf
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
-from .nodes import changeStamp, removeNode, requireNode
+from .nodes import changeStamp, removeNode, requireNode, voxelStamp
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
-from .patients import patientOf
+from .patients import caseName, nameCase, patientOf
 from .plots import showHistogram, showLossCurves, showZones
 from .records import attachRecord, recordOf
 from .segmentations import (
+    EDITED,
     UndoStates,
     createSegmentation,
     hideOthers,
@@ -39,6 +40,7 @@ from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, sh
 from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
+    "EDITED",
     "LESION_VIEWS",
     "LesionView",
     "ModuleParameters",
@@ -49,6 +51,7 @@ __all__ = [
     "UndoStates",
     "answerMask",
     "attachRecord",
+    "caseName",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
@@ -63,6 +66,7 @@ __all__ = [
     "loadTerminology",
     "lungsFromSegmentation",
     "moduleParameters",
+    "nameCase",
     "nodeFromVolume",
     "patientOf",
     "placeUnderStudy",
@@ -100,5 +104,6 @@ __all__ = [
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelStamp",
     "writeSegment",
 ]

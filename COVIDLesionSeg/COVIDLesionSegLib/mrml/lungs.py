@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Any
 
 import numpy as np
@@ -61,22 +62,36 @@ def showFoundLungs(volumeNode: Any, lungs: NDArray[Any], segmentationNode: Any =
     Args:
         volumeNode: the CT.
         lungs: uint8 (z, y, x), 1 right lung and 2 left lung.
-        segmentationNode: lungs that were shown before; filled again if the program found them in this CT,
-            else left alone.
+        segmentationNode: lungs that were shown before; filled again if the program found them in this CT and nobody
+            has corrected them since, else left alone.
 
     Returns:
         The segmentation node with the lungs.
     """
-    if segmentationNode is not None:
-        found_here = segmentationNode.GetAttribute(_FOUND) and volumeOf(segmentationNode) is volumeNode
-        segmentationNode = segmentationNode if found_here else None
+    if segmentationNode is not None and not _is_as_found(segmentationNode, volumeNode):
+        segmentationNode = None
     if segmentationNode is None:
         segmentationNode = createSegmentation(volumeNode, "Lungs")
-        segmentationNode.SetAttribute(_FOUND, "1")
         display = segmentationNode.GetDisplayNode()
         display.SetVisibility2DFill(False)
         display.SetOpacity3D(_SEE_THROUGH)
-    elif np.array_equal(lungsFromSegmentation(segmentationNode, volumeNode), lungs):
+    elif segmentationNode.GetAttribute(_FOUND) == _checksum(lungs):
         # the surfaces of the lungs are large; the same lungs keep theirs
         return segmentationNode
+    segmentationNode.SetAttribute(_FOUND, _checksum(lungs))
     return showLungs(volumeNode, lungs, segmentationNode=segmentationNode)
+
+
+def _is_as_found(segmentationNode: Any, volumeNode: Any) -> bool:
+    """Whether a segmentation has lungs of this CT as the program found them."""
+    found = segmentationNode.GetAttribute(_FOUND)
+    if not found or volumeOf(segmentationNode) is not volumeNode:
+        return False
+    try:
+        return found == _checksum(lungsFromSegmentation(segmentationNode, volumeNode))
+    except LungsNotFoundError:
+        return False
+
+
+def _checksum(lungs: NDArray[Any]) -> str:
+    return f"{zlib.crc32(lungs.astype(np.uint8).tobytes()):08x}"

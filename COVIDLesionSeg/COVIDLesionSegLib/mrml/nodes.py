@@ -51,7 +51,7 @@ def addNode(className: str, name: str) -> Any:
 
 
 def removeNode(node: Any) -> None:
-    """Remove a node with its display and storage nodes, which would keep its data in memory."""
+    """Remove a node with its display and storage nodes, which would keep its data in memory; a chart with its lines."""
     if node is None or node.GetScene() is None:
         return
     scene = node.GetScene()
@@ -60,6 +60,9 @@ def removeNode(node: Any) -> None:
         if hasattr(node, f"GetNumberOf{kind}Nodes"):
             count = getattr(node, f"GetNumberOf{kind}Nodes")()
             attached += [getattr(node, f"GetNth{kind}Node")(index) for index in range(count)]
+    if node.IsA("vtkMRMLPlotChartNode"):
+        lines = [node.GetNthPlotSeriesNode(index) for index in range(node.GetNumberOfPlotSeriesNodes())]
+        attached += [*lines, *(line.GetTableNode() for line in lines if line is not None)]
     scene.RemoveNode(node)
     for other in attached:
         if other is not None and other.GetScene() is not None:
@@ -104,13 +107,20 @@ def changeStamp(node: Any) -> tuple[Any, ...]:
     transform = node.GetParentTransformNode()
     moved = 0 if transform is None else transform.GetTransformToWorldMTime()
     if node.IsA("vtkMRMLSegmentationNode"):
-        segmentation = node.GetSegmentation()
-        source = segmentation.GetSourceRepresentationName()
-        segments = [segmentation.GetSegment(identity) for identity in segmentation.GetSegmentIDs()]
-        data = [segmentation, *(segment.GetRepresentation(source) for segment in segments)]
-    else:
-        data = [node.GetImageData()]
-    return (node.GetMTime(), moved, *(part.GetMTime() for part in data if part is not None))
+        return (node.GetMTime(), moved, node.GetSegmentation().GetMTime(), *voxelStamp(node))
+    image = node.GetImageData()
+    return (node.GetMTime(), moved, 0 if image is None else image.GetMTime())
+
+
+def voxelStamp(segmentationNode: Any) -> tuple[Any, ...]:
+    """Another one once segments came, went, or have other voxels; names and colors do not count."""
+    segmentation = segmentationNode.GetSegmentation()
+    source = segmentation.GetSourceRepresentationName()
+    found = []
+    for identity in segmentation.GetSegmentIDs():
+        data = segmentation.GetSegment(identity).GetRepresentation(source)
+        found.append((identity, 0 if data is None else data.GetMTime()))
+    return tuple(found)
 
 
 def nodesOfClass(className: str) -> list[Any]:

@@ -16,6 +16,7 @@ from ..documents import parse_json
 from ..errors import InputError
 from .contents import LESION_VIEWS
 from .nodes import requireNode
+from .segmentations import resultsOn
 
 MODULE_NAME = "COVIDLesionSeg"
 _NODE_CLASS = "vtkMRMLScriptedModuleNode"
@@ -104,6 +105,20 @@ class NodeReference:
         parameters.node.SetNodeReferenceID(self.name, None if node is None else node.GetID())
 
 
+class ChosenVolume(NodeReference):
+    """The CT that is worked on. What belongs to a CT goes with it, and comes back when it is chosen again."""
+
+    def __set__(self, parameters: ParameterSet, node: Any) -> None:
+        if not isinstance(parameters, ModuleParameters) or node is parameters.inputVolume:
+            return
+        before = parameters.inputVolume
+        if before is not None:
+            _keep(before, {name: getattr(parameters, name) for name in OF_A_CT})
+        super().__set__(parameters, node)
+        for name, value in _belongings(node).items():
+            setattr(parameters, name, value)
+
+
 class ParameterSet:
     """Base of typed views of a parameter node; the node keeps the values, this class none.
 
@@ -123,11 +138,6 @@ class ParameterSet:
         """
         return requireNode(self._node, _NODE_CLASS, "parameter node")
 
-    def release(self, node: Any) -> None:
-        """Let go of a node, wherever it is referred to."""
-        names = [name for name, value in vars(type(self)).items() if isinstance(value, NodeReference)]
-        self.update(**{name: None for name in names if getattr(self, name) is node})
-
     def update(self, **values: Any) -> None:
         """Set several at once, with one Modified event; all are set or, after an error, those before it.
 
@@ -136,7 +146,8 @@ class ParameterSet:
         """
         modified = self.node.StartModify()
         try:
-            for name, value in values.items():
+            # another CT first, which brings what belongs to it
+            for name, value in sorted(values.items(), key=lambda item: item[0] != "inputVolume"):
                 if not isinstance(getattr(type(self), name, None), Parameter | NodeReference):
                     raise InputError(f"There is no setting {name!r}.")
                 setattr(self, name, value)
@@ -147,7 +158,7 @@ class ParameterSet:
 class ModuleParameters(ParameterSet):
     """What the panel's choices are."""
 
-    inputVolume = NodeReference("vtkMRMLScalarVolumeNode")
+    inputVolume = ChosenVolume("vtkMRMLScalarVolumeNode")
     lungSegmentation = NodeReference("vtkMRMLSegmentationNode")
     lesionSegmentation = NodeReference("vtkMRMLSegmentationNode")
     referenceSegmentation = NodeReference("vtkMRMLSegmentationNode")
@@ -179,6 +190,73 @@ class ModuleParameters(ParameterSet):
     minimumVolume = Parameter(0.0, limits=(0.0, 100.0))
     lesionSegmentId = Parameter("")
     referenceSegmentId = Parameter("")
+
+    def release(self, node: Any) -> None:
+        """Let go of a node that is about to be removed, wherever it is referred to, and do not touch it any more."""
+        references = [name for name, value in vars(type(self)).items() if isinstance(value, NodeReference)]
+        values: dict[str, Any] = {name: None for name in references if getattr(self, name) is node}
+        if "inputVolume" in values:
+            # what belongs to it goes with it and is kept nowhere
+            values = {name: "" if name.endswith("Id") else None for name in OF_A_CT}
+            self.node.SetNodeReferenceID("inputVolume", None)
+        if values:
+            self.update(**values)
+
+    def keepWith(self, volumeNode: Any, **values: Any) -> None:
+        """Set what belongs to a CT: among the choices if it is the chosen one, else with the CT.
+
+        Args:
+            volumeNode: the CT.
+            values: names among :data:`OF_A_CT`.
+        """
+        if volumeNode is self.inputVolume:
+            self.update(**values)
+        else:
+            _keep(volumeNode, values)
+
+    def madeFrom(self, volumeNode: Any) -> list[Any]:
+        """The maps, tables and charts that were made from a CT."""
+        if volumeNode is self.inputVolume:
+            found = [getattr(self, name) for name in _MADE]
+        else:
+            found = [volumeNode.GetNodeReference(_KEPT + name) for name in _MADE]
+        return [node for node in found if node is not None]
+
+
+#: What belongs to the chosen CT: other segmentations, maps, tables and charts than another CT's.
+OF_A_CT = (
+    *(name for name, value in vars(ModuleParameters).items() if type(value) is NodeReference),
+    "lesionSegmentId",
+    "referenceSegmentId",
+)
+_KEPT = f"{MODULE_NAME}."
+_MADE = (
+    *("probabilityVolume", "uncertaintyVolume", "errorSegmentation", "histogramChart", "zoneChart"),
+    *("measurementTable", "lesionTable", "comparisonTable", "changeTable"),
+)
+
+
+def _keep(volumeNode: Any, values: dict[str, Any]) -> None:
+    """Keep with a CT what belongs to it."""
+    for name, value in values.items():
+        if isinstance(getattr(ModuleParameters, name), NodeReference):
+            volumeNode.SetNodeReferenceID(_KEPT + name, None if value is None else value.GetID())
+        else:
+            volumeNode.SetAttribute(_KEPT + name, value or None)
+
+
+def _belongings(volumeNode: Any) -> dict[str, Any]:
+    """What was kept with a CT; its last result and the lungs that were found in it where nothing was."""
+    found: dict[str, Any] = {}
+    for name in OF_A_CT:
+        if isinstance(getattr(ModuleParameters, name), NodeReference):
+            found[name] = None if volumeNode is None else volumeNode.GetNodeReference(_KEPT + name)
+        else:
+            found[name] = "" if volumeNode is None else volumeNode.GetAttribute(_KEPT + name) or ""
+    if volumeNode is not None:
+        for name, role in (("lesionSegmentation", "lesion"), ("lungSegmentation", "lungs")):
+            found[name] = found[name] or next(reversed(resultsOn(volumeNode, role)), None)
+    return found
 
 
 def moduleParameters() -> ModuleParameters:

@@ -27,6 +27,13 @@ from .volumes import gridOfNode, local_grid, volumeFromNode
 
 ROLE_TAG = "COVIDLesionSeg.Role"
 SEGMENTATION = "vtkMRMLSegmentationNode"
+#: Events of a vtkSegmentation after which its voxels may be others; the editor's undo and redo tell the last one only.
+EDITED = (
+    slicer.vtkSegmentation.SourceRepresentationModified,
+    slicer.vtkSegmentation.SegmentAdded,
+    slicer.vtkSegmentation.SegmentRemoved,
+    slicer.vtkSegmentation.SegmentModified,
+)
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _LABELMAP = "Binary labelmap"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.

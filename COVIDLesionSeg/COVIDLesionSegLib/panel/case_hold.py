@@ -142,10 +142,14 @@ class CaseHold:
 
     def endHere(self) -> None:
         """The panel goes, and the child may end before it takes another request: keep and release in this process."""
-        if self.hasUnkept:
-            attempt(self._keepHere, self._note)
+        self.keepHere()
         if self.token:
             attempt(lambda: Store(self._folder).locks.release(self._case, self.token), self._note)
+
+    def keepHere(self) -> None:
+        """Keep the edits that are not kept, in this process: their nodes go."""
+        if self.hasUnkept:
+            attempt(self._keepHere, self._note)
 
     def stop(self) -> None:
         """Stop all timers."""
@@ -153,10 +157,11 @@ class CaseHold:
             self._stop(name)
 
     def _keepHere(self) -> None:
-        store = Store(self._folder)
+        edits, store = self._edits, Store(self._folder)
         labels = store.case(self._case).labels(self._scene.mask(), "mask")
         blind = store.locks.is_blind(self._case, self.token)
         store.autosaves.write(self._case, self._store.rater, labels, self.seconds, blind)
+        self._kept = edits
 
     def _renew(self) -> None:
         if self.token:

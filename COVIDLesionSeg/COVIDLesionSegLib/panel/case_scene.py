@@ -33,6 +33,7 @@ class CaseScene:
     def showVolume(self, array: NDArray[Any], geometry: Geometry, name: str) -> None:
         """Show the CT, and nothing that belongs to another one."""
         self.volumeNode = mrml.nodeFromVolume(Volume(array, geometry, name), name)
+        mrml.nameCase(self.volumeNode, name)
         self._hidden = mrml.hideOthers(self.volumeNode)
         mrml.showInViews(self.volumeNode)
 
@@ -50,8 +51,10 @@ class CaseScene:
         """Remember what is shown as the model's answer, so that parts of it can be restored."""
         mrml.keepAnswer(self.segmentationNode)
 
-    def write(self, mask: Mask) -> None:
-        """Put other lesions in place of those that are shown."""
+    def write(self, mask: Mask, undo: mrml.UndoStates | None = None) -> None:
+        """Put other lesions in place of those that are shown; ``undo`` saves the state before."""
+        if undo is not None:
+            undo.saveStateForUndo()
         identity = mrml.segmentsWithRole(self.segmentationNode)[0]
         mrml.writeSegment(self.segmentationNode, identity, mask, self.volumeNode)
 
@@ -72,6 +75,11 @@ class CaseScene:
             return np.zeros(mrml.gridOfNode(self.volumeNode).shape, bool)
         return mrml.lesionMask(self.segmentationNode, self.volumeNode)
 
+    @property
+    def voxelMl(self) -> float:
+        """Volume of a voxel, mL."""
+        return mrml.gridOfNode(self.volumeNode).voxel_ml
+
     def isAnswer(self, mask: Mask) -> bool:
         """Whether a mask is the model's answer."""
         node = self.segmentationNode
@@ -89,10 +97,8 @@ class CaseScene:
 
     def remove(self) -> None:
         """Take the nodes out of the scene; what was hidden for them is visible again."""
-        errors = mrml.moduleParameters().errorSegmentation
-        if errors is not None and self.volumeNode is not None and mrml.volumeOf(errors) is self.volumeNode:
-            mrml.removeNode(errors)
-        for node in (self.segmentationNode, self.lungNode, self.volumeNode):
+        made = [] if self.volumeNode is None else mrml.moduleParameters().madeFrom(self.volumeNode)
+        for node in (*made, self.segmentationNode, self.lungNode, self.volumeNode):
             mrml.removeNode(node)
         mrml.removeLostAnswers()
         for node in self._hidden:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
+import vtk
+from numpy.typing import NDArray
 from slicer.util import VTKObservationMixin
 
+from .. import mrml
 from ..errors import COVIDLesionSegError, InputError
 from ..worker import Progress, Reply, WorkerError
 from .case_answer import CaseAnswer, savedTexts
@@ -16,15 +19,13 @@ from .case_contents import CaseContents
 from .case_hold import CaseHold
 from .case_scene import CaseScene
 from .events import Signal
-from .notices import Notice, attempt, noticeOf
+from .notices import Notice, attempt, confirm, noticeOf
 from .steps import Steps
 from .store_client import StoreClient
 from .text import _
 
 if TYPE_CHECKING:
     from .session import Session
-
-_EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
 
 
 class CaseWork(VTKObservationMixin):
@@ -33,6 +34,7 @@ class CaseWork(VTKObservationMixin):
     Args:
         session: shared by all panels.
         store: the store.
+        undo: gives what saves the state of a segmentation before it is replaced.
 
     Attributes:
         changed: signal: another case or state.
@@ -45,9 +47,9 @@ class CaseWork(VTKObservationMixin):
         progress: of the model that answers, or None.
     """
 
-    def __init__(self, session: Session, store: StoreClient) -> None:
+    def __init__(self, session: Session, store: StoreClient, undo: Callable[[Any], mrml.UndoStates]) -> None:
         VTKObservationMixin.__init__(self)
-        self._session, self._store = session, store
+        self._session, self._store, self._undo = session, store, undo
         self.changed, self.noted = Signal(), Signal()
         self.state = ""
         self.progress: Progress | None = None
@@ -55,12 +57,18 @@ class CaseWork(VTKObservationMixin):
         self._answer: CaseAnswer | None = None
         self._forget()
         scene = slicer.mrmlScene
-        self._sceneEvents = (scene.NodeRemovedEvent, scene.EndCloseEvent)
+        self._sceneEvents = {
+            scene.StartCloseEvent: self._onSceneCloses,
+            scene.NodeAboutToBeRemovedEvent: self._onNodeGoes,
+            scene.NodeRemovedEvent: self._onNodesGone,
+            scene.EndCloseEvent: self._onNodesGone,
+        }
 
     def _forget(self) -> None:
         self.case: Mapping[str, Any] = {}
         self.reason = self.startFrom = self.recovered = self.model = ""
         self._contents: CaseContents | None = None
+        self._voxels: tuple[Any, ...] = ()
         self._scene = CaseScene()
         self._hold = CaseHold(self._session, self._store, self._scene, self.noted.emit)
         self._then: Callable[[], None] | None = None
@@ -153,8 +161,8 @@ class CaseWork(VTKObservationMixin):
     def _showVolume(self) -> None:
         assert self._contents is not None  # noqa: S101  # _onOpened has set it
         self._contents.showVolume(self.caseId)
-        for event in self._sceneEvents:
-            self.addObserver(slicer.mrmlScene, event, self._onNodesGone)
+        for event, slot in self._sceneEvents.items():
+            self.addObserver(slicer.mrmlScene, event, slot)
 
     # ---- the model's answer -----------------------------------------------------------------------------------------
 
@@ -201,8 +209,9 @@ class CaseWork(VTKObservationMixin):
         self._contents = None
         self._hold.begin()
         segmentation = self._scene.segmentationNode.GetSegmentation()
-        for event in _EDITED:
-            self.addObserver(segmentation, getattr(slicer.vtkSegmentation, event), self._onEdited)
+        self._voxels = mrml.voxelStamp(self._scene.segmentationNode)
+        for event in mrml.EDITED:
+            self.addObserver(segmentation, event, self._onEdited)
         self._enter("open")
         text = _("{case} is open, from {start}.").format(case=self.caseId, start=self.startFrom)
         self.noted.emit(Notice(" ".join(filter(None, [text, self.reason]))))
@@ -217,6 +226,11 @@ class CaseWork(VTKObservationMixin):
     # ---- while it is edited -----------------------------------------------------------------------------------------
 
     def _onEdited(self, *_ignored: Any) -> None:
+        voxels = mrml.voxelStamp(self._scene.segmentationNode)
+        if voxels == self._voxels:
+            # another name or color
+            return
+        self._voxels = voxels
         self._hold.edited()
         if self._hold.edits == 1:
             self.changed.emit()
@@ -227,12 +241,15 @@ class CaseWork(VTKObservationMixin):
             self._hold.keep()
 
     def startAgain(self) -> None:
-        """Throw the unsaved work away and begin from what is saved."""
+        """Throw the unsaved work away, if that is wanted, and begin from what is saved."""
         self._requireOpen()
+        consequence = _("The work that was not saved, of {when}, is removed from the store and replaced in the scene.")
+        if not confirm(consequence.format(when=self.recovered or _("this session")), _("Discard it?")):
+            return
 
         def restarted(reply: Reply) -> None:
             def show() -> None:
-                self._scene.write(reply.arrays["mask"].view(bool))
+                self._scene.write(reply.arrays["mask"].view(bool), self._undo(self._scene.segmentationNode))
                 self.recovered, self.startFrom = "", reply.values["start_from"]
                 self._hold.saved(self._hold.edits)
                 self.changed.emit()
@@ -249,23 +266,22 @@ class CaseWork(VTKObservationMixin):
         """Save the lesions as the next revision of this rater.
 
         Args:
-            noLesion: the case has no lesion. What the model marked is erased first; what a person has drawn is not.
+            noLesion: the case has no lesion. What the model marked is erased first; what a person has drawn only if
+                that is wanted. The editor's undo brings it back.
             close: close the case then, unless it was edited meanwhile.
             comment: free text.
             then: called when it is saved, and closed if it is to be.
 
         Raises:
-            InputError: no case is open, or edits of a case that is to have no lesion.
+            InputError: no case is open.
         """
         self._requireOpen()
         mask = self._scene.mask()
         if noLesion and mask.any():
-            if self._hold.edits and not self._scene.isAnswer(mask):
-                raise InputError(
-                    _("There are edited lesions in this case."), _("Erase them before you say that it has no lesion.")
-                )
+            if not self._scene.isAnswer(mask) and not self._mayErase(mask):
+                return
             mask = np.zeros_like(mask)
-            self._scene.write(mask)
+            self._scene.write(mask, self._undo(self._scene.segmentationNode))
         others = self._scene.otherSegments()
         edits, seconds = self._hold.edits, self._hold.seconds
         self._hold.pause()
@@ -284,6 +300,12 @@ class CaseWork(VTKObservationMixin):
                 then()
 
         self._store.ask("case_save", values, saved, arrays={"mask": mask.view(np.uint8)}, failed=self._onNotSaved)
+
+    def _mayErase(self, mask: NDArray[np.bool_]) -> bool:
+        """Ask whether lesions that a person has drawn may be erased."""
+        volume = f"{np.count_nonzero(mask) * self._scene.voxelMl:.1f} mL"
+        text = _("{volume} of lesion that somebody has drawn in {case} are erased, and it is saved as free of lesion.")
+        return confirm(text.format(volume=volume, case=self.caseId), _("Is there no lesion?"))
 
     def _onSaved(self, reply: Reply, edits: int, close: bool, others: Sequence[str]) -> bool:
         """The revision is written; returns whether everything that was to be done is done."""
@@ -365,6 +387,15 @@ class CaseWork(VTKObservationMixin):
             self._scene.remove()
         self._forget()
         self._enter("")
+
+    def _onSceneCloses(self, *_ignored: Any) -> None:
+        """The nodes are still there: keep what is in them, here and now."""
+        self._hold.keepHere()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeGoes(self, _caller: Any, _event: str, node: Any) -> None:
+        if node in (self._scene.volumeNode, self._scene.segmentationNode):
+            self._hold.keepHere()
 
     def _onNodesGone(self, *_ignored: Any) -> None:
         if not self.caseId or not self._scene.isGone():

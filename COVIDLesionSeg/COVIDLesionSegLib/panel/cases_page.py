@@ -30,6 +30,7 @@ class CasesPage:
         scene: the MRML scene.
         container: an empty widget.
         note: shows a :class:`.notices.Notice`.
+        undo: gives what saves the state of a segmentation before it is replaced.
         training: starts jobs; None takes one with the session's settings.
 
     Attributes:
@@ -43,6 +44,7 @@ class CasesPage:
         scene: Any,
         container: Any,
         note: Callable[[Notice], None],
+        undo: Callable[[Any], Any],
         training: TrainingLogic | None = None,
     ) -> None:
         self._note = note
@@ -52,7 +54,7 @@ class CasesPage:
         container.setLayout(layout)
         layout.addWidget(self.form)
         self.store = StoreClient(session)
-        self.work = CaseWork(session, self.store)
+        self.work = CaseWork(session, self.store, undo)
         self.training = training or TrainingLogic()
         self.list = WorkList(self.store, self.work, self.ui, note)
         self.adding = AddingPage(session, self.store, self.training, self.ui, note)

@@ -34,7 +34,7 @@ class Devices:
         self._asked = False
 
     def ask(self, again: bool = False) -> None:
-        """Ask the worker, unless it was asked before; it is warm from then on."""
+        """Ask the worker, unless it was asked before. It loads PyTorch for that: ask after a press, or once it has."""
         if self._asked or (self._found is not None and not again):
             return
         self._asked, self._problem = True, ""
@@ -65,7 +65,8 @@ class Devices:
         if self._problem:
             return self._problem
         if self._found is None:
-            return ""
+            first = _("A graphics card where one works, else the processor; the first run tells which.")
+            return first if device == AUTOMATIC else ""
         if device == AUTOMATIC:
             chosen = self._found["chosen"]
             return str(chosen.get("error") or f"{chosen['name']} ({chosen['device']}). {chosen['reason']}")
@@ -79,8 +80,10 @@ class Devices:
 
     def summary(self) -> str:
         """PyTorch's build and what it found, for the set-up page."""
-        if self._asked or self._problem or self._found is None:
-            return self.text(AUTOMATIC) or _("Not looked at yet.")
+        if self._asked or self._problem:
+            return self.text(AUTOMATIC)
+        if self._found is None:
+            return _("Not looked at yet.")
         torch = self._found["torch"]
         build = torch["cuda_build"] and f"CUDA {torch['cuda_build']}"
         build = build or (torch["rocm_build"] and f"ROCm {torch['rocm_build']}") or _("processor only")

@@ -14,9 +14,10 @@ from .. import mrml
 from ..errors import InputError
 from ..imaging import segment_style
 from ..mrml import ModuleParameters
-from ..worker import Reply, Request, WorkerError
-from .live import STUDY
-from .notices import Notice, noticeOf
+from ..worker import Reply, WorkerError
+from ..worker.measurement_tasks import REPORT_FILES
+from .live import StudyRequest
+from .notices import Notice, confirm, noticeOf
 from .steps import Steps
 from .text import _
 
@@ -39,7 +40,7 @@ class Export:
 
     def __init__(self, session: Session, note: Callable[[Notice], None], changed: Callable[[], None]) -> None:
         self._session, self._note, self._changed = session, note, changed
-        self._request: Request | None = None
+        self._request: StudyRequest | None = None
         self._requests: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._steps = Steps(session.timer)
         self._written: list[str] = []
@@ -84,7 +85,9 @@ class Export:
         case = _checkedCase(case)
         self._requests, self._written = [], []
         steps: list[Callable[[], Any]] = []
-        common = {"study": STUDY, "case": case, "folder": str(folder.absolute()), "record": self._record(parameters)}
+        if not self._mayWrite(folder, case, kinds):
+            return
+        common = {"case": case, "folder": str(folder.absolute()), "record": self._record(parameters)}
         files = [kind for kind in kinds if kind != "dicom"]
         if files:
             self._requests.append(("report", common | {"kinds": files}, {}))
@@ -92,6 +95,13 @@ class Export:
             source: Any = str(dicomFolder.absolute()) if dicomFolder else mrml.dicomFilesOf(parameters.inputVolume)
             steps = self._dicomSteps(parameters, common | {"source": source})
         self._steps.start([*steps, self._next], self._onError)
+
+    def _mayWrite(self, folder: Path, case: str, kinds: Sequence[str]) -> bool:
+        """Ask before files are replaced that are there already: they may be another patient's."""
+        names = [f"{case}_{ending}" for kind in kinds for ending in REPORT_FILES[kind]]
+        there = [name for name in names if (folder / name).exists()]
+        text = _("These files are in the folder already and are replaced: {names}.")
+        return not there or confirm(text.format(names=", ".join(there)), _("Replace them?"))
 
     def _record(self, parameters: ModuleParameters) -> dict[str, Any] | None:
         record = mrml.recordOf(parameters.lesionSegmentation)
@@ -123,9 +133,7 @@ class Export:
     def _next(self) -> None:
         if self._requests:
             task, values, arrays = self._requests.pop(0)
-            self._request = self._session.client("measurement").request(
-                task, values, arrays, finished=self._onWritten, failed=self._onFailed
-            )
+            self._request = StudyRequest(self._session.live, task, values, arrays, self._onWritten, self._onFailed)
         else:
             self._request = None
             self._note(Notice(_("Written: {files}.").format(files=", ".join(self._written))))

@@ -10,6 +10,9 @@ import slicer
 from ..errors import InputError
 from ..resources import resource
 
+# A second press this soon after the first is a double click, not another wish.
+DOUBLE_CLICK_S = 0.5
+
 
 def loadForm(name: str, scene: Any = None) -> tuple[Any, Any]:
     """Load a form and hand the scene to its widgets.

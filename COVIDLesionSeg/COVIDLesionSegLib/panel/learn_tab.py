@@ -20,14 +20,17 @@ class LearnTab:
         session: shared by all panels.
         scene: the MRML scene.
         note: shows a :class:`.notices.Notice`.
+        undo: gives what saves the state of a segmentation before it is replaced.
 
     Attributes:
         cases: the work with cases.
     """
 
-    def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
+    def __init__(
+        self, session: Session, scene: Any, note: Callable[[Notice], None], undo: Callable[[Any], Any]
+    ) -> None:
         self.form, self.ui = loadForm("Learn", scene)
-        self.cases = CasesPage(session, scene, self.ui.casesContainer, note)
+        self.cases = CasesPage(session, scene, self.ui.casesContainer, note, undo)
         self.models = ModelsPage(session, self.ui, note)
         self.torch = TorchPage(session, self.ui, note)
 

@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..imaging import LungQuality
 from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
-from ..worker import Reply, Request, Timer, WorkerError
+from ..worker import Client, Reply, Request, Timer, WorkerError
 from ..worker.protocol import geometry_to_json
+from ..worker.troubles import CANCELLED
 from .events import Signal
 from .notices import Notice, noticeOf
 from .steps import Steps
@@ -28,7 +29,55 @@ if TYPE_CHECKING:
 STUDY = "study"
 # Edits come in bursts, a brush stroke is one; the table is 0.5 s behind at most.
 _PAUSE_MS = 50
-_EDITED = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved")
+
+
+class StudyRequest:
+    """A request about the study that is measured; a child that has lost it is given it again first.
+
+    Args:
+        live: what measures.
+        task: of the measurement child.
+        parameters: of the task; the study is added.
+        arrays: of the task.
+        finished: called with the answer.
+        failed: called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        live: LiveMeasurement,
+        task: str,
+        parameters: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]],
+        finished: Callable[[Reply], None],
+        failed: Callable[[WorkerError], None],
+    ) -> None:
+        self._live, self._finished, self._failed = live, finished, failed
+        self._asked = task, {"study": STUDY, **parameters}, arrays
+        self._request: Request | None = None
+        self._isAgain = self._isCancelled = False
+        live.whenHeld(self._send, self._onFailed)
+
+    def cancel(self) -> None:
+        """Do without it."""
+        self._isCancelled = True
+        if self._request is not None:
+            self._request.cancel()
+
+    def _send(self) -> None:
+        if self._isCancelled:
+            return
+        task, parameters, arrays = self._asked
+        client = self._live.client
+        self._request = client.request(task, parameters, arrays, finished=self._finished, failed=self._onFailed)
+
+    def _onFailed(self, error: WorkerError) -> None:
+        if error.kind == "not_open" and not self._isAgain:
+            # the child ended by itself as the request came
+            self._isAgain = True
+            self._live.whenHeld(self._send, self._failed)
+        else:
+            self._failed(error)
 
 
 class LiveMeasurement(VTKObservationMixin):
@@ -65,6 +114,10 @@ class LiveMeasurement(VTKObservationMixin):
         self._dirty = False
         self._problem = ""
         self._caution = ""
+        # what is done once the child has the study again, and what is told where it can't get it
+        self._waiting: list[tuple[Callable[[], None], Callable[[WorkerError], None]]] = []
+        # of the lungs and the reference when they were read
+        self._voxels: dict[Any, tuple[Any, ...]] = {}
 
     # ---- who looks ----------------------------------------------------------------------------------------------
 
@@ -146,20 +199,45 @@ class LiveMeasurement(VTKObservationMixin):
         volumeNode, _lesions, *others = self._nodes(mrml.moduleParameters())
         return [mrml.changeStamp(node) for node in (volumeNode, *others)]
 
+    @property
+    def client(self) -> Client:
+        """The child that measures."""
+        return self._session.client("measurement")
+
+    def whenHeld(self, then: Callable[[], None], failed: Callable[[WorkerError], None]) -> None:
+        """Do something once the child has the study: at once, or after it was given to a new child.
+
+        Args:
+            then: what to do.
+            failed: called where the child can't get the study, or something else is measured meanwhile.
+
+        Raises:
+            InputError: nothing is measured.
+        """
+        self.require()
+        if self._holds() and not self._waiting:
+            then()
+            return
+        self._waiting.append((then, failed))
+        if not self.busy:
+            # a child that was idle for long has ended by itself
+            self._open()
+
     def _holds(self) -> bool:
         """Whether the child that was given the study is the one that runs now."""
-        client = self._session.client("measurement")
+        client = self.client
         return client.running and client.generation == self._generation and self._mask is not None
 
     def _observe(self, nodes: tuple[Any, ...]) -> None:
         self.removeObservers()
         volumeNode, lesions, lungs, reference = nodes
         if lesions is not None:
-            for event in _EDITED:
-                self.addObserver(lesions.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onEdited)
-        for node in {id(node): node for node in (lungs, reference) if node not in (None, lesions)}.values():
-            for event in _EDITED:
-                self.addObserver(node.GetSegmentation(), getattr(slicer.vtkSegmentation, event), self._onOtherEdited)
+            for event in mrml.EDITED:
+                self.addObserver(lesions.GetSegmentation(), event, self._onEdited)
+        self._voxels = {node: mrml.voxelStamp(node) for node in (lungs, reference) if node not in (None, lesions)}
+        for node in self._voxels:
+            for event in mrml.EDITED:
+                self.addObserver(node.GetSegmentation(), event, self._onMaskEdited)
         if volumeNode is not None:
             self.addObserver(volumeNode, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onOtherEdited)
             self.addObserver(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._onOtherEdited)
@@ -215,6 +293,11 @@ class LiveMeasurement(VTKObservationMixin):
 
     def _onEdited(self, *_ignored: Any) -> None:
         self._edited()
+
+    def _onMaskEdited(self, *_ignored: Any) -> None:
+        """Lungs or reference are others, unless only a name or a color is."""
+        if any(mrml.voxelStamp(node) != before for node, before in self._voxels.items()):
+            self._onOtherEdited()
 
     def _onOtherEdited(self, *_ignored: Any) -> None:
         """The CT, the lungs or the reference is another one: everything is measured anew."""
@@ -294,6 +377,9 @@ class LiveMeasurement(VTKObservationMixin):
         verdict = reply.values.get("lung_quality")
         quality = None if verdict is None else LungQuality.from_json(verdict)
         self._problem, self._caution = "", quality.line() if quality is not None and quality.is_doubtful else ""
+        waiting, self._waiting = self._waiting, []
+        for then, _failed in waiting:
+            then()
         self._tables.start(
             [self._showRegions, self._showLesionList, self._showComparison, self.measured.emit], self._onTableError
         )
@@ -360,6 +446,9 @@ class LiveMeasurement(VTKObservationMixin):
         self._request = None
         self._study, self._mask, self._dirty, self._problem, self._caution = (), None, False, "", ""
         self.quantities, self.evaluation = {}, {}
+        waiting, self._waiting = self._waiting, []
+        for _then, failed in waiting:
+            failed(CANCELLED)
         self.forgotten.emit()
 
 

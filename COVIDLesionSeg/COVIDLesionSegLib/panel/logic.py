@@ -83,8 +83,7 @@ class LesionLogic:
             tta: average over four flipped copies of each slice.
             probability: also make a volume of the probability.
             uncertainty: the same of the uncertainty.
-            postprocessing: threshold and clean-up; None leaves it to the model's card. The background
-                run takes its clean-up from the panel's options.
+            postprocessing: threshold and clean-up; None leaves it to the model's card.
             surfaces: make the surfaces for 3-D views.
             wait: False begins the run in the background, as the panel does, and returns at once.
 
@@ -97,6 +96,7 @@ class LesionLogic:
         """
         if not wait:
             return _inBackground(
+                postprocessing or PostProcessing(),
                 inputVolume=volumeNode,
                 model="" if model is None else str(model),
                 device=device,
@@ -312,11 +312,11 @@ class _PhaseLog:
             _log.info("%s", progress.message or progress.phase)
 
 
-def _inBackground(**choices: Any) -> SegmentationRun:
+def _inBackground(postprocessing: PostProcessing, **choices: Any) -> SegmentationRun:
     parameters = mrml.moduleParameters()
     parameters.update(**choices)
     run = session().run
-    run.start(parameters)
+    run.start(parameters, postprocessing=postprocessing)
     return run
 
 

@@ -32,6 +32,8 @@ class MeasureTab:
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._note = session, note
         self._parameters: ModuleParameters | None = None
+        # the one that lies over the CT
+        self._map: Any = None
         self._steps = Steps(session.timer)
         self._export = Export(session, note, self.showState)
         self.form, self.ui = loadForm("Measure", scene)
@@ -47,7 +49,7 @@ class MeasureTab:
         ui.histogramButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showHistogram())
         ui.zonesButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showZones())
         ui.errorsButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showErrors())
-        ui.mapButton.connect("toggled(bool)", self._onMap)
+        ui.mapButton.connect("toggled(bool)", lambda *_ignored: self._showMap())
         for selector, name in (
             (ui.earlierSelector, "earlierVolume"),
             (ui.earlierSegmentationSelector, "earlierSegmentation"),
@@ -55,6 +57,7 @@ class MeasureTab:
             selector.connect("currentNodeChanged(vtkMRMLNode*)", self._setter(name))
         ui.compareButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.compare())
         ui.saveButton.connect("clicked(bool)", self.onExport)
+        ui.caseEdit.connect("editingFinished()", self._keepCaseName)
         ui.dicomCheck.connect("toggled(bool)", lambda *_ignored: self._showDicomNote())
         session.live.changed.connect(self.showState)
         self._showDicomNote()
@@ -76,6 +79,7 @@ class MeasureTab:
         ui.referenceSelector.setCurrentNode(parameters.referenceSegmentation)
         ui.earlierSelector.setCurrentNode(parameters.earlierVolume)
         ui.earlierSegmentationSelector.setCurrentNode(parameters.earlierSegmentation)
+        ui.caseEdit.setText("" if parameters.inputVolume is None else mrml.caseName(parameters.inputVolume))
         self._parameters = parameters
         self.showState()
 
@@ -110,6 +114,10 @@ class MeasureTab:
     def _onReferenceSegment(self, *_ignored: Any) -> None:
         self._set(referenceSegmentId=chosenData(self.ui.referenceCombo) or "")
 
+    def _keepCaseName(self) -> None:
+        if self._parameters is not None and self._parameters.inputVolume is not None:
+            mrml.nameCase(self._parameters.inputVolume, self.ui.caseEdit.text.strip())
+
     # ---- what was measured --------------------------------------------------------------------------------------
 
     def showState(self) -> None:
@@ -126,6 +134,7 @@ class MeasureTab:
             parameters.probabilityVolume is not None or parameters.uncertaintyVolume is not None
         )
         ui.mapButton.setEnabled(bool(maps))
+        self._showMap()
         earlier = parameters is not None and None not in (parameters.earlierVolume, parameters.earlierSegmentation)
         ui.compareButton.setEnabled(measured and earlier and not tools.busy)
         showText(ui.changeLabel, tools.changeText())
@@ -141,10 +150,16 @@ class MeasureTab:
             self.ui.tableView.setMRMLTableNode(node)
             self.ui.tableView.resizeColumnsToContents()
 
-    def _onMap(self, shown: bool, *_ignored: Any) -> None:
-        if self._parameters is not None:
-            node = self._parameters.probabilityVolume or self._parameters.uncertaintyVolume
-            mrml.showMapInViews(node if shown else None)
+    def _showMap(self) -> None:
+        """Lay the chosen CT's map over it, or take away the one that lies there."""
+        parameters, wanted = self._parameters, None
+        if parameters is not None and self.ui.mapButton.checked:
+            wanted = parameters.probabilityVolume or parameters.uncertaintyVolume
+            if wanted is None:
+                self.ui.mapButton.setChecked(False)
+        if wanted is not self._map:
+            self._map = wanted
+            mrml.showMapInViews(wanted)
 
     # ---- export -------------------------------------------------------------------------------------------------
 
@@ -160,6 +175,7 @@ class MeasureTab:
         ui = self.ui
         if self._parameters is None:
             return
+        self._keepCaseName()
         kinds = [
             name
             for name, check in (

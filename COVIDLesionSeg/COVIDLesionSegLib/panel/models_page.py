@@ -12,7 +12,7 @@ from ..models.catalog import AVAILABLE, BUNDLED, DAMAGED, ModelEntry
 from ..worker import Progress, Reply, Request, WorkerError
 from .forms import connectPath, showText
 from .model_text import cardHtml, statusText
-from .notices import Notice, noticeOf
+from .notices import Notice, confirm, noticeOf
 from .session import Session
 from .text import _
 
@@ -149,8 +149,11 @@ class ModelsPage:
     # ---- what does not ------------------------------------------------------------------------------------------
 
     def onRemove(self, *_ignored: Any) -> None:
-        """Delete the chosen model's file."""
+        """Delete the chosen model's file, if that is wanted."""
         model = self.chosen
+        text = _("The file of {model} is deleted from this computer; no other copy is kept.").format(model=model)
+        if not confirm(text, _("Remove it?")):
+            return
         self._change(lambda: self._session.registry.remove(model), _("{model} was removed.").format(model=model))
 
     def onDefault(self, *_ignored: Any) -> None:

@@ -42,7 +42,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct = CorrectTab(self.session, scene, note)
         self.segment = SegmentTab(self.session, scene, note, self.correct.undoFor)
         self.measure = MeasureTab(self.session, scene, note)
-        self.learn = LearnTab(self.session, scene, note)
+        self.learn = LearnTab(self.session, scene, note, self.correct.undoFor)
         self.tabs = qt.QTabWidget()
         self._pages = (self.segment, self.correct, self.measure, self.learn)
         for index, title in enumerate((_("Segment"), _("Correct"), _("Measure"), _("Learn"))):
@@ -77,7 +77,6 @@ class ModulePanel(VTKObservationMixin):
         self._useParameters()
         # a model may have been removed or trained meanwhile
         self.session.modelsChanged.emit()
-        self.session.devices.ask()
         self._tabChanged()
 
     def exit(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import slicer
+
 from ..errors import CancelledError, COVIDLesionSegError
 from ..worker import WorkerError
 from .text import _
@@ -43,6 +45,16 @@ def noticeOf(error: Exception | WorkerError) -> Notice:
     _log.error("An error that should not occur", exc_info=error)
     text = _("This is a fault of the program: {error}").format(error=f"{type(error).__name__}: {error}")
     return Notice(text, "copy_report", is_error=True)
+
+
+def confirm(consequence: str, question: str) -> bool:
+    """Ask before what can't be undone. No other dialog is opened by this room.
+
+    Args:
+        consequence: what happens, in one sentence.
+        question: what is asked.
+    """
+    return bool(slicer.util.confirmOkCancelDisplay(f"{consequence}\n\n{question}", "COVIDLesionSeg"))
 
 
 def attempt(action: Callable[[], Any], note: Callable[[Notice], None]) -> None:

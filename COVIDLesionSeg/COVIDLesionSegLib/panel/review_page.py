@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import qt
 from .. import mrml
 from ..worker import Reply
 from .case_work import CaseWork
+from .forms import DOUBLE_CLICK_S
 from .gate_text import comparisonHtml
 from .notices import Notice, attempt
 from .store_client import StoreClient
@@ -32,8 +34,11 @@ class ReviewPage:
         self._store, self._work, self._ui, self._note = store, work, ui, note
         self._items: list[Mapping[str, Any]] = []
         self._isCompared = False
-        ui.reviewList.connect("itemActivated(QListWidgetItem*)", lambda *_ignored: self.jump())
-        ui.reviewList.connect("itemClicked(QListWidgetItem*)", lambda *_ignored: self.jump())
+        # the row that was clicked last, and when
+        self._jumped = -1, 0.0
+        # a double click is a click, and activates the item as the return key does
+        for signal in ("itemClicked(QListWidgetItem*)", "itemActivated(QListWidgetItem*)"):
+            ui.reviewList.connect(signal, lambda *_ignored: self._onItem())
         ui.reviewList.connect("currentRowChanged(int)", lambda *_ignored: self._showButtons())
         ui.decidedCheck.connect("toggled(bool)", lambda *_ignored: self.show())
         ui.rightButton.connect("clicked(bool)", lambda *_ignored: self.decide("right"))
@@ -77,6 +82,12 @@ class ReviewPage:
         if 0 <= row < len(self._items):
             item = self._items[row]
             self._try(lambda: self._work.openCase(item["case"], then=lambda: mrml.jumpTo(item["ras"])))
+
+    def _onItem(self) -> None:
+        now, row = time.monotonic(), self._ui.reviewList.currentRow
+        if row != self._jumped[0] or now - self._jumped[1] > DOUBLE_CLICK_S:
+            self._jumped = row, now
+            self.jump()
 
     def jumpToNext(self) -> None:
         """Choose the next item, round and round, and jump there."""

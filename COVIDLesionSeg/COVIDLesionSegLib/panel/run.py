@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import slicer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Undo = Callable[[Any], Any]
 _OF_ONE_RUN = (
     *("_parameters", "_choices", "_undo", "_volumeNode", "_lungNode", "_segmentationNode", "_volume", "_lungs"),
-    *("_request", "_reply", "_reason", "_shownLungs", "_undoable"),
+    *("_request", "_reply", "_reason", "_shownLungs", "_keptLungs", "_undoable"),
 )
 
 
@@ -108,6 +108,7 @@ class SegmentationRun(VTKObservationMixin):
         self._reply: Any = None
         self._reason: Notice | None = None
         self._shownLungs: Any = None
+        self._keptLungs: Any = None
         self._undoable: Any = None
 
     @property
@@ -115,12 +116,15 @@ class SegmentationRun(VTKObservationMixin):
         """Whether a run is on."""
         return bool(self.state)
 
-    def start(self, parameters: ModuleParameters, undo: Undo | None = None) -> None:
+    def start(
+        self, parameters: ModuleParameters, undo: Undo | None = None, postprocessing: PostProcessing | None = None
+    ) -> None:
         """Begin.
 
         Args:
             parameters: what to do with what.
             undo: called with the segmentation whose segments are about to be replaced; gives what saves its state.
+            postprocessing: in place of what the parameters say of the clean-up.
 
         Raises:
             InputError: a run is on, there is no CT that can be used, or no result can be put into the segmentation.
@@ -137,7 +141,10 @@ class SegmentationRun(VTKObservationMixin):
         self._lungNode = None if parameters.findLungs else parameters.lungSegmentation
         if not parameters.findLungs and self._lungNode is None:
             raise InputError(_("No lung segmentation is chosen."), _("Choose one, or let the lungs be found."))
-        self._parameters, self._undo, self._choices = parameters, undo, Choices.of(parameters)
+        choices = Choices.of(parameters)
+        if postprocessing is not None:
+            choices = replace(choices, postprocessing=postprocessing)
+        self._parameters, self._undo, self._choices = parameters, undo, choices
         # what the user had chosen; it may be deleted meanwhile
         self._segmentationNode = parameters.lesionSegmentation
         scene = slicer.mrmlScene
@@ -170,8 +177,12 @@ class SegmentationRun(VTKObservationMixin):
     def _send(self) -> None:
         volume, choices = self._volume, self._choices
         arrays = {"volume": volume.array} if self._lungs is None else {"volume": volume.array, "lungs": self._lungs}
+        client = self._session.client("lesions")
         self._enter("computing")
-        self._request = self._session.client("lesions").request(
+        if client.busy:
+            # e.g. a model is being verified, or the devices are looked at
+            self._onProgress(Progress("waiting", 0, 1))
+        self._request = client.request(
             "segment",
             choices.request(volume.geometry, self._session.modelFor(choices.model)),
             arrays,
@@ -234,9 +245,9 @@ class SegmentationRun(VTKObservationMixin):
 
     def _showLungs(self) -> None:
         if self._lungNode is None:
-            self._shownLungs = mrml.showFoundLungs(
-                self._volumeNode, self._reply.arrays["lungs"], self._earlier("lungSegmentation")
-            )
+            earlier = self._earlier("lungSegmentation")
+            self._shownLungs = mrml.showFoundLungs(self._volumeNode, self._reply.arrays["lungs"], earlier)
+            self._keptLungs = earlier is not None and self._shownLungs is not earlier
             self._choose(lungSegmentation=self._shownLungs)
 
     def _showMaps(self) -> None:
@@ -251,9 +262,8 @@ class SegmentationRun(VTKObservationMixin):
         return getattr(self._parameters, name) if self._isChosen else None
 
     def _choose(self, **values: Any) -> None:
-        """Let the panel work on the result; while it works on another CT, that one keeps its own."""
-        if self._isChosen:
-            self._parameters.update(**values)
+        """Let the panel work on the result, now or once its CT is chosen again."""
+        self._parameters.keepWith(self._volumeNode, **values)
 
     @property
     def _isChosen(self) -> bool:
@@ -271,14 +281,18 @@ class SegmentationRun(VTKObservationMixin):
         for text in dict.fromkeys(self._reply.messages):
             self.noted.emit(Notice(text))
         self._end(self._outcome(summary))
+        # the worker is warm now
+        self._session.devices.ask()
         self.finished.emit(volumeNode, segmentationNode)
 
     def _outcome(self, summary: Any) -> Notice:
         text = _("Done.")
         if "lesion_ml" in summary:
             text = _("Done: {volume} mL of lesion.").format(volume=f"{summary['lesion_ml']:.1f}")
+        if self._keptLungs:
+            text += " " + _("The corrected lungs stay as they are, beside the new ones.")
         if self._undoable:
-            return Notice(text + " " + _("The earlier segments were replaced; undo brings them back."), "undo")
+            return Notice(text + " " + _("The earlier lesions were replaced; undo brings them back."), "undo")
         return Notice(text)
 
     # ---- ends ---------------------------------------------------------------------------------------------------

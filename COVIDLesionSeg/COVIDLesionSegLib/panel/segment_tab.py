@@ -11,14 +11,11 @@ from ..errors import COVIDLesionSegError, ModelError
 from ..models.catalog import ModelEntry
 from ..mrml import LESION_VIEWS, ModuleParameters
 from .devices import AUTOMATIC
-from .forms import addShortcut, chooseData, chosenData, loadForm, showText
+from .forms import DOUBLE_CLICK_S, addShortcut, chooseData, chosenData, loadForm, showText
 from .model_text import cardHtml, licenseText
 from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .text import _, duration_text
-
-# A second press this soon after Apply is a double click, not a wish to cancel.
-_DOUBLE_CLICK_S = 0.5
 
 
 class SegmentTab:
@@ -147,13 +144,7 @@ class SegmentTab:
     def _onInput(self, node: Any = None, *_ignored: Any) -> None:
         if self._parameters is None or node is self._parameters.inputVolume:
             return
-        # an earlier result on another CT must not be replaced by one on this
-        lesions = mrml.resultsOn(node) if node is not None else []
-        lungs = mrml.resultsOn(node, "lungs") if node is not None else []
-        changes = {"inputVolume": node, "lesionSegmentation": lesions[-1] if lesions else None}
-        if self._parameters.findLungs:
-            changes["lungSegmentation"] = lungs[-1] if lungs else None
-        self._set(**changes)
+        self._set(inputVolume=node)
         if node is not None and not mrml.volumeProblem(node):
             mrml.showInViews(node)
 
@@ -218,7 +209,7 @@ class SegmentTab:
         """Begin a run, or cancel the one that is on."""
         run = self._session.run
         if run.busy:
-            if time.monotonic() - self._started > _DOUBLE_CLICK_S:
+            if time.monotonic() - self._started > DOUBLE_CLICK_S:
                 run.cancel()
             return
         if self._parameters is None:

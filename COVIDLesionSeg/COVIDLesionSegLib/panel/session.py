@@ -24,6 +24,8 @@ from .tools import MeasurementTools
 
 _PREFIX = "COVIDLesionSeg/"
 _MINUTE = 60.0
+# how long children may take to end by themselves, and how often is looked
+_GRACE_MS, _LOOK_MS = 5000, 50
 
 
 class Session:
@@ -43,10 +45,13 @@ class Session:
         settings: WorkerSettings | None = None,
         registry: ModelRegistry | None = None,
     ) -> None:
-        self.spawn = spawn
+        self._spawn = spawn
+        self._processes: list[Process] = []
         self.timer = timer
         self.registry = registry or ModelRegistry()
         self.modelsChanged = Signal()
+        # whoever has children of its own ends them
+        self.ending = Signal()
         self.devices = Devices(lambda: self.client("lesions"))
         self._given = settings
         self._clients: dict[str, Client] = {}
@@ -87,6 +92,31 @@ class Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+
+    def spawn(self, command: list[str], environment: Mapping[str, str]) -> Process:
+        """A process for a child; the session knows all that run."""
+        process = self._spawn(command, environment)
+        self._processes = [*(known for known in self._processes if known.is_running), process]
+        return process
+
+    def whenEnded(self, action: Callable[[], None]) -> None:
+        """End all children, the case store's too, and do something once they are gone.
+
+        Windows lets nobody replace a library that a process has loaded.
+        """
+        self.ending.emit()
+        self.restart()
+        self._whenGone(action, _GRACE_MS)
+
+    def _whenGone(self, action: Callable[[], None], left: int) -> None:
+        running = [process for process in self._processes if process.is_running]
+        if not running:
+            action()
+            return
+        if left <= 0:
+            for process in running:
+                process.kill_tree()
+        self.timer(_LOOK_MS, lambda: self._whenGone(action, left - _LOOK_MS))
 
     def restart(self) -> None:
         """Start children with the present settings from now on."""

@@ -51,6 +51,7 @@ class StoreClient:
         self._asking = False
         self._again = False
         self._folder = self._asked = ""
+        session.ending.connect(self.endChildren)
         remembered = _setting("caseStore")
         if remembered and is_store(remembered):
             self._folder = remembered
@@ -168,7 +169,12 @@ class StoreClient:
             self.changed.emit()
 
     def close(self) -> None:
-        """End the children; requests that still wait are dropped."""
+        """The panel goes."""
+        self._session.ending.disconnect(self.endChildren)
+        self.endChildren()
+
+    def endChildren(self) -> None:
+        """End the children; requests that still wait are dropped, the next one starts a child."""
         for client in (self._client, self._longClient):
             if client is not None:
                 client.close()

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import mrml
-from ..worker import Reply, Request, WorkerError
+from ..worker import Reply, WorkerError
 from ..worker.protocol import geometry_to_json
-from .live import STUDY, segmentOrLesions
-from .notices import Notice, noticeOf
+from .live import StudyRequest, segmentOrLesions
+from .notices import Notice, attempt, noticeOf
 from .steps import Steps
 from .text import _, figure_text
 
@@ -33,7 +33,7 @@ class MeasurementTools:
         self._session = session
         self._live = session.live
         self._steps = Steps(session.timer)
-        self._request: Request | None = None
+        self._request: StudyRequest | None = None
         self.comparison: Mapping[str, Any] = {}
         self._live.measured.connect(self._follow)
         self._live.forgotten.connect(self._forget)
@@ -95,7 +95,7 @@ class MeasurementTools:
 
     def showErrors(self) -> None:
         """Show where lesions and reference agree, and where not, as segments."""
-        self._ask("error_map", {"study": STUDY}, {}, self._onErrors)
+        attempt(lambda: self._ask("error_map", {}, {}, self._onErrors), self._live.noted.emit)
 
     def _onErrors(self, reply: Reply) -> None:
         def show() -> None:
@@ -115,7 +115,7 @@ class MeasurementTools:
         if self._request is not None:
             return
         arrays: dict[str, NDArray[Any]] = {}
-        values: dict[str, Any] = {"study": STUDY}
+        values: dict[str, Any] = {}
 
         def readVolume() -> None:
             parameters, _mask = self._live.require()
@@ -156,8 +156,7 @@ class MeasurementTools:
             if self._request is request:
                 self._onFailed(error)
 
-        client = self._session.client("measurement")
-        self._request = request = client.request(task, values, arrays, finished=done, failed=failed)
+        self._request = request = StudyRequest(self._live, task, values, arrays, done, failed)
         self._live.changed.emit()
 
     def _onCompared(self, reply: Reply) -> None:

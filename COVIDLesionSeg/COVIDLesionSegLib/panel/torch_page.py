@@ -56,7 +56,7 @@ class TorchPage:
             text = _("The PyTorch extension is not installed. Install it in the Extensions Manager and restart Slicer.")
             self._note(Notice(text, is_error=True))
             return
-        self._install(lambda: utilities.PyTorchUtilsLogic().installTorch(askConfirmation=True))
+        self._install(lambda: utilities.PyTorchUtilsLogic().installTorch(askConfirmation=True) is not None)
 
     def onPackages(self, *_ignored: Any) -> None:
         """Install what the worker needs besides PyTorch; Slicer asks first."""
@@ -66,16 +66,40 @@ class TorchPage:
             self._note(Notice(_("This Slicer can't install packages; 5.12 or newer is needed."), is_error=True))
             return
         file = resource("requirements.txt")
-        self._install(lambda: packaging.pip_ensure(packaging.load_requirements(str(file)), requester="COVIDLesionSeg"))
 
-    def _install(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except Exception as error:  # whatever pip and its callers raise; the sentence is for people
-            self._note(Notice(_("The installation failed: {error}").format(error=error), is_error=True))
+        def ensure() -> bool:
+            packaging.pip_ensure(packaging.load_requirements(str(file)), requester="COVIDLesionSeg")
+            return True
+
+        self._install(ensure)
+
+    def _install(self, install: Callable[[], bool]) -> None:
+        """Install once no child holds a library any more.
+
+        Args:
+            install: asks and installs; False where it was declined.
+        """
+        if self._session.run.busy:
+            self._note(
+                Notice(_("A CT is being segmented. Wait for it, or cancel it, before installing."), is_error=True)
+            )
             return
-        self._session.restart()
-        self._session.devices.ask(again=True)
+
+        def go() -> None:
+            try:
+                done = install()
+            except Exception as error:  # whatever pip and its callers raise; the sentence is for people
+                # how Slicer's packaging says it
+                done = "declined" not in str(error)
+                if done:
+                    self._note(Notice(_("The installation failed: {error}").format(error=error), is_error=True))
+                    return
+            if done:
+                self._session.devices.ask(again=True)
+            else:
+                self._note(Notice(_("Nothing was installed.")))
+
+        self._session.whenEnded(go)
 
     def onSettings(self, *_ignored: Any) -> None:
         """Keep the settings and start the worker anew with the next request."""

@@ -11,7 +11,7 @@ import qt
 from ..cases import ORDERS, STATES, is_store
 from .case_work import CaseWork
 from .forms import chooseData, chosenData, connectPath, showText
-from .notices import Notice, attempt
+from .notices import Notice, attempt, confirm
 from .store_client import StoreClient
 from .text import _
 
@@ -79,7 +79,7 @@ class WorkList:
         ui.caseList.connect("itemActivated(QListWidgetItem*)", lambda *_ignored: self.openChosen())
         ui.nextButton.connect("clicked(bool)", lambda *_ignored: self.openNext())
         ui.openButton.connect("clicked(bool)", lambda *_ignored: self.openChosen())
-        ui.takeOverButton.connect("clicked(bool)", lambda *_ignored: self.openChosen(takeOver=True))
+        ui.takeOverButton.connect("clicked(bool)", lambda *_ignored: self.takeOver())
         ui.saveButton.connect("clicked(bool)", lambda *_ignored: self.save())
         ui.saveNextButton.connect("clicked(bool)", lambda *_ignored: self.saveAndNext())
         ui.noLesionButton.connect("clicked(bool)", lambda *_ignored: self.save(noLesion=True))
@@ -162,6 +162,13 @@ class WorkList:
         chosen = self.chosen
         if chosen:
             self._doer(lambda: self._work.openCase(chosen, takeOver))()
+
+    def takeOver(self) -> None:
+        """Open the chosen case though somebody else has it open, if that is wanted."""
+        lock = str(self._store.cases.get(self.chosen, {}).get("lock") or "")
+        text = _("{case} is open elsewhere ({lock}); who works there can't go on with it, but can save.")
+        if lock and confirm(text.format(case=self.chosen, lock=lock), _("Take it over?")):
+            self.openChosen(takeOver=True)
 
     def save(self, noLesion: bool = False) -> None:
         """Save the lesions; the case stays open."""

@@ -19,6 +19,14 @@ from .store_tasks import StoreTasks
 from .study import MASKS, Study, open_study
 from .tasks import Answer, Work, find_lungs_in
 
+#: What the files of a case are called, after its name and an underscore: kind -> endings.
+REPORT_FILES = {
+    "html": ("report.html",),
+    "csv": ("measurements.csv", "lesions.csv"),
+    "json": ("report.json",),
+    "dicom": ("lesions.dcm",),
+}
+
 
 class Measurements:
     """Tasks of kind "measurement". All arrays are (z, y, x) on the CT's grid; masks are lesion where not 0.
@@ -45,9 +53,11 @@ class Measurements:
     ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
     ``compare``: with an earlier CT: ``study`` (the later one), ``registration`` ("rigid", "affine"), and either
     ``earlier`` (name of a study) or the earlier study as ``open`` takes it; its lungs are found where they do not come
-    along. Answers ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
+    along. Refused where the chests look like those of two people, unless ``assume_same_patient`` is true. Answers
+    ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
     ``report``: ``study``, ``case`` (what it is called, also in file names), ``folder``, ``kinds`` (a list of "html",
-    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``notes``, ``record`` (of the run).
+    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``assume_same_patient``, ``notes``,
+    ``record`` (of the run).
     Answers ``measured`` and ``files``, the list of what was written.
     ``dicom_seg``: ``study``, ``case``, ``folder``, ``source`` (folder, file or list of files of the CT); if given
     ``series``, ``record``, and ``segments``, a list of ``name``, ``array`` and ``edited`` whose arrays come along; by
@@ -150,6 +160,7 @@ class Measurements:
         """Compare two time points."""
         later = self._study(work)
         registration = work.take("registration", str, "rigid")
+        assumed = work.take("assume_same_patient", bool, False)
         earlier = self._study(work, "earlier") if "earlier" in work else open_study(work, needs_lungs=True)[0]
         work.finish()
         work.progress("comparing", 0, 1)
@@ -159,6 +170,7 @@ class Measurements:
             registration,
             lobe_map=later.lobe_map,
             consolidation_from=later.consolidation_from,
+            assume_same_patient=assumed,
         )
         change = found.pop("map")
         work.progress("comparing", 1, 1)
@@ -174,6 +186,7 @@ class Measurements:
         case = work.need("case", str)
         earlier = self._study(work, "earlier") if "earlier" in work else None
         registration = work.take("registration", str, "rigid")
+        assumed = work.take("assume_same_patient", bool, False)
         notes, record = work.take("notes", list, []), work.take("record", dict)
         folder, kinds = Path(work.need("folder", str)), work.need("kinds", list)
         work.finish()
@@ -191,6 +204,7 @@ class Measurements:
             study.consolidation_from,
             [*study.volume.warnings, *notes],
             record,
+            assume_same_patient=assumed,
         )
         measured = report.to_json()
         work.check()
@@ -203,12 +217,13 @@ class Measurements:
             return Path(files[-1])
 
         if "html" in kinds:
-            write_text(target("report.html"), report.to_html())
+            write_text(target(*REPORT_FILES["html"]), report.to_html())
         if "csv" in kinds:
-            write_csv(target("measurements.csv"), region_rows(case, quantities))
-            write_csv(target("lesions.csv"), lesion_rows(case, quantities["lesions"]["value"]))
+            regions, lesions = map(target, REPORT_FILES["csv"])
+            write_csv(regions, region_rows(case, quantities))
+            write_csv(lesions, lesion_rows(case, quantities["lesions"]["value"]))
         if "json" in kinds:
-            write_json(target("report.json"), measured)
+            write_json(target(*REPORT_FILES["json"]), measured)
         work.progress("measuring", 2, 2)
         return Answer({"measured": measured, "files": files})
 
@@ -217,7 +232,7 @@ class Measurements:
         from ..imaging.dicom.seg_writing import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
 
         study = self._study(work)
-        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_lesions.dcm"
+        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_{REPORT_FILES['dicom'][0]}"
         source = work.need("source", (str, list))
         series, record = work.take("series", str), work.take("record", dict)
         segments = []
