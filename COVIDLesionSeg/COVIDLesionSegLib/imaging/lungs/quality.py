@@ -378,7 +378,8 @@ class _Assessment:
                 if share > _WHOLE:
                     sentence = f"The {name} lung holds no air: its border is estimated from the ribs."
                 else:
-                    sentence = f"{100 * share:.0f} % of the {name} lung holds no air: there its border is estimated from the ribs."
+                    part = f"{100 * share:.0f} % of the {name} lung"
+                    sentence = f"{part} holds no air: there its border is estimated from the ribs."
                 self._find("airless", share, sentence)
 
     def field_of_view(self) -> None:
