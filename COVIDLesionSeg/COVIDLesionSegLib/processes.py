@@ -43,7 +43,11 @@ def ending_by_sigterm() -> Iterator[None]:
     Only the main thread may set handlers; elsewhere nothing changes.
     """
 
+    told = False
+
     def end(number: int, _: object) -> None:
+        nonlocal told
+        told = True
         # whoever sends it twice must not disturb the tidying up
         signal.signal(number, signal.SIG_IGN)
         raise TerminatedError
@@ -53,6 +57,11 @@ def ending_by_sigterm() -> Iterator[None]:
         before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if told:
+            # native code that it came through has made something else of it
+            raise TerminatedError from error
+        raise
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

@@ -7,7 +7,9 @@ SIGTERM). One line out: ``status`` (negative: of the signal), ``late``, ``second
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import resource
@@ -39,6 +41,11 @@ def serve() -> None:
 
     for name in COMMANDS.values():
         importlib.import_module(f"COVIDLesionSegLib.cli.{name}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        # a training that ends at once: PyTorch loads half of itself not before that
+        config = Path(folder, "x.toml")
+        config.touch()
+        main(["train", str(config), "-o", folder, "--quiet"])
     for line in sys.stdin:
         print(json.dumps(attempt(main, json.loads(line))), flush=True)
 

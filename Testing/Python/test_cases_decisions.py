@@ -208,7 +208,7 @@ def test_the_next_case_comes_in_the_wanted_order_with_its_reason(store):
     }
     reasons = {order: suggestion.reason for order, suggestion in found.items()}
     assert reasons["uncertainty"] == (
-        "The most uncertain of 3 waiting answers: entropy under test-time augmentation 0.400 bit."
+        "The most uncertain of 3 waiting predictions: entropy under test-time augmentation 0.400 bit."
     )
     assert reasons["disagreement"].endswith("student and teacher overlap with Dice 0.50.")
     assert reasons["lesion-size"] == "The largest lesion of those that wait: 0.1 mL."

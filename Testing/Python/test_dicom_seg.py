@@ -295,6 +295,10 @@ def two_frames(folder):
     write_series(folder, change=lambda dataset, k: setattr(dataset, "FrameOfReferenceUID", f"1.2.{k % 2}"))
 
 
+def half_a_frame(folder):
+    write_series(folder, change=lambda dataset, k: setattr(dataset, "FrameOfReferenceUID", "1.2" if k % 2 else ""))
+
+
 def no_identifiers(folder):
     write_series(folder, StudyInstanceUID=None)
 
@@ -314,7 +318,8 @@ def no_dicom(folder):
         (drop_slice, GeometryError, "missing at z = 14"),
         (uneven, GeometryError, "unevenly spaced"),
         (two_series, SeriesChoiceError, "2 CT series"),
-        (two_frames, GeometryError, "2 different values of FrameOfReferenceUID"),
+        (two_frames, GeometryError, "2 frames of reference"),
+        (half_a_frame, GeometryError, "2 different values of FrameOfReferenceUID"),
         (no_identifiers, ReadError, "12 of 12 slices have no StudyInstanceUID"),
         (one_uid, ReadError, "12 slices have only 1 different SOPInstanceUID"),
         (no_dicom, ReadError, "no DICOM image"),

@@ -21,6 +21,7 @@ from COVIDLesionSegLib.imaging import (
     LocatedLungs,
     LungQuality,
     Volume,
+    assess_lungs,
     body_box,
     locate_lungs,
     write_labels,
@@ -165,16 +166,27 @@ def test_a_limit_that_was_asked_for_is_obeyed_on_doubtful_lungs(sick, predictor)
         (lambda truth: truth, False),
         (lambda truth: truth > 0, False),
         (lambda truth: np.where(truth == 2, 1, truth * 2), False),
-        (lambda truth: np.ones_like(truth), False),
         (lambda truth: truth == 2, True),
         (lambda truth: np.where(truth == 1, 0, truth), True),
     ],
-    ids=["both", "one label for both", "sides exchanged", "undivided", "one lung, unnamed", "the left lung"],
+    ids=["both", "one label for both", "sides exchanged", "one lung, unnamed", "the left lung"],
 )
 def test_given_lungs_are_judged_too(sick, predictor, lungs, doubtful):
     volume, _, truth = sick
     quality = predictor.segment(volume, lungs(truth).astype(np.uint8)).lung_quality
     assert (quality.engine, quality.is_doubtful) == ("given", doubtful)
+
+
+def test_lungs_that_are_not_told_apart_are_judged_by_where_they_lie(sick):
+    volume, _, truth = sick
+    both, one = ((truth > 0).view(np.uint8), (truth == 2).view(np.uint8))
+    assert not assess_lungs(volume, both, sided=False).is_doubtful
+    assert assess_lungs(volume, one, sided=False).findings[0].sentence.startswith("The right lung is")
+    # few voxels, of which the grid on which lungs are judged holds none
+    few = np.zeros_like(truth)
+    few[1, 1, 1] = 1
+    assert assess_lungs(volume, few).is_doubtful
+    assert assess_lungs(volume, few, sided=False).measures["right_ml"] > 0
 
 
 def test_without_lungs_the_whole_body_is_searched_on_request(sick, predictor):
@@ -186,7 +198,7 @@ def test_without_lungs_the_whole_body_is_searched_on_request(sick, predictor):
     assert (measured["severity_by_zones"]["value"], measured["involvement"]["status"]) == (None, "lungs_empty")
     with pytest.raises(InputError, match="there are no lungs"):
         predictor.segment(volume, lung_engine="none", postprocessing=PostProcessing(keep_inside_lungs_mm=5))
-    with pytest.raises(InputError, match="lung engine 'magic' is not known; known are classical, none"):
+    with pytest.raises(InputError, match=r"lung engine 'magic' is not known; known are classical, .*none"):
         predictor.segment(volume, lung_engine="magic")
 
 

@@ -13,8 +13,7 @@ from download_files import CONTENT, FAST, OTHER, SHA256, lay_part, left_in
 from file_server import FileServer, file, status
 
 from COVIDLesionSegLib.errors import DownloadError, InputError
-from COVIDLesionSegLib.models.connection import mirrored
-from COVIDLesionSegLib.models.download import download_file
+from COVIDLesionSegLib.models.download import download_file, mirrored
 
 pytestmark = pytest.mark.usefixtures("no_settings_of_this_machine")
 

@@ -15,8 +15,7 @@ from file_faults import small_disk
 from file_server import FileServer, file, hanging_after, status, with_length
 
 from COVIDLesionSegLib.errors import CancelledError, ModelError, OutputError
-from COVIDLesionSegLib.models.download import download_file
-from COVIDLesionSegLib.models.lock import exclusive
+from COVIDLesionSegLib.models.download import download_file, exclusive
 
 pytestmark = pytest.mark.usefixtures("no_settings_of_this_machine")
 
@@ -115,7 +114,7 @@ def test_a_download_that_was_killed_goes_on(target):
 HOLD = """
 import sys, time
 from pathlib import Path
-from COVIDLesionSegLib.models.lock import exclusive
+from COVIDLesionSegLib.models.download import exclusive
 with exclusive(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     time.sleep(60)

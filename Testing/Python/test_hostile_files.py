@@ -62,8 +62,10 @@ class Runner:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.stdout.close()
+        self._process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def test_other_files_and_words_that_lie(run, base, tmp_path, part):
 # --- SIGTERM ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5])
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
 @pytest.mark.parametrize("command", ["segment", "report", "batch", "import"])
 def test_sigterm_ends_every_phase_without_leftovers(run, base, tmp_path, command, after):
     model = ["--model", base / "tiny.safetensors", "--lungs", base / "lungs.nii", "--quiet"]
@@ -199,7 +201,7 @@ def test_sigterm_ends_every_phase_without_leftovers(run, base, tmp_path, command
     models = {"COVIDLESIONSEG_MODELS": str(tmp_path / "models")}
     answer = run(words, tmp_path, environment=models, terminate_after=after, seconds=60, megabytes=20_000)
     # a command that was faster is done; one that had not begun to listen is ended by the signal itself
-    assert answer["status"] in (0, EXIT_TERMINATED, -signal.SIGTERM), answer
+    assert answer["status"] in (0, EXIT_TERMINATED, -signal.SIGTERM), answer["error"]
     if answer["status"] == EXIT_TERMINATED:
         assert answer["error"].splitlines()[-1] == "Terminated."
     assert "Traceback" not in answer["error"]

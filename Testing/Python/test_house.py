@@ -173,3 +173,23 @@ def test_the_readme_shows_the_examples_that_are_tested(name):
     _, _, code = (REPOSITORY / "Testing" / "Python" / name).read_text(encoding="utf-8").split('"""')
     shown = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code.replace("  # noqa: F821", "").strip() in [block.strip() for block in shown]
+
+
+def test_the_case_store_has_no_circle_and_only_its_facade_knows_the_facade():
+    """Imports for types count as well: what a function needs is given to it."""
+    room = LIBRARY / "cases"
+    known = {path.stem: path for path in room.glob("*.py") if path.stem != "__init__"}
+    needs = {
+        name: {
+            module.split(".")[2]
+            for module, _ in imports(path)
+            if module.startswith("COVIDLesionSegLib.cases.") and module.split(".")[2] in known
+        }
+        for name, path in known.items()
+    }
+    assert {name for name, found in needs.items() if "store" in found} == set()
+    # what needs nothing that is left is taken away until nothing is left
+    while needs:
+        ends = {name for name, found in needs.items() if not found & needs.keys()}
+        assert ends, f"a circle of {sorted(needs)}"
+        needs = {name: found for name, found in needs.items() if name not in ends}

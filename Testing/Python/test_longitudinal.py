@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -266,6 +268,96 @@ def test_lungs_of_another_body_are_refused(synthetic_patient):
         InputError, match=r"lungs agree with a Dice of 0\.\d\d \(0\.8 is needed\); the lung volumes are"
     ):
         compare_timepoints((p.volume, p.lesion, p.lungs), (Volume(hu, p.volume.geometry), lungs == 5, lungs))
+
+
+def person(seed: int, shift: float = 0.0) -> tuple[Volume, np.ndarray, np.ndarray]:
+    """A chest of boxes, 3 mm voxels, of which the seed draws the vessels: all people have the same lungs."""
+    hu = np.full((36, 40, 60), 40, np.int16)
+    lungs = np.zeros(hu.shape, np.uint8)
+    lungs[3:33, 6:34, 4:26], lungs[3:33, 6:34, 34:56] = 1, 2
+    hu[lungs > 0] = -850
+    for z, y, x in np.random.default_rng(seed).integers((3, 6, 4), (31, 32, 54), (150, 3)):
+        hu[z : z + 2, y : y + 2, x : x + 2] = -100
+    lesion = np.zeros(hu.shape, bool)
+    lesion[20:26, 20:28, 8:18] = True
+    return Volume(hu, Geometry((60, 40, 36), (3.0, 3.0, 3.0), (-90.0 + shift, -60.0, 0.0))), lesion, lungs
+
+
+def test_two_people_with_the_same_lungs_are_refused():
+    with pytest.raises(
+        InputError, match=r"hardly of one patient: .* vessels .* correlation of -?0\.\d\d \(0\.15 is needed"
+    ):
+        compare_timepoints(person(1), person(2, shift=6.0))
+
+
+def test_one_person_with_new_disease_is_not_refused():
+    volume, lesion, lungs = person(1)
+    later, opacity, _ = person(1, shift=6.0)
+    opacity = opacity.copy()
+    opacity[3:18] |= lungs[3:18] > 0
+    later.array[opacity] = -50
+    result = compare_timepoints((volume, lesion, lungs), (later, opacity, lungs))
+    assert result["same_patient"] == {"assumed": False, "doubts": []}
+    assert result["registration"]["structure_correlation"] > 0.3
+    assert not any("one patient" in note for note in result["notes"])
+
+
+def test_lungs_without_aerated_tissue_in_common_are_not_judged_by_it():
+    volume, lesion, lungs = person(1)
+    later, _, _ = person(2)
+    later.array[lungs > 0] = -100
+    result = compare_timepoints((volume, lesion, lungs), (later, lungs > 0, lungs))
+    assert result["registration"]["structure_correlation"] is None
+
+
+def test_different_people_are_compared_where_that_is_asked_for_and_the_result_says_so():
+    result = compare_timepoints(person(1), person(2, shift=6.0), assume_same_patient=True)
+    assert result["same_patient"]["assumed"]
+    (doubt,) = result["same_patient"]["doubts"]
+    assert "pattern of the vessels" in doubt
+    assert result["notes"][0] == f"Compared as CTs of one patient because that was asked for, although {doubt}."
+
+
+@pytest.mark.parametrize(
+    ("ids", "refused"), [(("4711", "4712"), True), (("4711", "4711"), False), (("4711", ""), False)]
+)
+def test_patient_ids_are_compared(ids, refused):
+    (one, lesion, lungs), (other, _, _) = person(1), person(1, shift=3.0)
+    one, other = (dataclasses.replace(v, patient_id=id_) for v, id_ in zip((one, other), ids, strict=True))
+    studies = (one, lesion, lungs), (other, lesion, lungs)
+    if refused:
+        with pytest.raises(InputError, match="the DICOM files name different patient IDs") as caught:
+            compare_timepoints(*studies)
+        assert "471" not in str(caught.value)
+    result = compare_timepoints(*studies, assume_same_patient=refused)
+    assert len(result["same_patient"]["doubts"]) == refused
+    assert "471" not in repr((result["notes"], result["same_patient"]))
+
+
+def test_the_same_image_is_of_one_patient_whatever_the_ids():
+    volume, lesion, lungs = person(1)
+    studies = [(dataclasses.replace(volume, patient_id=id_), lesion, lungs) for id_ in ("original", "pseudonym")]
+    assert compare_timepoints(*studies)["same_patient"] == {"assumed": False, "doubts": []}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("registration", ["rigid", "affine"])
+def test_real_chests_of_two_people_are_refused_and_one_of_its_own_is_not(ct_seg, registration):
+    from COVIDLesionSegLib.imaging import find_lungs, read_volume
+
+    def study(number, **changes):
+        volume = read_volume(ct_seg(number).ct)
+        lungs = find_lungs(volume)
+        return dataclasses.replace(volume, **changes), lungs == 5, lungs
+
+    # lungs of one size, which fit each other with a Dice of 0.86
+    one, other = study("002"), study("006")
+    with pytest.raises(InputError, match="hardly of one patient"):
+        compare_timepoints(one, other, registration)
+    geometry, _ = turned(one[0].geometry, 5.0, (10.0, -8.0, 12.0))
+    noise = np.random.default_rng(0).normal(0, 20, one[0].array.shape)
+    again = Volume((one[0].array + noise).astype(np.int16), geometry), one[1], one[2]
+    assert compare_timepoints(one, again, registration)["registration"]["structure_correlation"] > 0.9
 
 
 def test_bad_arguments_are_refused(synthetic_patient):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from COVIDLesionSegLib.imaging.masks import SparseMask, bounding_box, box_around, surface_points
+from COVIDLesionSegLib.imaging.masks import SparseMask, bounding_box, surface_points
 
 masks = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 20)).flatmap(lambda shape: arrays(bool, shape))
 
@@ -25,12 +25,11 @@ def test_a_box_holds_the_mask_and_its_margin_and_nothing_else(mask, margin):
     low = np.maximum(places.min(axis=0) - np.ceil(margin), 0)
     high = np.minimum(places.max(axis=0) + 1 + np.ceil(margin), mask.shape)
     assert [(side.start, side.stop) for side in box] == list(zip(low, high, strict=True))
-    assert bounding_box(mask) == box_around(places.T)
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5), np.uint8)])
 def test_the_box_of_nothing_is_empty_unless_a_voxel_is_needed(array):
-    assert bounding_box(array, 2) == box_around(np.zeros((3, 0), np.int64)) == (slice(0, 0),) * 3
+    assert bounding_box(array, 2) == (slice(0, 0),) * 3
     assert bounding_box(array, least=1) == (slice(0, 1),) * 3
 
 

@@ -333,6 +333,65 @@ def test_compare_timepoints_command_writes_table_map_and_json(files, tmp_path, c
     assert np.count_nonzero(change.array == 2) >= 240
 
 
+@pytest.fixture
+def two_people(files):
+    """The later study is another person's: the same lungs with other vessels, and no opacity that both have."""
+    volume, _lesion, lungs = chest()
+    vessels = np.zeros(lungs.shape, bool)
+    for z, y, x in np.random.default_rng(1).integers((3, 6, 4), (31, 32, 54), (150, 3)):
+        vessels[z : z + 2, y : y + 2, x : x + 2] = True
+    volume.array[lungs > 0] = np.where(vessels, -100, -850)[lungs > 0]
+    write_volume(volume, files / "later_ct.nii.gz")
+    return files
+
+
+def test_two_people_are_compared_only_where_that_is_asked_for(two_people, tmp_path, capsys):
+    before, after = names(two_people, "earlier"), names(two_people, "later")
+    compare = ["compare-timepoints", *before[:2], *after[:2], "--earlier-lungs", before[2], "--later-lungs", after[2]]
+    report = ["report", *after[:2], "--lungs", after[2], "--earlier", ",".join(before), "-o", str(tmp_path / "r.html")]
+    for arguments in (compare, report):
+        assert main(arguments) == 2
+        assert "hardly of one patient" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+    assert main([*compare, "--assume-same-patient", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["same_patient"]
+    assert found["assumed"]
+    assert "vessels" in found["doubts"][0]
+    assert main([*report, "--assume-same-patient", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["comparison"]["same_patient"] == found
+    assert "because that was asked for, although" in (tmp_path / "r.html").read_text()
+
+
+def test_dicom_series_of_two_patients_are_told_apart_by_their_ids(files, tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    from synthetic_dicom import write_series
+
+    paths = []
+    for when, patient, shift in (("earlier", "4711", 6.0), ("later", "4712", 0.0)):
+        volume, _lesion, lungs = chest(shift)
+        folder = tmp_path / when
+        write_series(
+            folder,
+            volume.array,
+            [(volume.geometry.origin[0], -60.0, 3.0 * k) for k in range(len(lungs))],
+            PixelSpacing=[3.0, 3.0],
+            SliceThickness=3.0,
+            PatientID=patient,
+        )
+        paths += [str(folder), str(files / f"{when}_lesions.nii.gz")]
+    lungs = ["--earlier-lungs", names(files, "earlier")[2], "--later-lungs", names(files, "later")[2]]
+    assert main(["compare-timepoints", *paths, *lungs]) == 2
+    printed = capsys.readouterr()
+    assert "different patient IDs" in printed.err
+    assert main(["compare-timepoints", *paths, *lungs, "--assume-same-patient", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert json.loads(said)["same_patient"] == {
+        "assumed": True,
+        "doubts": ["the DICOM files name different patient IDs"],
+    }
+    assert "471" not in printed.err + said.replace("0.471", "")
+
+
 def test_compare_timepoints_of_a_manifest(files, tmp_path, capsys):
     path = files / "pairs.csv"
     columns = ["earlier_ct", "earlier_lesion", "later_ct", "later_lesion", "earlier_lungs", "later_lungs"]

@@ -173,6 +173,21 @@ def test_an_earlier_study_is_compared(measuring, chest):
     assert changes["consolidation_volume_change"] == expected["changes"]["consolidation_volume_change"]
 
 
+def test_chests_of_two_people_are_compared_only_where_that_is_asked_for(measuring, chest):
+    other = chest.volume.array.copy()
+    # other vessels: the lungs upside down, within their outline
+    inside = chest.lungs > 0
+    other[inside] = np.where(inside & inside[::-1], other[::-1], -850)[inside]
+    arrays = {"volume": other, "lesion": chest.lesion, "lungs": chest.lungs}
+    grid = p.geometry_to_json(chest.volume.geometry)
+    opened(measuring, chest)
+    with pytest.raises(InputError, match="hardly of one patient"):
+        wait(measuring.request("compare", {"study": "a", "geometry": grid}, arrays))
+    values = {"study": "a", "geometry": grid, "assume_same_patient": True}
+    reply = wait(measuring.request("compare", values, arrays))
+    assert reply.values["comparison"]["same_patient"]["assumed"]
+
+
 def test_measuring_needs_no_pytorch(children, chest, tmp_path):
     client = children.real(environment={**os.environ, "PYTHONPATH": broken_torch(tmp_path, "raise SystemExit(9)")})
     assert opened(client, chest, reference=chest.lesion).values["evaluation"]["dice"]["value"] == 1.0

@@ -2,11 +2,12 @@
 
     python Testing/benchmarks/correction_loop.py -o runs/correction-loop [--rounds 3] [--steps 300] [--table FILE]
 
-Six patients of COVID-19-CT-Seg (shared folder) are corrected, two others only judge. A first model is trained on three
-of the six (the bundled one has seen the judges; ``--base`` takes another one). Then each round opens the next
-cases in the panel, saves the expert's mask with errors as annotators make them, fine-tunes, lets the gate decide, and
-goes through the review list: what the list holds and the annotator got wrong is marked and corrected. The Dice on the
-two patients before and after each round goes into the table, whatever it shows.
+Six patients of COVID-19-CT-Seg (shared folder) are corrected, two others only validate. A first model is trained on
+three of the six (the bundled one has seen all eight; ``--base`` takes another one). Then each round opens the next
+cases in the panel, saves the expert's mask with errors as annotators make them, fine-tunes, lets the gate decide (two
+patients are too few for it: then the new model is chosen if its mean is not lower), and goes through the review list:
+what the list holds and the annotator got wrong is marked and corrected. The Dice on the two patients before and after
+each round goes into the table, whatever it shows.
 
 The store, the jobs and the models lie in the output folder: the same command goes on after an interruption.
 """
@@ -192,6 +193,13 @@ def loop(arguments: argparse.Namespace, data: Path, base: str) -> dict[str, Any]
             status = annotator.fine_tune(arguments.steps, " ".join(judges), settings, 24 * 3600.0)
             if status.result is None:
                 raise SystemExit(f"The fine-tuning ended as {status.state}: {status.error}")
+            gate = status.result["gate"]
+            chosen = gate["verdict"] == "undecided" and gate["mean_dice_new"] >= gate["mean_dice_old"]
+            if chosen:
+                store.models.override(gate["new"], True, "expert", "the mean over two patients is not lower")
+                store.models.set_default(gate["new"], "expert")
+                annotator.page.store.refresh()
+                annotator.rest()
             reviewed = annotator.review(
                 lambda case, index: "right" if is_right(store, experts[names[case]], case, index) else "fix", 50
             )
@@ -214,6 +222,7 @@ def loop(arguments: argparse.Namespace, data: Path, base: str) -> dict[str, Any]
                     "corrected": corrected,
                     "annotating_s": annotating,
                     "result": status.result,
+                    "chosen": chosen,
                     "training_s": status.seconds,
                     "reviewed": reviewed,
                     "fixed": fixed,
@@ -316,7 +325,7 @@ def page(arguments: argparse.Namespace, base: str, result: dict[str, Any]) -> st
             f"{gate['mean_dice_old']:.3f} → {gate['mean_dice_new']:.3f}",
             " / ".join(f"{float(cases[c]['new']['relative_volume_error']):.2f}" for c in judges),
             " / ".join(f"{float(cases[c]['new']['hausdorff_distance_95']):.1f}" for c in judges),
-            "passed" if gate["passed"] else "refused",
+            gate["verdict"] + (", chosen" if row["chosen"] else ""),
             f"{decisions.count('right')} / {decisions.count('fix')}",
             f"{row['annotating_s']:.0f}",
             f"{row['training_s']:.0f}",
@@ -339,16 +348,17 @@ def page(arguments: argparse.Namespace, base: str, result: dict[str, Any]) -> st
     return f"""# The correction loop on real CTs
 
 A scripted annotator works through the panel (on the stand-in for Slicer that the tests use) with {len(arguments.learn)}
-patients of COVID-19-CT-Seg; {len(arguments.judge)} other patients only judge. Each correction is the expert's mask
+patients of COVID-19-CT-Seg; {len(arguments.judge)} other patients only validate. Each correction is the expert's mask
 with errors of one kind a case (dilation, erosion, vanished lesions or shift, about {arguments.noise:g} pixels strong).
 Each round: correct, fine-tune ({arguments.steps} steps, the usual settings), gate, review list, repair of what is
-marked "fix it". "Before" is the model that answered in that round: after a refusal it is the same one again.{cut}
+marked "fix it". "Before" is the model that was active in that round: where the new one did not become active, it is
+the same again. Two patients are too few for the gate, so the new model is chosen where its mean is not lower.{cut}
 
 The first model is {origin}.
 
 {chr(10).join(lines)}
 
-Two patients judge and one run was made: differences of a few hundredths are no finding. Hardware:
+There are two validation patients, and one run was made: differences of a few hundredths are no finding. Hardware:
 {device}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, {platform.system()}; the seconds are
 those of this run. Masks and CTs of the data set stay outside the project; its intensities and spacings are approximate.
 

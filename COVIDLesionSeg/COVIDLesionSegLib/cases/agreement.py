@@ -37,12 +37,12 @@ class AgreementRow:
 
 
 def agreement_table(files: CaseFiles, cases: Sequence[str] = (), with_model: bool = True) -> list[AgreementRow]:
-    """Every pair of raters of every case that two or more have saved; with the model's answer and the consensus.
+    """Every pair of raters of every case that two or more have saved; with the model's prediction and the consensus.
 
     Args:
         files: the store's cases.
         cases: ids; empty takes all cases with two or more raters.
-        with_model: also compare each rater with the model's answer.
+        with_model: also compare each rater with the model's prediction.
 
     Raises:
         InputError: a named case with fewer than two raters.

@@ -88,9 +88,9 @@ def check(
 ) -> CheckReport:
     """Verify a store.
 
-    Repaired are: rests of killed programs, indexes that miss a saved revision or answer, a damaged ``case.json`` (note,
-    approval, review and choice of label are lost then; the damaged file is kept beside it), locks of programs that have
-    ended, cards that lack the gate's decision, and CTs that were referenced and have moved below ``find``.
+    Repaired are: rests of killed programs, indexes that miss a saved revision or prediction, a damaged ``case.json``
+    (note, approval, review and choice of label are lost then; the damaged file is kept beside it), locks of programs
+    that have ended, cards that lack the gate's decision, and CTs that were referenced and have moved below ``find``.
 
     Args:
         files: the store's cases.

@@ -34,7 +34,7 @@ class ImportItem:
         ct: its CT.
         mask: an expert's mask; None without one.
         lesion_free: the data set says that there is no lesion.
-        answer: what a model answered in the other program; None without one.
+        prediction: of a model in the other program; None without one.
         lungs: lung mask.
         patient: whose it is; where it is not said, the DICOM PatientID counts, else the name.
     """
@@ -43,7 +43,7 @@ class ImportItem:
     ct: Path
     mask: Path | None = None
     lesion_free: bool = False
-    answer: Path | None = None
+    prediction: Path | None = None
     lungs: Path | None = None
     patient: str = ""
 
@@ -93,7 +93,7 @@ def import_cases(
               lungs;
             - "nnunet": a folder with ``imagesTr/`` and ``labelsTr/`` (``dataset.json`` beside them);
             - "monai-label": a data store of MONAI Label: images, ``labels/final/``, and ``labels/original/``, which
-              become models' answers.
+              become models' predictions.
         layout: which of these; "auto" looks.
         rater: who made the masks.
         label: which label of the masks is lesion, by value or name; needed where a data set has several.
@@ -151,7 +151,7 @@ def _import_one(
     # everything that can be wrong is found before anything is written
     volume = read_volume(item.ct)
     masks = {}
-    for role, path in (("mask", item.mask), ("model's answer", item.answer)):
+    for role, path in (("mask", item.mask), ("model's prediction", item.prediction)):
         if path is not None:
             masks[role] = read_labels(path, label)
             masks[role].geometry.require_same(volume.geometry, role, "CT")
@@ -168,8 +168,8 @@ def _import_one(
         # an import that was ended before the mask was saved, or a CT that was added alone; equal voxels may lie on
         # another grid
         volume.geometry.require_same(case.ct.geometry, "CT", f"CT of {case.id}")
-    if "model's answer" in masks and case.prediction is None:
-        files.set_prediction(case.id, masks["model's answer"].mask(), {"id": "unknown", "name": "MONAI Label"})
+    if "model's prediction" in masks and case.prediction is None:
+        files.set_prediction(case.id, masks["model's prediction"].mask(), {"id": "unknown", "name": "MONAI Label"})
     if mask is not None or item.lesion_free:
         array = np.zeros(volume.array.shape, dtype=bool) if mask is None else mask.mask()
         files.save_revision(case.id, array, rater, no_lesion=no_lesion, is_import=True)
@@ -334,7 +334,7 @@ def _from_monai_label(source: Path, _: int | str | None) -> list[ImportItem]:
     images = dict(_images(source / description.get("images_dir", ".")))
     labels = source / description.get("labels_dir", "labels")
     final, original = (dict(_images(labels / tag)) if (labels / tag).is_dir() else {} for tag in ("final", "original"))
-    return [ImportItem(name, path, final.get(name), answer=original.get(name)) for name, path in images.items()]
+    return [ImportItem(name, path, final.get(name), prediction=original.get(name)) for name, path in images.items()]
 
 
 _READERS: dict[Layout, Callable[[Path, int | str | None], list[ImportItem]]] = {

@@ -32,7 +32,7 @@ class Layout:
         self.locks = root / "locks"
         self.autosave = root / "autosave"
         self.models = root / "models"
-        self.judgments = root / "judgments"
+        self.figures = root / "figures"
         self.rounds = root / "rounds"
         # everything that may lead back to a person; a store is given away without it
         self.private = root / "private"
@@ -61,7 +61,7 @@ class Layout:
         return self.case(case_id) / "revisions"
 
     def predictions(self, case_id: str) -> Path:
-        """Folder of the answers that models gave for a case."""
+        """Folder of the predictions of models for a case."""
         return self.case(case_id) / "predictions"
 
     def location_file(self, case_id: str) -> Path:

@@ -13,8 +13,8 @@ from .records import Case, State
 # why a validation case is offered without a prediction
 BLIND = "A validation case, read without any model's prediction, so that its label can compare models."
 ORDERS = {
-    "uncertainty": "most uncertain answer first (entropy under test-time augmentation, else disagreement)",
-    "disagreement": "answers first on which student and teacher disagree most",
+    "uncertainty": "most uncertain prediction first (entropy under test-time augmentation, else disagreement)",
+    "disagreement": "predictions first on which student and teacher disagree most",
     "lesion-size": "largest lesion first",
     "age": "longest in the store first",
     "random": "in random order",
@@ -141,7 +141,7 @@ def _by_value(cases: Sequence[Case], name: str, text: str) -> list[tuple[Case, s
         value = values[case.id]
         shown = text.format(1 - value if name == "disagreement" else value)
         rank = "The most uncertain" if place == 0 else f"Number {place + 1}"
-        ranked.append((case, f"{rank} of {len(known)} waiting answers: {shown}."))
+        ranked.append((case, f"{rank} of {len(known)} waiting predictions: {shown}."))
     return ranked + [(case, "The model's uncertainty about it is not known.") for case in unknown]
 
 

@@ -62,10 +62,10 @@ class LungsFacts:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answered.
+    """A model's prediction.
 
     Attributes:
-        number: 1, 2, ... within the case; the largest one is the answer that counts.
+        number: 1, 2, ... within the case; the largest one is the one that counts.
         model: id, name and weights_sha256 of the model, as far as they are known.
         lesion_ml: volume of the lesion, mL.
         uncertainty: name -> value: "tta_entropy" (bits, 0 ... 1) and "disagreement" (1 - Dice of student and teacher),
@@ -210,7 +210,7 @@ class Case:
         approved: number of the approved revision.
         approved_by: who approved it.
         exclusion: why the case is excluded, or "".
-        predictions: what models answered, oldest first.
+        predictions: of models, oldest first.
         revisions: what people saved, oldest first.
         review: doubtful slices and what was decided.
         lock: who has it open, or None.
@@ -255,7 +255,7 @@ class Case:
 
     @property
     def prediction(self) -> Prediction | None:
-        """The answer that counts: the last one."""
+        """The prediction that counts: the last one."""
         return self.predictions[-1] if self.predictions else None
 
     def revision(self, number: int) -> Revision | None:
@@ -274,7 +274,7 @@ class Case:
 
     @property
     def label_revision(self) -> Revision | None:
-        """The revision that trains and judges, or None where there is none (yet)."""
+        """The revision that trains and validates, or None where there is none (yet)."""
         if self.label == CONSENSUS:
             return self.latest(CONSENSUS)
         if self.label != "latest":
@@ -299,7 +299,7 @@ class Case:
 
     @property
     def lesion_ml(self) -> float | None:
-        """Volume of the lesion as far as it is known: of the label, else of the model's answer, mL."""
+        """Volume of the lesion as far as it is known: of the label, else of the model's prediction, mL."""
         known = self.label_revision or self.latest() or self.prediction
         return None if known is None else known.lesion_ml
 

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 Cancelled = Callable[[], bool]
 
-# bits; below it a voxel far from any lesion says nothing about the answer
+# bits; below it a voxel far from any lesion says nothing about the prediction
 _UNCERTAIN = 0.1
 
 
@@ -40,9 +40,9 @@ class PredictionReport:
     """What came of a run over many cases.
 
     Attributes:
-        done: case id -> the stored answer.
+        done: case id -> the stored prediction.
         failed: case id -> why there is none, as a sentence.
-        skipped: cases that this model has answered already.
+        skipped: cases that this model has run on already.
     """
 
     done: Mapping[str, Prediction]
@@ -71,8 +71,8 @@ def predict_cases(
         files: the store's cases.
         split: its split; cases that are read blind get no prediction.
         models: its models.
-        model: id; None takes the store's default.
-        cases: ids; empty takes all cases in ``states`` that this model has not answered yet.
+        model: id; None takes the active one.
+        cases: ids; empty takes all cases in ``states`` that this model has not run on yet.
         states: see there.
         device: see ``inference.Predictor``.
         uncertainty: also compute it; four to five times the work.
@@ -92,9 +92,9 @@ def predict_cases(
     partner = Predictor(partner_file, device) if partner_file is not None else None
     chosen = [files.case(name) for name in cases] if cases else files.cases(*states)
     weights = predictor.model.card.weights_sha256
-    answered = {c.id for c in chosen if c.prediction and c.prediction.model.get("weights_sha256") == weights}
+    done_before = {c.id for c in chosen if c.prediction and c.prediction.model.get("weights_sha256") == weights}
     blind = {case.id for case in chosen if split.reads_blind(case)}
-    waiting = [case for case in chosen if case.id not in blind and (case.id not in answered or cases)]
+    waiting = [case for case in chosen if case.id not in blind and (case.id not in done_before or cases)]
     done: dict[str, Prediction] = {}
     failed = {name: "It is a validation case that is read without a prediction." for name in cases if name in blind}
     for number, case in enumerate(waiting):
@@ -120,19 +120,19 @@ def predict_cases(
             failed[case.id] = str(error)
     if progress is not None:
         progress("predicting", len(waiting), len(waiting))
-    skipped = tuple(sorted(answered)) if not cases else ()
+    skipped = tuple(sorted(done_before)) if not cases else ()
     return PredictionReport(done, failed, skipped)
 
 
 def mean_entropy(entropy: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """How uncertain an answer is, in bits, 0 ... 1.
+    """How uncertain a prediction is, in bits, 0 ... 1.
 
     The mean of the voxels' entropy over all that the model marked or was unsure of (more than 0.1 bit), so that neither
     the size of the lungs nor that of the lesion decides; 0 where there is no such voxel.
 
     Args:
         entropy: (z, y, x), bits, of the mean over the copies of test-time augmentation.
-        mask: bool (z, y, x), the answer.
+        mask: bool (z, y, x), the prediction.
     """
     region = mask | (entropy > _UNCERTAIN)
     return float(entropy[region].mean(dtype=np.float64)) if region.any() else 0.0
@@ -223,7 +223,7 @@ class Validation:
 
         cases = self.cases() if cases is None else cases
         loaded: LoadedModel = load_checkpoint(self._models.path(model))
-        file = self._files.layout.judgments / f"{loaded.card.weights_sha256[:16]}.json"
+        file = self._files.layout.figures / f"{loaded.card.weights_sha256[:16]}.json"
         known = _known(file)
         predictor: Predictor | None = None
         figures: dict[str, CaseFigures] = {}

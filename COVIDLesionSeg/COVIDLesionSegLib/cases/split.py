@@ -100,8 +100,8 @@ class StoreSplit:
             chosen = [self._patient(name, cases) for name in validation]
             sides: dict[str, Side] = dict(choose_sets(patients, chosen, share, seed))
             fraction = GateRule.shipped().blind_fraction if blind_fraction is None else blind_fraction
-            judging = sorted(patient for patient, side in sides.items() if side == "validation")
-            blind = sorted(random.Random(seed).sample(judging, math.ceil(fraction * len(judging))))
+            validating = sorted(patient for patient, side in sides.items() if side == "validation")
+            blind = sorted(random.Random(seed).sample(validating, math.ceil(fraction * len(validating))))
             act = {"act": "freeze", "when": now(), "by": by, "seed": seed, "share": share, "chosen": sorted(chosen)}
             values = {"version": 2, "patients": sides, "blind": blind, "history": [{**act, "blind": fraction}]}
             write_json(self._files.layout.split_file, values)

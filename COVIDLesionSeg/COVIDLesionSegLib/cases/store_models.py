@@ -1,4 +1,4 @@
-"""The models of a store: what was trained in it, which one is the default, and how it came to be."""
+"""The models of a store: what was trained in it, which one is active, and how it came to be."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoredModel:
         name: for people.
         base: id of the model that it was trained from.
         round: of the training.
-        weights_sha256: as on its card and in the run records of its answers.
+        weights_sha256: as on its card and in the run records of its predictions.
         tensors_sha256: of the file without its header.
         partner_sha256: the same of the other network of the self-ensembling, or "".
         created: when, UTC.
@@ -107,10 +107,10 @@ class StoreModels:
         """The card of a model."""
         return read_card(self.path(model))
 
-    # --- the default ---------------------------------------------------------------------------------------------
+    # --- the active model ---------------------------------------------------------------------------------------------
 
     def default(self) -> str:
-        """The model that answers and is trained from; the installation's default until the store has its own."""
+        """Id of the active model: it predicts and is trained from; at first the installation's default."""
         history = self.history()
         if history:
             return str(history[-1]["model"])
@@ -141,20 +141,20 @@ class StoreModels:
         return list(read_json(file)["history"]) if file.is_file() else []
 
     def set_default(self, model: str, by: str, why: str = "chosen", instead_of: str | None = None) -> bool:
-        """Make a model the default, e.g. go back to an earlier one; all others stay.
+        """Make a model the active one, e.g. go back to an earlier one; all others stay.
 
         Args:
             model: its id.
             by: who.
             why: what for.
-            instead_of: id of the model that has to be the default still; None: whatever is.
+            instead_of: id of the model that has to be active still; None: whatever is.
 
         Returns:
-            Whether it is the default now; False only where another one than ``instead_of`` was.
+            Whether it is active now; False only where another one than ``instead_of`` was.
 
         Raises:
             ModelError: no such model.
-            InputError: the gate did not let it through, and nobody has overridden that.
+            InputError: it did not pass validation, and nobody has decided otherwise.
         """
         check_rater(by)
         stored = next((known for known in self.list() if known.id == model), None)

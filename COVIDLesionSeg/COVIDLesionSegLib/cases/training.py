@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..codec import from_json, to_json
 from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
 from ..files import sha256_file, write_json, write_text
 from .agreement import make_consensus
@@ -161,7 +162,7 @@ class FineTuning:
         start = time.perf_counter()
         if resume:
             number, record = self._unfinished(folder)
-            plan = _plan_from(record["plan"])
+            plan = from_json(TrainingPlan, record["plan"])
         else:
             if not 0 <= replay_share < 1:
                 raise InputError(f"The replay share is {replay_share:g}; it must be 0 or above, and below 1.")
@@ -293,9 +294,9 @@ class FineTuning:
             raise InputError("No case has a label yet; correct some cases first.")
         sides = self._split.sides()
         slices = {case.id: case.ct.geometry.axial_view().geometry.size[2] for case in cases}
-        judging = [case.id for case in cases if sides.get(case.patient) == "validation"]
-        share = 1.0 if judging else settings.data.validation_share
-        validation = sum(slices[name] for name in judging or slices)
+        validating = [case.id for case in cases if sides.get(case.patient) == "validation"]
+        share = 1.0 if validating else settings.data.validation_share
+        validation = sum(slices[name] for name in validating or slices)
         largest = max(
             (case.ct.geometry.axial_view().geometry.size for case in cases), key=lambda size: size[0] * size[1]
         )
@@ -359,7 +360,7 @@ class FineTuning:
             "folder": self._shown_folder(run_folder),
             "config": settings.to_dict(),
             "labels": labels,
-            "plan": {"fresh": plan.fresh, "replayed": plan.replayed, "excluded": plan.excluded, "notes": plan.notes},
+            "plan": to_json(plan),
         }
         write_json(self._files.layout.rounds / f"{number:04d}" / "round.json", record)
         return number, record, plan
@@ -527,11 +528,6 @@ def folder_sha256(path: Path, series: str | None = None) -> str:
     from ..imaging import dicom_files
 
     return hashlib.sha256("\n".join(sorted(sha256_file(f) for f in dicom_files(path, series))).encode()).hexdigest()
-
-
-def _plan_from(values: Mapping[str, Any]) -> TrainingPlan:
-    excluded = tuple((str(case), int(index)) for case, index in values["excluded"])
-    return TrainingPlan({}, tuple(values["fresh"]), tuple(values["replayed"]), excluded, tuple(values["notes"]))
 
 
 def _config(values: Mapping[str, Any]) -> TrainingConfig:

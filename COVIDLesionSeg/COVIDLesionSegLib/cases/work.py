@@ -160,7 +160,7 @@ class WorkLocks:
         except FileNotFoundError:
             return None
         age = max(0.0, clock - changed)
-        abandoned, why = self._judged(values, age)
+        abandoned, why = self._state(values, age)
         return LockInfo(
             case_id,
             str(values["owner"]),
@@ -174,7 +174,7 @@ class WorkLocks:
             bool(values.get("blind")),
         )
 
-    def _judged(self, values: dict[str, Any], age: float) -> tuple[bool, str]:
+    def _state(self, values: dict[str, Any], age: float) -> tuple[bool, str]:
         here = _this_process()
         # where the system does not tell one computer from another, the process may be another computer's
         if here["machine"] and all(values.get(name) == here[name] for name in ("host", "machine")):

@@ -40,6 +40,15 @@ def add_lung_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_same_patient(parser: argparse.ArgumentParser) -> None:
+    """Declare that two studies are compared although they look like those of two patients."""
+    parser.add_argument(
+        "--assume-same-patient",
+        action="store_true",
+        help="compare although patient IDs or chests differ as those of two people do; the result says so",
+    )
+
+
 def as_label(text: str) -> Label:
     """A label given on the command line: a number, or a segment's name."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
@@ -71,6 +80,10 @@ def refuse_to_replace(inputs: Iterable[Path | str | None], outputs: Iterable[Pat
     for output in outputs:
         if output is not None and not output.is_dir():
             check_target(output)
+    inputs = [path for path in inputs if path is not None]
+    for path in inputs:
+        if "\0" in str(path):
+            raise InputError(f"{str(path)!r} can't be the name of a file.")
     # not each output with each input: hundreds of studies would take minutes
     there = {_identity(path): path for path in inputs if path is not None}
     there.pop(None, None)

@@ -12,7 +12,14 @@ from typing import Any
 
 from ..errors import InputError
 from ..manifest import UNNAMED, check_id, read_manifest
-from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace, state_file
+from ._arguments import (
+    add_batch_arguments,
+    add_lung_engine,
+    add_same_patient,
+    as_label,
+    refuse_to_replace,
+    state_file,
+)
 from ._batch import file_fingerprint, run_batch
 
 HELP = "compare the lesions of two CTs of one patient: change, new and resolved lesions, map"
@@ -48,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{when}-{what}", help=f"{what} of the {when} CT; lungs are found if absent")
     add_lung_engine(parser)
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the lungs")
+    add_same_patient(parser)
     parser.add_argument("--label", type=as_label, help="which label of the lesion masks is lesion")
     parser.add_argument("--id", help=f"what to call the case (default: {UNNAMED}; a file's name may be a patient's)")
     parser.add_argument(
@@ -71,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare; the exit status is 0, or 3 if some cases of a manifest failed."""
-    options = {"registration": arguments.registration, "lung_engine": arguments.lung_engine}
-    work = functools.partial(_compare, registration=arguments.registration, lung_engine=arguments.lung_engine)
+    options = {name: getattr(arguments, name) for name in ("registration", "lung_engine", "assume_same_patient")}
+    work = functools.partial(_compare, options=options)
     if not arguments.manifest:
         case = _single(arguments)
         _refuse_to_replace_inputs(arguments, [case])
@@ -136,7 +144,7 @@ def _refuse_to_replace_inputs(arguments: argparse.Namespace, cases: Sequence[Map
     refuse_to_replace([arguments.manifest, *files], [arguments.output, arguments.lesions_csv])
 
 
-def _compare(case: Mapping[str, str], registration: str, lung_engine: str) -> dict[str, Any]:
+def _compare(case: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
     from ..imaging import LabelVolume, require_other_file, write_labels
     from ..measurement import compare_timepoints
     from ..measurement.longitudinal import MAP_NAMES, TimePoint
@@ -151,10 +159,12 @@ def _compare(case: Mapping[str, str], registration: str, lung_engine: str) -> di
         files = {what: case.get(f"{when}_{what}") for what in ("ct", "lesion", "lungs", "lobes")}
         paths = {what: Path(path) for what, path in files.items() if path}
         masks = (paths["lesion"], paths.get("lungs"), paths.get("lobes"))
-        study = read_study(StudyFiles(paths["ct"], *masks, label=label, lung_engine=lung_engine))
+        study = read_study(StudyFiles(paths["ct"], *masks, label=label, lung_engine=options["lung_engine"]))
         notes += [f"{when.capitalize()} study: {note}" for note in study.notes]
         points.append(TimePoint(study.volume, study.lesion, study.lungs, study.lobes))
-    compared = compare_timepoints(points[0], points[1], registration)
+    compared = compare_timepoints(
+        points[0], points[1], options["registration"], assume_same_patient=options["assume_same_patient"]
+    )
     change_map = compared.pop("map")
     if "map" in case:
         write_labels(LabelVolume(change_map, points[1].volume.geometry, MAP_NAMES), case["map"])

@@ -16,7 +16,7 @@ from typing import Any
 from ..documents import read_json
 from ..errors import InputError, ReadError
 from ..manifest import UNNAMED, case_id, check_id, read_manifest
-from ._arguments import add_batch_arguments, add_lung_engine, as_label, refuse_to_replace
+from ._arguments import add_batch_arguments, add_lung_engine, add_same_patient, as_label, refuse_to_replace
 from ._batch import file_fingerprint, run_batch
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Options:
     consolidation_from: float
     rescale: tuple[float, float] | None
     lung_engine: str
+    assume_same_patient: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--earlier", metavar="CT,LESION[,LUNGS]", help="an earlier study of the same patient, to compare with"
     )
     parser.add_argument("--registration", choices=("rigid", "affine"), default="rigid", help="of the earlier study")
+    add_same_patient(parser)
     parser.add_argument("--record", help="run record of the segmentation; found beside the lesion mask if absent")
     parser.add_argument(
         "--id",
@@ -89,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         consolidation_limit(arguments.consolidation_from),
         tuple(arguments.rescale) if arguments.rescale else None,
         arguments.lung_engine,
+        arguments.assume_same_patient,
     )
     if not arguments.manifest:
         case = _single(arguments)
@@ -216,6 +219,7 @@ def _report(case: Mapping[str, str], options: Options) -> dict[str, Any]:
         options.consolidation_from,
         notes,
         _record(paths),
+        assume_same_patient=options.assume_same_patient,
     )
     write_text(case["output"], report.to_html())
     return {"case": case["id"], "output": str(case["output"]), "measured": report.to_json()}

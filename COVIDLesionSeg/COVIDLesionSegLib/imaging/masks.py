@@ -167,14 +167,6 @@ def bounding_box(mask: NDArray[Any], margin: float | Sequence[float] | NDArray[n
     return first, second, third
 
 
-def box_around(points: NDArray[np.int64]) -> Box:
-    """The smallest slices (z, y, x) around (3, n) voxels; of nothing where there is none."""
-    if not points.size:
-        return slice(0, 0), slice(0, 0), slice(0, 0)
-    z, y, x = (slice(int(axis.min()), int(axis.max()) + 1) for axis in points)
-    return z, y, x
-
-
 def surface_points(mask: Mask) -> NDArray[np.int64]:
     """The voxels that a 6-connected erosion takes away, (3, n) indices z, y, x in memory order.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import GridMismatchError, InputError
 from ..imaging.masks import bounding_box, surface_points
+from ..measurement.lesions import find_components
 from ..models.card import LARGEST_SMOOTHING_MM, ModelCard
 
 # What a user may leave to the model's card.
@@ -154,17 +155,9 @@ def _near_lungs(
 
 
 def _large_components(mask: NDArray[np.bool_], voxel_ml: float, minimum_ml: float) -> NDArray[np.bool_]:
-    from scipy.ndimage import label
-
-    box = bounding_box(mask)
-    if not box[0].stop:
-        return mask
-    labels, count = label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
-    volumes = np.bincount(labels[mask[box]], minlength=count + 1) * voxel_ml
-    keep = volumes >= minimum_ml * (1 - 1e-9)
-    keep[0] = False
+    found = find_components(mask)
     kept = np.zeros_like(mask)
-    kept[box] = keep[labels]
+    kept[mask] = (found.sizes * voxel_ml >= minimum_ml * (1 - 1e-9))[found.voxel_labels]
     return kept
 
 

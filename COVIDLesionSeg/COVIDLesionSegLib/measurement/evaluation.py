@@ -101,7 +101,7 @@ def evaluate(
         return SurfacePair(surfaces[0], surfaces[1], settings.spacing).distances() if counts.status == "ok" else None
 
     def lesions() -> LesionDetection:
-        one, other = run_all([partial(LabeledMask.of, *found) for found in zip(masks, surfaces, strict=True)])
+        one, other = run_all([partial(LabeledMask.of, mask) for mask in masks])
         return compare_lesions(one, other, settings.voxel_ml, settings.minimum_overlap)
 
     return settings.values(counts, *run_all([distances, lesions]))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ..imaging.masks import Box, SparseMask, as_pair, as_spacing, box_around
+from ..imaging.masks import Box, SparseMask, as_pair, as_spacing, bounding_box
 
 # with the row before in the same slice, and with three rows of the slice before: each pair of neighbors once
 _NEIGHBOR_ROWS = ((0, 1), (1, -1), (1, 0), (1, 1))
@@ -119,10 +119,9 @@ class LabeledMask:
     components: Components
 
     @classmethod
-    def of(cls, mask: SparseMask, surface: NDArray[np.int64] | None = None) -> LabeledMask:
-        """Find the components of a mask; its surface, (3, n) voxel indices, is asked for if not given."""
-        points = mask.surface_points() if surface is None else surface
-        return cls(mask, find_components(mask.dense[box_around(points)]))
+    def of(cls, mask: SparseMask) -> LabeledMask:
+        """Find the components of a mask."""
+        return cls(mask, find_components(mask.dense[bounding_box(mask.dense)]))
 
     def overlap(self, other: SparseMask) -> NDArray[np.int64]:
         """How many voxels of each component lie in another mask of the same grid."""

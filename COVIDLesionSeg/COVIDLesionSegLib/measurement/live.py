@@ -53,7 +53,7 @@ class LiveEvaluation:
         self._given = as_mask(reference, "reference", 3)
         self._reference = SparseMask.of(self._given)
         self._reference_points = self._reference.surface_points()
-        self._lesions = LabeledMask.of(self._reference, self._reference_points)
+        self._lesions = LabeledMask.of(self._reference)
         self._reference_tree: SurfaceTree | None = None
         # of the prediction: its surface (flat indices, ascending), and both directions' distances
         self._surface: NDArray[np.int64] | None = None
@@ -90,9 +90,8 @@ class LiveEvaluation:
             return self._followed(change, points, *self._distances)
 
         def lesions() -> LesionDetection:
-            labelled = LabeledMask.of(mask, points)
             settings = self._settings
-            return compare_lesions(labelled, self._lesions, settings.voxel_ml, settings.minimum_overlap)
+            return compare_lesions(LabeledMask.of(mask), self._lesions, settings.voxel_ml, settings.minimum_overlap)
 
         measured, detection = run_all([distances, lesions])
         self._surface, self._distances = surface, measured

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LungsNotFoundError
+from ..errors import InputError, LungsNotFoundError
 from ..imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume
 from ..imaging.masks import binary_mask, surface_points
 from . import zones
 from .catalog import catalog, consolidation_limit, entry, joint_status, key_of
 from .lesions import Components, find_components
 from .quantification import Entries, quantify
-from .registration import Registration, identity, moved, register_lungs, same_image
+from .registration import Registration, identity, moved, register_lungs, same_image, unlike
 
 # labels of the change map
 PERSISTING, NEW, RESOLVED = 1, 2, 3
@@ -60,6 +60,7 @@ def compare_timepoints(
     *,
     lobe_map: str | Mapping[int, str] | None = None,
     consolidation_from: float | None = None,
+    assume_same_patient: bool = False,
 ) -> dict[str, Any]:
     """Compare the lesions of two CTs of one patient.
 
@@ -73,6 +74,8 @@ def compare_timepoints(
         registration: "rigid" or "affine".
         lobe_map: which label value of both lobe maps is which lobe, see :func:`.zones.lobe_values`; None finds out.
         consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+        assume_same_patient: compare although the patient IDs or the chests differ as those of two people do; the
+            result says so.
 
     Returns:
         ``changes``: key -> measurement, as :func:`.quantify` gives them, among them counts of new, resolved, grown,
@@ -80,21 +83,28 @@ def compare_timepoints(
         ``lesions``: groups of lesions that belong together, largest first, each with status, earlier_ml, later_ml,
         change_ml, change_percent, earlier_lesions and later_lesions (their indices in the lists of quantify) and place.
         ``lung_quality``: the verdicts on the lungs of ``earlier`` and ``later``. ``registration``: the
-        :class:`.Registration` as plain values. ``map``: uint8 (z, y, x) on the later CT's grid, 1 persisting, 2 new, 3
+        :class:`.Registration` as plain values. ``same_patient``: ``assumed``, as it was asked for, and ``doubts``, a
+        list of what speaks against it. ``map``: uint8 (z, y, x) on the later CT's grid, 1 persisting, 2 new, 3
         resolved. ``notes``: sentences on what to keep in mind.
 
     Raises:
         LungsNotFoundError: a study has no lungs.
-        InputError: studies that can't be compared; the message says why.
+        InputError: studies that can't be compared, or hardly of one patient; the message says why.
         GridMismatchError: a mask is not on its CT's grid.
     """
     threshold = consolidation_limit(consolidation_from)
     before, old_lungs, old_quality = _with_lungs(TimePoint(*earlier), "earlier", lobe_map)
     after, new_lungs, new_quality = _with_lungs(TimePoint(*later), "later", lobe_map)
+    doubts: list[str] = []
     if same_image(before.volume, after.volume):
         found = identity(after.volume, old_lungs, new_lungs)
     else:
+        ids = {before.volume.patient_id, after.volume.patient_id}
+        if "" not in ids and len(ids) > 1:
+            _doubt("the DICOM files name different patient IDs", doubts, assume_same_patient)
         found = register_lungs(before.volume, old_lungs, after.volume, new_lungs, registration)
+        if reason := unlike(found):
+            _doubt(reason, doubts, assume_same_patient)
     measured = [quantify(*study, consolidation_from=threshold) for study in (before, after)]
     qualities = {"earlier": old_quality, "later": new_quality}
     lesions, change_map, volumes = _match(before, after, measured, found)
@@ -111,16 +121,29 @@ def compare_timepoints(
             "lung_surface_distance_mm": found.surface_distance_mm,
             "common_coverage_percent": found.coverage_percent,
             "correlation": found.correlation,
+            "structure_correlation": found.structure,
             "rotation_deg": found.rotation_deg,
             "translation_mm": found.translation_mm,
             "volume_scale": found.volume_scale,
         },
+        "same_patient": {"assumed": assume_same_patient, "doubts": doubts},
         "map": change_map,
         "notes": [
+            *(f"Compared as CTs of one patient because that was asked for, although {doubt}." for doubt in doubts),
             *(f"{name.capitalize()} study: {one.line()}" for name, one in qualities.items() if one.is_doubtful),
             *_notes(measured, found),
         ],
     }
+
+
+def _doubt(reason: str, doubts: list[str], assume_same_patient: bool) -> None:
+    """Keep a reason to think of two patients, or refuse the comparison for it."""
+    if not assume_same_patient:
+        raise InputError(
+            f"The two studies are hardly of one patient: {reason}.",
+            "If they are, compare them with --assume-same-patient (in Python assume_same_patient=True).",
+        )
+    doubts.append(reason)
 
 
 def _with_lungs(

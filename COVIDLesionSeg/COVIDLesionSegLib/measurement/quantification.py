@@ -7,7 +7,7 @@ why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -226,13 +226,9 @@ class _Measurements:
             self.add(name, values[-1], statuses[-1], region)
         # what makes the sum unknown is said before what is merely odd
         missing = [status for value, status in zip(values, statuses, strict=True) if value is None]
-        self.add(total, _severity(values), joint_status([*missing, *statuses, whole]))
-
-
-def _severity(scores: Iterable[int | None]) -> int | None:
-    """Sum of the scores; None if one of them is not known, since a part would look like less disease."""
-    scores = list(scores)
-    return None if None in scores else sum(score for score in scores if score is not None)
+        # a part of the sum would look like less disease
+        known = None if missing else sum(value for value in values if value is not None)
+        self.add(total, known, joint_status([*missing, *statuses, whole]))
 
 
 def _list(found: _Lesion, lps: NDArray[np.float64], voxel_ml: float) -> list[dict[str, Any]]:

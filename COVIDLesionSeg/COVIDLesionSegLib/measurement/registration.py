@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, LungsNotFoundError
 from ..imaging import Volume
-from ..imaging.masks import surface_points
 from .catalog import catalog
+from .surface import average_surface_distance
 
 KINDS = ("rigid", "affine")
 # fewer coarse voxels than this on an axis are too few for a registration
@@ -29,6 +29,10 @@ _SAMPLES = 0.3
 _SEED = 1
 # how far from the lungs the CTs are compared, in coarse voxels
 _MARGIN = 3
+# of the local mean that HU are taken from to see the vessels, in coarse voxels
+_STRUCTURE_SD = 3.0
+# share of the lungs that has to be aerated at both times for it
+_LEAST_AERATED = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Registration:
         dice: of the lung masks after registration, where both CTs have an image.
         surface_distance_mm: mean distance of the lungs' surfaces, both directions together, likewise.
         coverage_percent: the smaller share of one study's lungs that the other CT shows.
-        correlation: of HU inside and around the lungs after registration, 0 to 1, or None.
+        correlation: of HU inside and around the lungs after registration, 0 to 1; None where nothing was registered.
+        structure: correlation of the vessels' pattern in lung that is aerated at both times, -1 to 1; None where
+            nothing was registered or hardly any lung is aerated at both times.
         rotation_deg: angle of the rotation.
         translation_mm: how far the center of the later lungs moves.
         volume_scale: what the volume of a piece of the later lungs is multiplied by.
@@ -53,6 +59,7 @@ class Registration:
     surface_distance_mm: float
     coverage_percent: float
     correlation: float | None
+    structure: float | None
     rotation_deg: float
     translation_mm: float
     volume_scale: float
@@ -113,6 +120,20 @@ def register_lungs(
     registration = _judged(kind, _matrix(transform), fixed, moving, correlation)
     _refuse_bad(registration, fixed, moving)
     return registration
+
+
+def unlike(found: Registration) -> str:
+    """Why two registered chests can hardly be of one patient, as a clause; "" where nothing speaks against it.
+
+    The lungs' shape and HU as a whole say little: those of another patient fit as well as one's own after a deep breath
+    or with new disease. What tells people apart is the pattern of their vessels.
+    """
+    if found.structure is None or found.structure >= catalog()["longitudinal"]["least_structure_correlation"]:
+        return ""
+    return (
+        f"after registration the pattern of the vessels in their lungs agrees with a correlation of "
+        f"{found.structure:.2f} ({catalog()['longitudinal']['least_structure_correlation']} is needed)"
+    )
 
 
 def same_image(one: Volume, other: Volume) -> bool:
@@ -240,6 +261,7 @@ def _judged(
     common[later] = shown
     total = np.count_nonzero(common) + np.count_nonzero(earlier)
     dice = 2 * np.count_nonzero(common & earlier) / total if total else 0.0
+    structure = None if correlation is None else _structure(fixed, moving, transform, common & earlier)
 
     scale = abs(float(np.linalg.det(matrix[:3, :3])))
     left, _, right = np.linalg.svd(matrix[:3, :3])
@@ -249,23 +271,35 @@ def _judged(
         kind,
         matrix,
         float(dice),
-        _surface_distance(common, earlier, fixed.mask.GetSpacing()[::-1]),
+        average_surface_distance(common, earlier, fixed.mask.GetSpacing()[::-1]),
         100.0 * float(coverage),
         correlation,
+        structure,
         float(np.degrees(np.arccos(cosine))),
         float(np.linalg.norm(moved(matrix, center) - center)),
         scale,
     )
 
 
-def _surface_distance(one: NDArray[np.bool_], other: NDArray[np.bool_], spacing: Any) -> float:
-    from scipy.spatial import cKDTree
+def _structure(fixed: _Study, moving: _Study, transform: Any, lungs: NDArray[np.bool_]) -> float | None:
+    """Correlation of HU less their local mean in the lungs that both show, where that mean is of aerated lung."""
+    import SimpleITK as sitk
+    from scipy import ndimage
 
-    if not one.any() or not other.any():
-        return float("inf")
-    surfaces = [surface_points(mask).T * np.array(spacing) for mask in (one, other)]
-    distances = [cKDTree(surfaces[1 - i]).query(surfaces[i])[0] for i in (0, 1)]
-    return float(np.concatenate(distances).mean())
+    inside = ndimage.binary_erosion(lungs).astype(np.float32)
+    arrived = sitk.Resample(moving.density, fixed.density, transform, sitk.sitkLinear, _HU_RANGE[0])
+    weight = ndimage.gaussian_filter(inside, _STRUCTURE_SD)
+    aerated, details = inside > 0, []
+    for image in (fixed.density, arrived):
+        hu = sitk.GetArrayViewFromImage(image)
+        mean = ndimage.gaussian_filter(hu * inside, _STRUCTURE_SD) / np.maximum(weight, 1e-6)
+        aerated &= mean < catalog()["longitudinal"]["aerated_below_hu"]
+        details.append(hu - mean)
+    if np.count_nonzero(aerated) < max(_LEAST_AERATED * np.count_nonzero(inside), 2):
+        return None
+    one, other = (detail[aerated] - detail[aerated].mean() for detail in details)
+    spread = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / spread if spread else None
 
 
 def _refuse_bad(found: Registration, fixed: _Study, moving: _Study) -> None:

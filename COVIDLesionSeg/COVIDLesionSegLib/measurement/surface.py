@@ -238,14 +238,11 @@ class SurfacePair:
 
     def percentile(self, percent: float) -> tuple[float, float]:
         """A percentile of each direction's distances, linearly interpolated, mm."""
-        return self._percentile(0, percent), self._percentile(1, percent)
-
-    def _percentile(self, side: int, percent: float) -> float:
-        distances = self._distances[side]
-        # those that are pending are further away than all others: at high ranks
-        if math.floor(percent / 100 * (len(distances) - 1)) + 1 >= len(distances) - len(self._pending[side]):
-            self._resolve(side)
-        return _percentile(distances, percent)
+        for side, found in enumerate(self._distances):
+            # those that are pending are further away than all others: at high ranks
+            if math.floor(percent / 100 * (len(found) - 1)) + 1 >= len(found) - len(self._pending[side]):
+                self._resolve(side)
+        return _percentile(self._distances[0], percent), _percentile(self._distances[1], percent)
 
     def _resolve(self, side: int) -> None:
         pending = self._pending[side]

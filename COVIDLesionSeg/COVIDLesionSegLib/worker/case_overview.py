@@ -79,8 +79,9 @@ def described(
     return {
         "id": case.id,
         "state": case.state,
-        "lesion_ml": case.lesion_ml,
-        "uncertainty": dict(prediction.uncertainty) if prediction is not None else {},
+        # who is to read it blind is not told what a model, or a mask that one has drafted, says
+        "lesion_ml": case.lesion_ml if case.id not in to_read_blind else None,
+        "uncertainty": dict(prediction.uncertainty) if prediction and case.id not in to_read_blind else {},
         "model": prediction.model_id if prediction is not None else "",
         "raters": list(case.raters),
         "mine": rater in case.raters,

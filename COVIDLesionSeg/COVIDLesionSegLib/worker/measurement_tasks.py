@@ -53,9 +53,11 @@ class Measurements:
     ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
     ``compare``: with an earlier CT: ``study`` (the later one), ``registration`` ("rigid", "affine"), and either
     ``earlier`` (name of a study) or the earlier study as ``open`` takes it; its lungs are found where they do not come
-    along. Answers ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
+    along. Refused where the chests look like those of two people, unless ``assume_same_patient`` is true. Answers
+    ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
     ``report``: ``study``, ``case`` (what it is called, also in file names), ``folder``, ``kinds`` (a list of "html",
-    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``notes``, ``record`` (of the run).
+    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``assume_same_patient``, ``notes``,
+    ``record`` (of the run).
     Answers ``measured`` and ``files``, the list of what was written.
     ``dicom_seg``: ``study``, ``case``, ``folder``, ``source`` (folder, file or list of files of the CT); if given
     ``series``, ``record``, and ``segments``, a list of ``name``, ``array`` and ``edited`` whose arrays come along; by
@@ -158,6 +160,7 @@ class Measurements:
         """Compare two time points."""
         later = self._study(work)
         registration = work.take("registration", str, "rigid")
+        assumed = work.take("assume_same_patient", bool, False)
         earlier = self._study(work, "earlier") if "earlier" in work else open_study(work, needs_lungs=True)[0]
         work.finish()
         work.progress("comparing", 0, 1)
@@ -167,6 +170,7 @@ class Measurements:
             registration,
             lobe_map=later.lobe_map,
             consolidation_from=later.consolidation_from,
+            assume_same_patient=assumed,
         )
         change = found.pop("map")
         work.progress("comparing", 1, 1)
@@ -182,6 +186,7 @@ class Measurements:
         case = work.need("case", str)
         earlier = self._study(work, "earlier") if "earlier" in work else None
         registration = work.take("registration", str, "rigid")
+        assumed = work.take("assume_same_patient", bool, False)
         notes, record = work.take("notes", list, []), work.take("record", dict)
         folder, kinds = Path(work.need("folder", str)), work.need("kinds", list)
         work.finish()
@@ -199,6 +204,7 @@ class Measurements:
             study.consolidation_from,
             [*study.volume.warnings, *notes],
             record,
+            assume_same_patient=assumed,
         )
         measured = report.to_json()
         work.check()

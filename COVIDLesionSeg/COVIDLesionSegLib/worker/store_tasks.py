@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cases.agreement import agreement_table, make_consensus, summary
 from ..cases.case_files import KnownCtError
+from ..cases.split import unnamed
 from ..cases.store import Store
 from ..errors import COVIDLesionSegError, InputError
 from ..imaging import dicom_files, image_suffix
@@ -77,7 +78,8 @@ class StoreTasks:
                 known[path.name] = error.case_id
             except COVIDLesionSegError as error:
                 failed[path.name] = str(error)
-        return Answer({"done": done, "known": known, "failed": failed})
+        warning = unnamed([store.case(name) for name in done.values()])
+        return Answer({"done": done, "known": known, "failed": failed, "warnings": [warning] if warning else []})
 
     # ---- review, raters, models -------------------------------------------------------------------------------------
 

@@ -28,6 +28,10 @@ _ITEM = re.compile(rb"\xfe\xff\x00\xe0(.{4})|\xff\xfe\xe0\x00(.{4})|\xfe\xff\x0d
 _SYNTAX = re.compile(rb"\x02\0\x10\0UI..([0-9.]+)", re.DOTALL)
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+# value representations whose length takes four bytes
+_LONG_KINDS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN", b"SV", b"UV")
+_MOST_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Stored:
     Attributes:
         size: bytes of the file.
         syntax: UID of its transfer syntax, "" where the file does not say it.
+        whole: no element claims more bytes than the file has; else nobody must read it.
     """
 
     size: int
     syntax: str
+    whole: bool = True
 
     def holds(self, pixels: int, bits: int) -> bool:
         """Whether so many pixels of so many bits fit into it, and are no more than a reader should believe."""
@@ -67,9 +73,12 @@ def require_sound(path: Path) -> Stored | None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _refuse_depth(content)
             size = len(content)
+            whole = _lengths_fit(content, 0 if group else 132)
     found = _SYNTAX.search(start)
     # without a preamble there is no other syntax
     syntax = found[1].decode() if found else _NATIVE[0] if group else ""
+    if not whole:
+        return Stored(size, syntax, False)
     if syntax == _DEFLATED and size * HIGHEST_COMPRESSION > 128 * MOST_EXTRA_BYTES:
         raise ReadError(
             f"A DICOM file is packed as a whole and large, so that it may unpack to {size / 1e6:.3g} GB.",
@@ -88,6 +97,8 @@ def require_sound_seg(path: Path) -> None:
     stored = require_sound(path)
     if stored is None:
         return
+    if not stored.whole:
+        raise ReadError(f"{path.name} is a damaged DICOM file, or it was cut short.", "Copy or export it again.")
     with path.open("rb") as file:
         head = file.read(1 << 20)
     rows, columns, bits = (_short(head, tag) for tag in (b"\x10\0", b"\x11\0", b"\0\x01"))
@@ -115,6 +126,63 @@ def is_believable(stored: Stored, size: tuple[int, ...], values: int, bits: int)
         bits: of a value, as it is stored.
     """
     return math.prod(size[:2]) <= _MOST_PIXELS and stored.holds(math.prod(size) * values, max(bits, 1))
+
+
+def _lengths_fit(content: mmap.mmap, start: int) -> bool:
+    """Whether each element, nested ones too, ends within the file; GDCM makes room for a value before it reads it.
+
+    Args:
+        content: of the file.
+        start: of its first element.
+    """
+    end = len(content)
+    place, order, explicit, inside_meta = start, "<", True, True
+    fragments = False
+    for _ in range(_MOST_ELEMENTS):
+        if place + 8 > end:
+            # padding, or an end in the middle of a tag
+            return True
+        group, element = struct.unpack_from(order + "2H", content, place)
+        if inside_meta and group != 2:
+            inside_meta = False
+            found = _SYNTAX.search(content, start, place)
+            syntax = found[1].decode() if found else ""
+            if syntax == _DEFLATED:
+                return True
+            order = ">" if syntax == _BIG_ENDIAN or group in (0x0800, 0x0400) else "<"
+            group, element = struct.unpack_from(order + "2H", content, place)
+            letters = content[place + 4 : place + 6]
+            explicit = syntax != _NATIVE[0] and letters.isalpha() and letters.isupper()
+        kind = content[place + 4 : place + 6]
+        if group == 0xFFFE:
+            length = struct.unpack_from(order + "I", content, place + 4)[0]
+            place += 8
+            if element == 0xE000 and fragments:
+                place += length
+            elif element == 0xE0DD:
+                fragments = False
+            if place > end:
+                return False
+            continue
+        if explicit and kind.isalpha() and kind.isupper():
+            if kind in _LONG_KINDS:
+                if place + 12 > end:
+                    return False
+                length, place = struct.unpack_from(order + "I", content, place + 8)[0], place + 12
+            else:
+                length, place = struct.unpack_from(order + "H", content, place + 6)[0], place + 8
+        else:
+            length, place = struct.unpack_from(order + "I", content, place + 4)[0], place + 8
+        if length == 0xFFFFFFFF:
+            # a sequence: its items are walked through; or the pieces of packed pixels
+            fragments = (group, element) == (0x7FE0, 0x0010)
+            continue
+        if place + length > end:
+            return False
+        item = content[place : place + 4] in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+        if not (item and (not explicit or kind in (b"SQ", b"UN"))):
+            place += length
+    return False
 
 
 def _short(head: bytes, tag: bytes) -> int | None:

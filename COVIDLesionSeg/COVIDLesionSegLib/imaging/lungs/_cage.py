@@ -102,6 +102,12 @@ class RibCage:
         angle = ((np.arange(self.BINS) + 0.5) / self.BINS * 360 - 180) * (-1 if side == 1 else 1)
         return (angle > _WALL[0]) & (angle < _WALL[1])
 
+    def shares(self, mask: Mask) -> NDArray[np.float64]:
+        """Which share of a mask, not empty, lies to the right and to the left of the spine."""
+        z, _, x = np.nonzero(mask)
+        right = float(np.mean(x * self.spacing[2] < self.x[z]))
+        return np.array([right, 1.0 - right])
+
     def area(self, side: int) -> NDArray[np.float64]:
         """(z,) area inside the ribs of the right (1) or left (2) half, mm2.
 

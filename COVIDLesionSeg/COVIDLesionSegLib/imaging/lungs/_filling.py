@@ -62,7 +62,7 @@ _APEX = 25.0
 # half width; at the ribs the diaphragm lies so far below its crest, mm.
 _CREST = 0.45
 _BESIDE_HEART = 0.55
-_FALL = 60.0
+_FALL = 80.0
 # A piece that a consolidation cuts off lies within this of the rest, mm, and is no smaller than this, mm3; single
 # voxels are noise.
 _PIECE_GAP = 12.0
@@ -161,15 +161,23 @@ class Polar:
         return values[:, self.bin]
 
 
-def free_gas(volume: ReducedVolume) -> Mask:
-    """Gas in which no lung tissue is seen: bowel gas, a pneumothorax, the largest bullae; bool (z, y, x)."""
+def free_gas(volume: ReducedVolume, rim: bool = True) -> Mask:
+    """Gas in which no lung tissue is seen: bowel gas, a pneumothorax, the largest bullae.
+
+    Args:
+        volume: the CT.
+        rim: with the half-filled voxels on its border.
+
+    Returns:
+        bool (z, y, x).
+    """
     from scipy import ndimage
 
     spacing = volume.spacing
     hu = ndimage.uniform_filter(volume.hu, 3)
     gas = (volume.hu < _FREE_GAS + 15.0) & ~volume.padding
-    core = erode((hu < _FREE_GAS) & ~volume.padding, spacing, _FREE_GAS_DEPTH)
-    core = dilate(core, spacing, _FREE_GAS_DEPTH) & gas
+    depth = max(_FREE_GAS_DEPTH, 1.01 * max(spacing))
+    core = dilate(erode((hu < _FREE_GAS) & ~volume.padding, spacing, depth), spacing, depth) & gas
     # the flat rest of a region that is gas for the most part belongs to it; around a bulla lies emphysema
     labels, count = label(gas)
     size = np.bincount(labels.ravel(), minlength=count + 1)
@@ -179,7 +187,8 @@ def free_gas(volume: ReducedVolume) -> Mask:
     large = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) >= 1000 * _LEAST_FREE_GAS
     large[0] = False
     gas = large[labels]
-    # with the half-filled voxels on its border
+    if not rim:
+        return gas
     return gas | (dilate(gas, spacing, 1.01 * max(spacing[1:])) & (volume.hu < AIR) & ~volume.padding)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from .. import masks
+from ..masks import Box, Mask
+
 Labels = NDArray[np.int32]
 Spacing = tuple[float, float, float]
-Box = tuple[slice, slice, slice]
 
 # Voxels of a distance transform that are worked on at once: few enough to stay in a processor core's cache.
 _PART = 65536
@@ -109,12 +110,7 @@ def touched(labels: Labels, count: int, where: Mask) -> Mask:
 
 def bounding_box(mask: Mask, spacing: Spacing, margin: float) -> Box:
     """Box of a mask that is not empty, with a margin (mm) clipped to the array."""
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        rim = int(np.ceil(margin / spacing[axis]))
-        box.append(slice(max(int(hit[0]) - rim, 0), min(int(hit[-1]) + rim + 1, mask.shape[axis])))
-    return box[0], box[1], box[2]
+    return masks.bounding_box(mask, margin / np.array(spacing))
 
 
 def inner_box(outer: Box, inner: Box) -> Box:

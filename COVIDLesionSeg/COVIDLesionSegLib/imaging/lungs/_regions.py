@@ -60,6 +60,8 @@ _LEAST_HAZE = 15.0
 _EMPHYSEMA = 400.0
 _VESSEL = -750.0
 _LEAST_VESSELS = 0.01
+# With less of the aerated lung on one side of the spine, the other lung may be there without air.
+_MISSING = 0.1
 # Less than this in its widest slice is no lung that anything could be measured in, mm2.
 _SMALLEST_SECTION = 1500.0
 # How far the air is eroded to part two lungs that touch, mm.
@@ -119,6 +121,8 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
 
     part = bounding_box(main, spacing, 45.0)
     cage = RibCage.seen(volume.hu, spacing)
+    if cage is not None and cage.shares(main).min() < _MISSING:
+        part = (part[0], part[1], slice(0, main.shape[2]))
     height, midline = _center(volume, body, main, cage)
     height, midline = height - part[1].start * spacing[1], midline - part[2].start * spacing[2]
     cage = None if cage is None else cage.cropped(part)
@@ -194,7 +198,9 @@ def _haze(volume: ReducedVolume) -> Mask:
     spacing = volume.spacing
     hu = ndimage.uniform_filter(volume.hu, 3)
     band = (hu > _HAZE) & (hu < GROUND_GLASS) & ~volume.padding
-    haze = dilate(erode(band, spacing, _HAZE_DEPTH), spacing, _HAZE_DEPTH) & band
+    # more than the half-filled voxels that a border makes, in thick slices too
+    depth = max(_HAZE_DEPTH, 1.01 * max(spacing))
+    haze = dilate(erode(band, spacing, depth), spacing, depth) & band
     labels, count = label(haze)
     large = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) >= 1000 * _LEAST_HAZE
     large[0] = False

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError, LungsNotFoundError
 from ..geometry import AxialView, Geometry
+from ..masks import Box, bounding_box
 from ..volume import LabelVolume, Volume
 
 RIGHT, LEFT = 1, 2
@@ -103,7 +104,7 @@ def lungs_by_side(array: NDArray[Any], sides: Mapping[int, int], geometry: Geome
     return lungs
 
 
-def lung_box(lungs: NDArray[Any], margin: int) -> tuple[slice, slice, slice]:
+def lung_box(lungs: NDArray[Any], margin: int) -> Box:
     """The bounding box of a mask with a margin.
 
     Args:
@@ -116,20 +117,13 @@ def lung_box(lungs: NDArray[Any], margin: int) -> tuple[slice, slice, slice]:
     Raises:
         LungsNotFoundError: the mask is empty.
     """
-    box = []
-    inside = lungs != 0
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(inside.any(axis=others))
-        if not len(occupied):
-            raise LungsNotFoundError("The lung mask is empty, so there is nothing to crop to.")
-        box.append(slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, lungs.shape[axis])))
-    return box[0], box[1], box[2]
+    box = bounding_box(lungs, margin)
+    if not box[0].stop:
+        raise LungsNotFoundError("The lung mask is empty, so there is nothing to crop to.")
+    return box
 
 
-def body_box(
-    hu: NDArray[Any], lungs: NDArray[Any], spacing: tuple[float, float, float], margin: int
-) -> tuple[slice, slice, slice]:
+def body_box(hu: NDArray[Any], lungs: NDArray[Any], spacing: tuple[float, float, float], margin: int) -> Box:
     """The bounding box of the body and the lungs with a margin: air, table and filling around the patient are left out.
 
     It is what a network sees where the lungs can't be trusted: nothing that could be lung lies outside of it. It is
@@ -159,7 +153,7 @@ def body_box(
     # two steps more: one was eroded, and between two samples lies up to another
     z, y, x = (
         slice(max(side.start * step - margin, 0), min(side.stop * step + margin, n))
-        for side, step, n in zip(lung_box(inside, 2), steps, hu.shape, strict=True)
+        for side, step, n in zip(bounding_box(inside, 2), steps, hu.shape, strict=True)
     )
     return z, y, x
 

@@ -28,6 +28,8 @@ NAMES = {RIGHT: "right", LEFT: "left"}
 
 # A label holds both lungs when each side of the spine has this share of it.
 _SHARE_OF_A_SIDE = 0.25
+# The body is denser than this, HU.
+_BODY = -500.0
 # Less than this beside the spine is no half of a chest, mm.
 _HALF_A_CHEST = 60.0
 # Beside the lowest and the highest part of the lungs lie diaphragm and shoulders, mm.
@@ -143,7 +145,8 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, 
     assessment = _Assessment(*_on_reduced_grid(volume, lungs), sided)
     ml = {side: float(np.count_nonzero(lungs == side)) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
     assessment.sizes(ml)
-    if any(ml.values()):
+    # a mask of few voxels may have none on the working grid
+    if assessment.shows_lungs:
         assessment.wall()
         assessment.hull(sum(ml.values()))
         assessment.gas()
@@ -179,6 +182,11 @@ class _Assessment:
         self.measures: dict[str, float | None] = {}
         self.findings: list[LungFinding] = []
 
+    @property
+    def shows_lungs(self) -> bool:
+        """Whether the working grid has any voxel of the mask."""
+        return bool(self._lungs.any())
+
     def _find(self, check: str, value: float | None, sentence: str) -> None:
         limit = self._checks[check]
         self.findings.append(
@@ -192,8 +200,13 @@ class _Assessment:
             self._find("side_ratio", None, "The lung mask is empty.")
             return
         if not self._sided:
-            self._find("sides", None, "Right and left lung are not told apart.")
-            return
+            right = self._share_on_the_right()
+            if min(right, 1 - right) > _SHARE_OF_A_SIDE:
+                self._find("sides", None, "Right and left lung are not told apart.")
+                return
+            # one label, all on one side: the other lung is missing, whatever the label was meant for
+            total = sum(ml.values())
+            ml = {RIGHT: right * total, LEFT: (1 - right) * total}
         smaller = min(ml, key=lambda side: ml[side])
         ratio = self.measures["side_ratio"] = ml[smaller] / ml[RIGHT + LEFT - smaller]
         if ratio < self._checks["side_ratio"]["limit"]:
@@ -211,9 +224,17 @@ class _Assessment:
         labels = [side for side in (RIGHT, LEFT) if (self._lungs == side).any()]
         if len(labels) != 1 or self._cage is None:
             return False
-        z, _, x = np.nonzero(self._lungs)
-        right = np.mean(x * self._spacing[2] < self._cage.x[z])
-        return bool(min(right, 1 - right) > _SHARE_OF_A_SIDE)
+        return bool(self._cage.shares(self._lungs > 0).min() > _SHARE_OF_A_SIDE)
+
+    def _share_on_the_right(self) -> float:
+        """Share of the mask on the right of the spine, or of the body's middle where no ribs are seen."""
+        inside = self._lungs > 0
+        if not inside.any():
+            return 0.5
+        if self._cage is not None:
+            return float(self._cage.shares(inside)[0])
+        body = np.flatnonzero((self._volume.hu > _BODY).any(axis=(0, 1)))
+        return float(np.mean(np.nonzero(inside)[2] < (body[0] + body[-1] + 1) / 2)) if len(body) else 0.5
 
     def _in_view(self, side: int) -> bool:
         """Whether the half of the chest reaches far enough from the spine into the field of view."""
@@ -312,9 +333,11 @@ class _Assessment:
         """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
         box = bounding_box(self._lungs > 0, self._spacing, _MARGIN)
         inside = self._lungs[box] > 0
-        gas = free_gas(self._volume.cropped(box))
+        volume = self._volume.cropped(box)
+        gas = free_gas(volume, rim=False)
         within = float((gas & inside).sum()) * self._voxel_ml
-        around = float(self._beside_lungs(gas & ~inside, inside, box).sum()) * self._voxel_ml
+        beside = self._beside_lungs(free_gas(volume) & ~inside, inside, box)
+        around = float((gas & beside).sum()) * self._voxel_ml
         self.measures |= {"gas_inside_ml": within, "gas_around_ml": around}
         for check, ml, place in (
             ("gas_inside", within, "are counted as lung: pneumothorax, a large bulla or bowel"),

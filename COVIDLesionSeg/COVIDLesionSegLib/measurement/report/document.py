@@ -79,6 +79,7 @@ class Report:
         reference: a second lesion mask on the CT's grid, to compare with.
         earlier: an earlier study of the patient.
         registration: "rigid" or "affine", of the earlier study.
+        assume_same_patient: see :func:`.compare_timepoints`.
         lobe_map: see :func:`.zones.lobe_values`.
         consolidation_from: HU; None takes the catalog's.
         notes: sentences on what was odd about the input.
@@ -96,6 +97,7 @@ class Report:
     notes: Sequence[str] = ()
     record: Mapping[str, Any] | None = None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    assume_same_patient: bool = False
 
     quantities: Entries = field(init=False)
     lungs: zones.Lungs = field(init=False)
@@ -118,6 +120,7 @@ class Report:
                 self.registration,
                 lobe_map=self.lobe_map,
                 consolidation_from=self.consolidation_from,
+                assume_same_patient=self.assume_same_patient,
             )
 
     @property
@@ -403,7 +406,8 @@ class _Pictures:
 
         reference = report.reference
         what = "Lesion outlined in yellow" + (", reference dashed in blue" if reference is not None else "")
-        sheet = _sheet(volume, mask, lungs, reference)
+        with tempfile.TemporaryDirectory() as folder:
+            sheet = pictures.overlay_sheet(volume, mask, Path(folder) / "sheet.png", lungs, reference).read_bytes()
         self.overlay = picture(sheet, f"{what}, on the planes that hold most of it.", "wide")
         self.lesions = self._lesions(volume, mask, lungs)
         self.histogram = self._histogram(volume, mask, report.threshold)
@@ -459,10 +463,3 @@ class _Pictures:
 def _region_title(region: str) -> str:
     """A region as words."""
     return catalog()["regions"][region]["title"]
-
-
-def _sheet(
-    volume: Volume, mask: NDArray[np.bool_], lungs: NDArray[Any] | None, reference: NDArray[np.bool_] | None
-) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return pictures.overlay_sheet(volume, mask, Path(folder) / "sheet.png", lungs, reference).read_bytes()

@@ -200,9 +200,11 @@ def error_map_picture(
     height = round(header + width * plane.height / plane.width)
     figure = style.new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1 - header / height))
+    from matplotlib.colors import to_rgba
+
     colored = np.zeros((*plane.gray.shape, 4), np.float32)
     for _, color, mask in parts:
-        colored[mask[index]] = (*_rgb(color), 0.55)
+        colored[mask[index]] = to_rgba(color, 0.55)
     draw(axes, plane)
     axes.imshow(colored, extent=extent(plane), interpolation="nearest", zorder=1.5)
     show_field(axes, plane)
@@ -268,10 +270,6 @@ def _side(labels: NDArray[Any]) -> str:
     if not right and not left:
         return ""
     return "right lung" if right >= left else "left lung"
-
-
-def _rgb(color: str) -> tuple[float, float, float]:
-    return int(color[1:3], 16) / 255, int(color[3:5], 16) / 255, int(color[5:7], 16) / 255
 
 
 # Planes cut from the axial view
