@@ -55,7 +55,7 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     wait_for(lambda: not panel.session.run.busy, "the run", seconds=120)
     assert "Done" in said(panel), said(panel)
     assert {"Finding the lungs", "Finding lesions", "Showing the result"} <= phases
-    assert "threads" in ui.deviceLabel.text
+    wait_for(lambda: "threads" in ui.deviceLabel.text, "the device's name", seconds=60)
     node = mrml.moduleParameters().lesionSegmentation
     found = mrml.lesionMask(node, ct)
     # slices this coarse are not what the network was trained on
@@ -80,8 +80,8 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     panel.measure.ui.htmlCheck.setChecked(False)
     panel.measure.ui.folderEdit.setProperty("currentPath", str(tmp_path))
     panel.measure.ui.saveButton.click()
-    wait_for_words(panel, "Written: case_measurements.csv")
-    with (tmp_path / "case_measurements.csv").open() as file:
+    wait_for_words(panel, "Written: case-1_measurements.csv")
+    with (tmp_path / "case-1_measurements.csv").open() as file:
         rows = {row["region"]: row for row in csv.DictReader(file)}
     assert float(rows["right_lung"]["lesion_volume [mL]"]) > 0
 
