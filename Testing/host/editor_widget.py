@@ -50,7 +50,7 @@ class qMRMLSegmentEditorWidget(SceneWidget):  # noqa: N801
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._editor: Any = None
-        self._editor_observations = Observations()
+        self._editor_observations = Observations(self)
         self._effects: tuple[str, ...] = ()
         # what is shown now
         self._segmentation: Any = None

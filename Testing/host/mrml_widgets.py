@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import shiboken6
 import slicer
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -16,21 +17,32 @@ _SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified", "Segment
 
 
 class Observations:
-    """VTK observers that go away together."""
+    """VTK observers of a widget that go away together; a widget that Qt has deleted hears nothing any more.
 
-    def __init__(self) -> None:
+    Args:
+        owner: the widget.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
         self._made: list[tuple[Any, int]] = []
 
     def add(self, thing: Any, event: Any, action: Any, priority: float = 0.0) -> None:
         """Call an action without arguments."""
-        self._made.append((thing, thing.AddObserver(event, lambda *_: action(), priority)))
+
+        def call(_caller: Any, _event: str) -> None:
+            if shiboken6.isValid(self._owner):
+                action()
+
+        self._made.append((thing, thing.AddObserver(event, call, priority)))
 
     def add_with_node(self, thing: Any, event: Any, action: Any, priority: float) -> None:
         """Call an action with the node that the event is about."""
 
         @vtk.calldata_type(vtk.VTK_OBJECT)
         def call(_caller: Any, _event: str, node: Any) -> None:
-            action(node)
+            if shiboken6.isValid(self._owner):
+                action(node)
 
         self._made.append((thing, thing.AddObserver(event, call, priority)))
 
@@ -48,7 +60,7 @@ class SceneWidget(QtWidgets.QWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._scene: Any = None
-        self._scene_observations = Observations()
+        self._scene_observations = Observations(self)
 
     def mrmlScene(self) -> Any:
         return self._scene
@@ -190,7 +202,7 @@ class qMRMLNodeComboBox(SceneWidget):  # noqa: N801
     def _offer(self, node: Any) -> None:
         self._combo.addItem(node.GetName(), node.GetID())
         identity = node.GetID()
-        observations = self._renames[identity] = Observations()
+        observations = self._renames[identity] = Observations(self)
         observations.add(node, "ModifiedEvent", lambda: self._node_changed(identity))
 
     def _node_added(self, node: Any) -> None:
@@ -242,7 +254,7 @@ class SegmentationWidget(SceneWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._segmentation_node: Any = None
-        self._segment_observations = Observations()
+        self._segment_observations = Observations(self)
 
     def segmentationNode(self) -> Any:
         return self._segmentation_node
@@ -350,7 +362,7 @@ class qMRMLTableView(QtWidgets.QTableView):  # noqa: N801
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._node: Any = None
-        self._observations = Observations()
+        self._observations = Observations(self)
 
     def setMRMLScene(self, scene: Any) -> None:
         """The node brings its scene."""

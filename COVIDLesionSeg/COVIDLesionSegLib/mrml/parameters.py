@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import slicer
 
+from ..documents import parse_json
 from ..errors import InputError
 from .contents import LESION_VIEWS
 from .nodes import requireNode
@@ -50,7 +51,7 @@ class Parameter(Generic[T]):
             return self
         text = parameters.node.GetParameter(self.name)
         try:
-            value = self._typed(json.loads(text))
+            value = self._typed(parse_json(text, self.name))
         except ValueError:
             # versions before JSON wrote plain text
             value = text if text and isinstance(self.default, str) else None

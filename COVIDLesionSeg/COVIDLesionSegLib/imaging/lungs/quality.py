@@ -375,12 +375,12 @@ class _Assessment:
             share = float(dense[lung].mean()) if lung.any() else None
             self.measures[f"{name}_airless"] = share
             if share is not None and share > self._checks["airless"]["limit"]:
-                part = "No part" if share > _WHOLE else f"{100 - 100 * share:.0f} %"
-                self._find(
-                    "airless",
-                    share,
-                    f"{part} of the {name} lung holds air: where it holds none, its border is estimated from the ribs.",
-                )
+                if share > _WHOLE:
+                    sentence = f"The {name} lung holds no air: its border is estimated from the ribs."
+                else:
+                    part = f"{100 * share:.0f} % of the {name} lung"
+                    sentence = f"{part} holds no air: there its border is estimated from the ribs."
+                self._find("airless", share, sentence)
 
     def field_of_view(self) -> None:
         """How much of the lungs' widest section the scan's first or last slice, and its sides, cut."""
