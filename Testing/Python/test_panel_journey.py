@@ -50,9 +50,15 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     ui.inputSelector.setCurrentNode(ct)
     ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     phases = set()
-    panel.session.run.changed.connect(lambda: phases.add(ui.phaseLabel.text.split(",")[0]))
+
+    def note_phase():
+        phases.add(ui.phaseLabel.text.split(",")[0])
+
+    panel.session.run.changed.connect(note_phase)
     ui.applyButton.click()
     wait_for(lambda: not panel.session.run.busy, "the run", seconds=120)
+    # the session outlives this panel and its labels
+    panel.session.run.changed.disconnect(note_phase)
     assert "Done" in said(panel), said(panel)
     assert {"Finding the lungs", "Finding lesions", "Showing the result"} <= phases
     wait_for(lambda: "threads" in ui.deviceLabel.text, "the device's name", seconds=60)
