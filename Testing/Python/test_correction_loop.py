@@ -40,7 +40,7 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def settings_file(tmp_path) -> Path:
     """Training settings of steps that take milliseconds."""
-    config = tiny_config(Path("unused"), data={"validation_patients": (), "cases": ""})
+    config = tiny_config(Path("unused"), data={"validation_patients": (), "selection_fraction": 0.34, "cases": ""})
     config = replace(config, network=replace(config.network, arguments={}))
     (tmp_path / "tiny.toml").write_text(config.to_toml(), encoding="utf-8")
     return tmp_path / "tiny.toml"

@@ -37,8 +37,9 @@ except COVIDLesionSegError as error:
     print("error:", error, file=sys.stderr)
     sys.exit(error.exit_status)
 """
-FRAMEWORK = {"loss": {"name": "noise_robust_dice"}}
+FRAMEWORK = {"loss": {"name": "noise_robust_dice"}, "data": {"selection_patients": ("cleo",)}}
 REWEIGHTING = {
+    "data": {"selection_patients": ("cleo",)},
     "loss": {"name": "dice_cross_entropy"},
     "ensembling": {"enabled": False},
     "reweighting": {"enabled": True, "warm_up": 2, "percentile": 50.0},
@@ -94,7 +95,8 @@ def test_two_ranks_equal_one(cases, tmp_path, tables):
         for key in ("loss", "student_loss", "teacher_loss", "consistency", "lambda", "alpha", "beta", "kept"):
             if first.get(key) is not None:
                 assert first[key] == pytest.approx(second[key], abs=1e-6), (key, first["step"])
-    assert one["best_step"] == two["best_step"]
+    assert one["best"]["step"] == two["best"]["step"]
+    assert one["best"]["selection"]["cleo"] == pytest.approx(two["best"]["selection"]["cleo"], abs=1e-6)
 
 
 @pytest.mark.long

@@ -12,11 +12,11 @@ from torch import nn
 
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.learning.config import EnsemblingSettings
-from COVIDLesionSegLib.learning.loss_window import LossWindow
 from COVIDLesionSegLib.learning.losses import DiceLoss, NoiseRobustDiceLoss
 from COVIDLesionSegLib.learning.noise_robust import (
     AdaptiveSelfEnsembling,
     DataReweighting,
+    LossWindow,
 )
 from COVIDLesionSegLib.learning.randomness import Purpose, draw, gaussian_noise
 
@@ -153,12 +153,74 @@ def test_saved_and_loaded_it_goes_on_exactly():
         assert torch.equal(a, b)
 
 
-def test_reweighting_drops_slices_above_the_percentile():
+def test_reweighting_compares_slices_with_lesion_among_themselves():
     reweighting = DataReweighting(window=2, percentile=50, warm_up=1)
-    assert reweighting.keep([1.0, 2.0, 3.0]) == ([True, True, True], math.inf)
-    assert reweighting.keep([2.5, 1.0, 2.0]) == ([False, True, True], 2.0)
+    assert reweighting.keep([1.0, 2.0, 3.0], [True] * 3) == ([True, True, True], math.inf)
+    assert reweighting.keep([2.5, 1.0, 2.0, 9.0], [True, True, True, False]) == ([False, True, True, True], 2.0)
     # the window now holds 1 2 3 2.5 1 2
-    assert reweighting.keep([5.0, 5.0]) == ([False, False], 2.0)
+    assert reweighting.keep([5.0, 5.0], [True, True]) == ([False, False], 2.0)
+    # a step without lesion leaves nothing to compare with
+    assert DataReweighting(window=1, percentile=50, warm_up=1).keep([9.0], [False]) == ([True], math.inf)
+
+
+def simulated_slices(count, wrong, generator):
+    """(logits, given label, whether the label is wrong) of slices such as a half-trained network sees.
+
+    A third has no lesion; the network finds the others' lesions with soft borders, and answers healthy tissue with
+    a little doubt. Labels that are wrong lie 20 pixels beside the lesion or cover twice its width.
+    """
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    logits, labels, spoilt = [], [], []
+    for _ in range(count):
+        row, column = generator.uniform(16, 28, 2)
+        radius = generator.uniform(4, 12)
+
+        def disk(row=row, column=column, radius=radius):
+            return radius - torch.hypot(rows - row, columns - column)
+
+        has_lesion, is_wrong = generator.random() > 1 / 3, generator.random() < wrong
+        inside = disk() if has_lesion else torch.full((64, 64), -8.0)
+        inside = inside.clamp(-4, 4) + torch.from_numpy(generator.normal(0, 1, (64, 64))).float()
+        shifted = disk(row + 20, column + 20) if generator.random() < 0.5 else disk(radius=2 * radius)
+        label = (shifted if is_wrong else disk()) > 0
+        labels.append(label.long() if has_lesion else torch.zeros(64, 64, dtype=torch.long))
+        logits.append(torch.stack([-inside / 2, inside / 2]))
+        spoilt.append(bool(has_lesion and is_wrong))
+    return torch.stack(logits), torch.stack(labels), spoilt
+
+
+def test_what_reweighting_drops_are_wrong_labels():
+    """One label in ten is wrong: most of what is dropped is, most of the wrong ones are dropped, no healthy slice."""
+    reweighting, criterion = DataReweighting(), DiceLoss()
+    generator = np.random.default_rng(0)
+    wrong_seen, dropped, healthy_above_all = 0, [], 0
+    for _ in range(120):
+        logits, label, spoilt = simulated_slices(12, 0.1, generator)
+        losses, with_lesion = criterion.per_image(logits, label), label.flatten(1).any(1)
+        kept, beta = reweighting.keep(losses.tolist(), with_lesion.tolist())
+        if beta < math.inf:
+            wrong_seen += sum(spoilt)
+            dropped += [bad for bad, keep in zip(spoilt, kept, strict=True) if not keep]
+            assert all(keep for keep, lesion in zip(kept, with_lesion, strict=True) if not lesion)
+            # what one threshold for all slices would have dropped
+            healthy_above_all += int((losses[~with_lesion] > np.percentile(losses, 90)).sum())
+    assert len(dropped) > 40
+    assert sum(dropped) / len(dropped) > 0.8
+    assert sum(dropped) / wrong_seen > 0.8
+    assert healthy_above_all > 100
+
+
+@pytest.mark.parametrize(("from_base", "alphas"), [(False, [0.0, 0.5, 2 / 3]), (True, [0.99, 0.99, 0.99])])
+def test_a_teacher_that_starts_from_a_trained_network_keeps_it(from_base, alphas):
+    student = network()
+    ensembling = AdaptiveSelfEnsembling(student, from_base=from_base)
+    base = student[0].weight.detach().clone()
+    with torch.no_grad():
+        student[0].weight.add_(1.0)
+    found = [ensembling.update(1.0)["alpha"]]
+    moved = (ensembling.teacher[0].weight - base).mean().item()
+    assert moved == pytest.approx(0.01 if from_base else 1.0, abs=1e-6)
+    assert [*found, *(ensembling.update(1.0)["alpha"] for _ in range(2))] == pytest.approx(alphas)
 
 
 def test_draws_depend_on_seed_purpose_step_and_index_alone():

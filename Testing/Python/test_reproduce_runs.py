@@ -27,11 +27,11 @@ from COVIDLesionSegLib.reproduction.writing import write_table
 def test_an_estimate_is_not_misled_by_the_overhead_of_a_small_step(monkeypatch, overhead, per_voxel):
     measured = []
 
-    def pretended(network, shape, config, device):
-        measured.append(math.prod(shape))
-        return overhead + per_voxel * math.prod(shape)
+    def pretended(config, network, device, autocast, count, size, steps):
+        measured.append(count * math.prod(size))
+        return [overhead + per_voxel * measured[-1]] * steps
 
-    monkeypatch.setattr(estimating, "_seconds", pretended)
+    monkeypatch.setattr(estimating, "step_seconds", pretended)
     data = {"cases": "cases.csv", "crop": [160, 160]}
     changes = {"ensembling": {"enabled": False}, "run": {"batch_size": 30}}
     config = TrainingConfig.from_dict({"data": data, **changes})

@@ -43,7 +43,7 @@ def test_patients_of_a_split_stay_on_their_side(volumes, tmp_path):
     training, tested = ({case.patient for case in cases} for cases in (prepared.part.training, prepared.part.test))
     assert training | tested == set(PATIENTS)
     assert not training & tested
-    assert prepared.config.data.validation_share > 0
+    assert prepared.config.data.selection_fraction > 0
     # frozen: asked again, in another process with another seed, the same
     again = Study(load_table("tmi-4"), options_for(volumes, tmp_path, rows=("dice",), crop=(32, 32), seeds=(7,)))
     assert again.prepare(again.cells[0]).part.sha256 == prepared.part.sha256
@@ -55,7 +55,7 @@ def test_a_given_split_is_kept_and_a_patient_on_both_sides_refused(volumes, tmp_
     study = Study(load_table("tmi-3"), options_for(tmp_path / "given", tmp_path / "out", crop=(32, 32)))
     prepared = study.prepare(study.cells[0])
     assert [case.patient for case in prepared.part.test] == ["emil"]
-    assert prepared.config.data.validation_patients == ("dora",)
+    assert prepared.config.data.selection_patients == ("dora",)
     write_cases(tmp_path / "given" / "test", PATIENTS[:1])
     with pytest.raises(InputError, match=r"The patient anna stands in train/ and in test/"):
         Study(load_table("tmi-3"), options_for(tmp_path / "given", tmp_path / "out"))

@@ -21,6 +21,7 @@ def test_values_survive_toml(tmp_path):
             "data": {"cases": 'C:\\data "x"', "validation_patients": ["a", "b"], "crop": [96, 128]},
             "network": {"name": "caresunet", "arguments": {"base_channels": 16, "upsampling": "subpixel"}},
             "optimizer": {"name": "ranger", "schedule": "milestones", "milestones": [30, 50], "learning_rate": 1},
+            "augmentation": {"rotation": {"degrees": 30}},
             "run": {"steps": 10},
         }
     )
@@ -48,7 +49,10 @@ def test_values_survive_toml(tmp_path):
         ({"data": {"crop": 224}}, "a list is needed"),
         ({"data": 3}, "a table of settings is needed"),
         ({"label_noise": {"kind": "dropout", "strength": 3}}, r"in \[0, 1\] for dropout"),
-        ({"augmentation": {"scale": -0.1}}, "0 or above"),
+        ({"augmentation": {"blur": {"sd": -0.1}}}, r"augmentation.Blur.sd is -0.1; it must be 0 or above"),
+        ({"augmentation": {"scale": {"change": 1.5}}}, r"augmentation.Scale.change is 1.5; it must be in \[0, 0.99\]"),
+        ({"augmentation": {"rotatoin": {}}}, "did you mean rotation"),
+        ({"data": {"resize": [192, 256]}}, r"data.crop is \[224, 224\]; it must be at most \[192, 256\]"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(values, words):

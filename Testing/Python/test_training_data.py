@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from training_fixtures import WINDOW, hashes_of, write_cases, write_pictures
+from training_fixtures import hashes_of, write_cases, write_pictures
 
-from COVIDLesionSegLib.errors import InputError, ReadError
+from COVIDLesionSegLib.errors import InputError, OutputError, ReadError
+from COVIDLesionSegLib.learning import store as store_module
 from COVIDLesionSegLib.learning.data import TrainingCase, load_split, make_split, read_cases, save_split
 from COVIDLesionSegLib.learning.store import open_store
+from COVIDLesionSegLib.learning.validation import judge_case
+from COVIDLesionSegLib.measurement import hausdorff_distance_95
 
 # ---- cases and split ----------------------------------------------------------------------------------------------
 
@@ -106,20 +111,76 @@ def test_the_store_holds_the_lungs_box_in_hu(cases, a_store):
     assert stored.lesion_slices == (1, 2, 3, 4)
     ct = sitk.GetArrayFromImage(sitk.ReadImage(str(next(c for c in cases if c.id == "anna").image)))
     assert np.array_equal(a_store.image("anna"), ct[:, 4:44, 3:53])
-    assert a_store.windowed("anna", np.int16([-1400, -650, 100]), *WINDOW) == pytest.approx([0, 0.5, 1])
 
 
-def test_a_store_is_built_once_and_built_again_when_damaged(cases, tmp_path):
-    first = open_store(cases, hashes_of(cases), tmp_path, margin=2)
-    stamp = (first.folder / "index.json").stat().st_mtime_ns
+def prepared(cases, hashes, folder, **options):
+    """Open a store; which cases had to be made."""
     calls = []
-    open_store(cases, hashes_of(cases), tmp_path, margin=2, progress=lambda *event: calls.append(event))
-    assert calls == []
-    with (first.folder / "labels.u8").open("r+b") as file:
+    store = open_store(cases, hashes, folder, margin=2, progress=lambda *event: calls.append(event), **options)
+    return store, len(calls)
+
+
+def test_each_case_is_stored_once_and_a_damaged_one_again(cases, tmp_path):
+    hashes = hashes_of(cases)
+    assert prepared(cases, hashes, tmp_path)[1] == 4
+    assert prepared(cases, hashes, tmp_path)[1] == 0
+    damaged = next(tmp_path.glob("*/labels.u8"))
+    before = damaged.read_bytes()
+    with damaged.open("r+b") as file:
         file.write(b"\x01\x01\x01")
-    again = open_store(cases, hashes_of(cases), tmp_path, margin=2)
-    assert (again.folder / "index.json").stat().st_mtime_ns != stamp
-    assert again.label("anna").ravel()[:3].tolist() == [0, 0, 0]
+    assert prepared(cases, hashes, tmp_path)[1] == 1
+    assert damaged.read_bytes() == before
+    # a copied folder has other times, and is checked by hash
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"), copy_function=shutil.copyfile)
+    assert prepared(cases, hashes, tmp_path.with_name("copy"))[1] == 0
+
+
+def test_a_corrected_label_makes_one_entry_anew(tmp_path):
+    folder = write_cases(tmp_path / "cases", ("anna", "bert", "cleo"))
+    found = read_cases(folder)
+    prepared(found, hashes_of(found), tmp_path / "store")
+    mask = sitk.ReadImage(str(folder / "bert_lesion.nii.gz"))
+    sitk.WriteImage(mask * 0 + sitk.Cast(mask > 0, mask.GetPixelID()) * 2, str(folder / "bert_lesion.nii.gz"))
+    store, made = prepared(found, hashes_of(found), tmp_path / "store")
+    assert made == 1
+    assert store.cases["bert"].patient == "bert"
+
+
+def test_another_process_opens_what_was_made_and_reads_no_case(cases, tmp_path, monkeypatch):
+    hashes = hashes_of(cases)
+    with pytest.raises(OutputError, match=r"anna .* gone"):
+        open_store(cases, hashes, tmp_path, margin=2, build=False)
+    first = open_store(cases, hashes, tmp_path, margin=2)
+    for name in ("_prepare", "sha256_file"):
+        monkeypatch.setattr(store_module, name, None)
+    assert np.array_equal(open_store(cases, hashes, tmp_path, margin=2, build=False).image("anna"), first.image("anna"))
+
+
+def test_a_case_that_judges_is_cut_as_the_predictor_cuts_it(tmp_path):
+    """Lesion beside the lungs does not widen the crop, and still counts as missed."""
+    folder = write_cases(tmp_path / "cases", ("anna",), slices=6)
+    mask = sitk.ReadImage(str(folder / "anna_lesion.nii.gz"))
+    array = sitk.GetArrayFromImage(mask)
+    array[2, 0:2, 52:56] = 1
+    outside = sitk.GetImageFromArray(array)
+    outside.CopyInformation(mask)
+    sitk.WriteImage(outside, str(folder / "anna_lesion.nii.gz"))
+    found = read_cases(folder)
+    trains, judges = (
+        open_store(found, hashes_of(found), tmp_path / "s", 2, (16, 32), ids) for ids in (set(), {"anna"})
+    )
+    assert trains.cases["anna"].shape == trains.cases["anna"].label_shape == (6, 16, 32)
+    # a case that trains shows all of its lesions
+    whole = open_store(found, hashes_of(found), tmp_path / "s", 2).cases["anna"]
+    assert (whole.shape, whole.label_shape) == ((6, 44, 53), (6, 44, 53))
+    stored = judges.cases["anna"]
+    assert (stored.shape, stored.label_shape, stored.corner) == ((6, 40, 50), (6, 48, 56), (0, 4, 3))
+    assert np.array_equal(judges.label("anna"), array)
+    probability = np.zeros(stored.label_shape, dtype=np.float32)
+    probability[stored.box] = judges.label("anna")[stored.box]
+    row = judge_case(probability, judges, "anna")
+    assert row["dice"] == pytest.approx(2 * (array.sum() - 8) / (2 * array.sum() - 8))
+    assert row["hd95_mm"] == hausdorff_distance_95(probability > 0.5, array != 0, (2.0, 1.0, 1.0))
 
 
 def test_pictures_are_stored_and_resized(tmp_path):
@@ -130,7 +191,6 @@ def test_pictures_are_stored_and_resized(tmp_path):
     # Pillow averages where a picture shrinks, so that noise does not stay
     averaged = Image.open(tmp_path / "set/images/0.png").resize((32, 32), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(store.image("0")[0], np.asarray(averaged), atol=1)
-    assert store.windowed("0", np.int16([0, 255]), *WINDOW) == pytest.approx([0, 1])
 
 
 def test_a_lesion_that_resizing_loses_is_a_slice_without_lesion(tmp_path):
@@ -159,4 +219,4 @@ def test_cases_that_cannot_be_used_are_named(tmp_path, spoil, words):
     found = read_cases(folder)
     with pytest.raises(InputError, match=words):
         open_store(found, hashes_of(found), tmp_path / "store")
-    assert not any((tmp_path / "store").iterdir())
+    assert not list(tmp_path.glob("store/*"))

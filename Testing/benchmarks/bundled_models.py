@@ -72,17 +72,16 @@ ROLES = ("ct", "lesion", "lungs")
 TURNS = 6
 # strong changes of intensity: other scanners, kernels, slice thickness, contrast
 AUGMENTATION = {
-    "rotation_degrees": 15.0,
-    "scale": 0.25,
-    "intensity": 0.15,
-    "gamma": 0.4,
-    "noise_sd": 0.06,
-    "noise_grain": 1.5,
-    "blur_sd": 1.0,
-    "sharpening": 1.5,
-    "window_shift_hu": 60.0,
-    "neighbors": 2,
-    "consolidation": 0.25,
+    "rotation": {"degrees": 15.0},
+    "scale": {"change": 0.25},
+    "contrast": {"contrast": 0.15, "brightness": 0.15},
+    "gamma": {"log2": 0.4},
+    "noise": {"sd": 0.06, "grain": 1.5},
+    "blur": {"sd": 1.0},
+    "sharpening": {"share": 1.5},
+    "window_shift": {"hu": 60.0},
+    "thick_slices": {"neighbors": 2},
+    "consolidation": {"probability": 0.25},
 }
 # At half the resolution, where a step covers the most lung in the least time; then at full resolution; and at the end
 # with slight changes only: strong ones alone leave a network that draws its borders too wide.
@@ -141,14 +140,23 @@ def config_of(network: str, cases: str, stage: str, steps: int | None, base: str
                 "cache": cases.removesuffix(".csv"),
                 "split": cases.replace(".csv", "-split.json"),
                 "validation_share": 0.0,
+                "selection_fraction": 0.0,
                 "resize": recipe["resize"],
                 "crop": recipe["crop"],
                 "zoom": recipe["zoom"],
                 "foreground_share": 0.6,
                 "lesion_free_share": 0.3,
             },
-            "augmentation": {name: type(most)(most * recipe["share"]) for name, most in AUGMENTATION.items()},
-            "network": {"name": network, **({"base_model": base} if base else {"arguments": ARGUMENTS[network]})},
+            "augmentation": {
+                name: {key: type(most)(most * recipe["share"]) for key, most in settings.items()}
+                for name, settings in AUGMENTATION.items()
+            },
+            "network": {
+                "name": network,
+                # a stage goes on with a training; what it changes may change the statistics, too
+                "batch_norm": "estimated",
+                **({"base_model": base} if base else {"arguments": ARGUMENTS[network]}),
+            },
             "loss": {"name": "noise_robust_dice"},
             "optimizer": {
                 "learning_rate": recipe["learning_rate"],

@@ -58,7 +58,8 @@ def config_of(arguments: argparse.Namespace, name: str, seed: int) -> TrainingCo
             "data": {
                 "cases": "cases.csv",
                 "cache": "slices",
-                "validation_patients": arguments.validation,
+                "selection_patients": arguments.validation,
+                "validation_share": 0.0,
                 "lesion_free_share": 0.15,
             },
             "network": {"arguments": {"channels": channels}},
@@ -88,17 +89,21 @@ def main() -> None:
             with ProgressBar(name) as bar:
                 result = Trainer(config_of(arguments, name, seed), folder, arguments.output).run(True, bar)
             steps = [entry["seconds"] for entry in read_log(folder) if entry["kind"] == "step"]
-            last = [entry for entry in read_log(folder) if entry["kind"] == "validation"][-1]
+            last = [entry for entry in read_log(folder) if entry["kind"] == "selection"][-1]
             noise = result.card.metrics.get("label_noise", [])
             spoilt = [row["dice_to_clean"] for row in noise if row["kind"] != "none"]
             row = {
                 "run": name,
                 "seed": seed,
                 "label_dice": float(np.mean(spoilt)) if spoilt else 1.0,
-                "best": result.best.dice,
+                "best": result.selection.dice,
                 "best_step": result.best_step,
                 "last": " / ".join(f"{last[name]['dice']:.3f}" for name in ("student", "teacher") if name in last),
-                **{f"{key} {case}": value for case, rows_ in result.best.cases.items() for key, value in rows_.items()},
+                **{
+                    f"{key} {case}": value
+                    for case, rows_ in result.selection.cases.items()
+                    for key, value in rows_.items()
+                },
                 "seconds": sum(steps),
             }
             rows.append(row)

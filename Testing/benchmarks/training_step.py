@@ -22,8 +22,7 @@ import torch
 
 from COVIDLesionSegLib.learning import NoiseRobustDiceLoss, Trainer, TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
-from COVIDLesionSegLib.learning.randomness import Purpose
-from COVIDLesionSegLib.learning.training_job import _integer
+from COVIDLesionSegLib.learning.randomness import Purpose, draw_integer
 from COVIDLesionSegLib.networks import COPLENet
 
 
@@ -49,8 +48,8 @@ def trained(config: TrainingConfig, folder: Path, base: Path) -> tuple[list[floa
 
 def plain_loop(config: TrainingConfig, folder: Path, base: Path) -> tuple[list[float], list[float]]:
     """Seconds and losses of the loop anyone would write first."""
-    source = Trainer(config, folder, base)._data().source
-    torch.manual_seed(_integer(config.run.seed, Purpose.INITIALIZATION))
+    source = Trainer(config, folder, base).data.source
+    torch.manual_seed(draw_integer(config.run.seed, Purpose.INITIALIZATION))
     network, criterion = COPLENet(**config.network.arguments), NoiseRobustDiceLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate, weight_decay=1e-5)
     seconds, losses = [], []
@@ -58,7 +57,7 @@ def plain_loop(config: TrainingConfig, folder: Path, base: Path) -> tuple[list[f
     for step in range(config.run.steps):
         start = time.perf_counter()
         batch = source.batch(step)
-        torch.manual_seed(_integer(config.run.seed, Purpose.DROPOUT, step, 0))
+        torch.manual_seed(draw_integer(config.run.seed, Purpose.DROPOUT, step, 0))
         loss = criterion(network(torch.from_numpy(batch.images)), torch.from_numpy(batch.labels).long())
         optimizer.zero_grad()
         loss.backward()

@@ -52,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.json:
         summary = {"model": str(result.model), "steps": result.steps, "best_step": result.best_step}
-        print(json.dumps(summary | {"stopped": result.stopped, "validation": result.best.to_dict()}, indent=2))
+        judgments = {"selection": result.selection.to_dict(), "validation": result.validation.to_dict()}
+        print(json.dumps(summary | {"stopped": result.stopped} | judgments, indent=2))
         return 0
-    print(f"{result.steps} steps; best at step {result.best_step}: {describe(result.best.to_dict())}")
+    print(f"{result.steps} steps; {result.chosen} of step {result.best_step}: {describe(result.validation.to_dict())}")
     print(f"model: {result.model}")
     print(f"doubtful labels: {result.folder / 'doubtful_labels.csv'}")
     return 0

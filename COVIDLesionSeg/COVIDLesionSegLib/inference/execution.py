@@ -283,12 +283,12 @@ class Execution:
                 slices = np.concatenate([slices, np.repeat(slices[-1:], plan.batch_size - count, axis=0)])
             x = preparation.apply(_on_device(slices, plan.device))
             mean, doubt = mean_over_flips(probability, x, FLIPS if task.tta else FLIPS[:1], task.uncertainty)
-            mean = preparation.restore(mean[:count])
+            mean = preparation.restore(mean[:count])[:, 0]
             return _Computed(
                 part,
                 mean > task.threshold,
                 mean if task.probability else None,
-                None if doubt is None else preparation.restore(doubt[:count]),
+                None if doubt is None else preparation.restore(doubt[:count])[:, 0],
                 finite,
             )
 

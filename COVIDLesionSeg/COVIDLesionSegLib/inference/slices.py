@@ -1,13 +1,24 @@
-"""From Hounsfield units to a network's input and from its logits back, for a few slices at a time."""
+"""From Hounsfield units to a network's input and from its logits back, for a few slices at a time.
+
+One preparation serves the predictor, the validation of a training, pseudo-labels and training slices, so that a network
+learns on what it will be shown, and is judged on what it will be shown.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ..models.card import Preprocessing
+from .devices import exact_float32
+
+# Grays of an 8-bit picture as a window: 0 becomes 0, 255 becomes 1.
+PICTURE_WINDOW = (255.0, 127.5)
 
 
 class SlicePreparation:
@@ -17,7 +28,7 @@ class SlicePreparation:
     (repeated for slices smaller than the margin), of which the smaller half lies before the slice.
 
     Args:
-        preprocessing: of the model card.
+        preprocessing: of the model card; of pictures what :func:`for_pictures` makes of it.
         size: rows and columns of the slices that come.
         device: where they are.
 
@@ -40,25 +51,58 @@ class SlicePreparation:
         ]
         self.size = (len(self._sources[0]), len(self._sources[1]))
 
-    def apply(self, slices: Tensor) -> Tensor:
-        """(n, h, w) int16 or float32 in Hounsfield units to the network's input (n, 1, H, W) float32 in [0, 1]."""
+    def windowed(self, slices: Tensor) -> Tensor:
+        """(n, h, w) int16 or float32 in Hounsfield units to (n, 1, H, W) float32 in [0, 1], resized but not padded."""
         settings = self._settings
         x = slices.to(torch.float32, copy=True)[:, None]
         x.sub_(settings.window_level - settings.window_width / 2).div_(settings.window_width).clamp_(0, 1)
-        if self._inner != self.slice_size:
-            x = resized(x, self._inner)
+        return resized(x, self._inner) if self._inner != self.slice_size else x
+
+    def apply(self, slices: Tensor) -> Tensor:
+        """(n, h, w) int16 or float32 in Hounsfield units to the network's input (n, 1, H, W) float32 in [0, 1]."""
+        x = self.windowed(slices)
         for axis, source in zip((2, 3), self._sources, strict=True):
             if len(source) != x.shape[axis]:
                 x = x.index_select(axis, source)
         return x
 
     def restore(self, maps: Tensor) -> Tensor:
-        """Maps on the network's grid (n, 1, H, W) to the slices' own (n, h, w)."""
+        """Maps on the network's grid (n, C, H, W) to the slices' own (n, C, h, w)."""
         (top, left), (height, width) = self._before, self._inner
         maps = maps[:, :, top : top + height, left : left + width]
-        if self._inner != self.slice_size:
-            maps = resized(maps, self.slice_size)
-        return maps[:, 0]
+        return resized(maps, self.slice_size) if self._inner != self.slice_size else maps
+
+
+def for_pictures(preprocessing: Preprocessing) -> Preprocessing:
+    """The same preprocessing for 8-bit pictures, whose window somebody else has chosen: their grays become [0, 1]."""
+    return replace(preprocessing, window_width=PICTURE_WINDOW[0], window_level=PICTURE_WINDOW[1])
+
+
+def slice_logits(
+    network: nn.Module, preparation: SlicePreparation, slices: NDArray[np.generic], autocast: torch.dtype | None = None
+) -> Tensor:
+    """A network's logits for slices that are prepared here.
+
+    Args:
+        network: in eval mode, on the preparation's device.
+        preparation: for slices of this size.
+        slices: (n, h, w), Hounsfield units or grays.
+        autocast: type of the mixed precision, or None.
+
+    Returns:
+        Logits (n, classes, H, W) on the network's grid; :meth:`SlicePreparation.restore` brings back what is made of
+        them.
+    """
+    device = preparation.device
+    dtype = next(network.parameters()).dtype
+    with (
+        torch.inference_mode(),
+        exact_float32(device),
+        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+    ):
+        x = preparation.apply(torch.from_numpy(np.array(slices)).to(device))
+        logits: Tensor = network(channels_last(x.to(dtype)))
+    return logits
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -75,6 +119,22 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
         (n, C, H, W), of the same type.
     """
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def resized_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Masks of another size: each pixel takes the label of the pixel in whose area its center lies.
+
+    Args:
+        labels: (n, h, w).
+        size: rows and columns (H, W).
+
+    Returns:
+        (n, H, W).
+    """
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for old, new in zip(labels.shape[1:], size, strict=True)
+    )
+    return labels[:, rows[:, None], columns]
 
 
 def channels_last(x: Tensor) -> Tensor:

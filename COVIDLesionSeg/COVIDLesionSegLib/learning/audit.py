@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from .loss_window import LossWindow
+from .noise_robust import LossWindow
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Loads without PyTorch, so that Slicer's process and the command can check a conf
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,24 +14,9 @@ from typing import Any, Literal
 
 from ..documents import read_toml
 from ..errors import InputError, ReadError
-from .method_settings import EnsemblingSettings, LabelNoiseSettings, ReweightingSettings, check_loss_window
+from .augmentation import AugmentationSettings
 from .settings import from_mapping, to_plain, toml_value
 from .settings import require as _require
-
-__all__ = [
-    "AugmentationSettings",
-    "DataSettings",
-    "EnsemblingSettings",
-    "LabelNoiseSettings",
-    "LossName",
-    "LossSettings",
-    "NetworkSettings",
-    "OptimizerSettings",
-    "ReweightingSettings",
-    "RunSettings",
-    "TrainingConfig",
-    "check_loss_window",
-]
 
 LossName = Literal[
     "noise_robust_dice",
@@ -57,7 +43,12 @@ class DataSettings:
         split: the frozen split file; made at the first run if absent, then only read.
         validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
         validation_share: share of patients for validation when the split is made, in [0, 1). With 0 and no
-            ``validation_patients`` everyone trains, nobody judges, and the network after the last step is kept.
+            ``validation_patients`` nobody judges.
+        selection_patients: patients of the training side on whose cases the step and student or teacher are chosen;
+            they do not train. Empty draws ``selection_fraction``.
+        selection_fraction: fraction of the training patients with lesion that choose, rounded down, in [0, 1). Where
+            that is nobody (fewer than five patients at 0.2), the teacher (without one the network) after the last step
+            is kept.
         cache: folder of the memory-mapped slice store; beside the run if empty.
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
         training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
@@ -66,7 +57,7 @@ class DataSettings:
             whose label is known to be wrong; no batch draws them.
         margin: voxels kept around the lungs; -1 keeps whole slices.
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
-        crop: (height, width) of training crops, multiples of 16.
+        crop: (height, width) of training crops, multiples of 16; not larger than what slices are resized to.
         depth: slices of a training crop; above 1 the network is 3-D and not one of this project's.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
@@ -78,6 +69,8 @@ class DataSettings:
     split: str = "split.json"
     validation_patients: tuple[str, ...] = ()
     validation_share: float = 0.2
+    selection_patients: tuple[str, ...] = ()
+    selection_fraction: float = 0.2
     cache: str = ""
     pseudo_cases: str = ""
     training_labels: str = ""
@@ -92,6 +85,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+        _require(0 <= self.selection_fraction < 1, "data.selection_fraction", self.selection_fraction, "in [0, 1)")
         _require(self.depth >= 1, "data.depth", self.depth, "at least 1")
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
@@ -101,46 +95,18 @@ class DataSettings:
         _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
         good = len(self.crop) == 2 and all(side > 0 and side % 16 == 0 for side in self.crop)
         _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]")
+        largest = self.largest_crop()
+        fits = all(crop <= most for crop, most in zip(self.crop, largest, strict=True))
+        _require(
+            fits, "data.crop", list(self.crop), f"at most {list(largest)}: a larger crop mirrors the resized slice"
+        )
 
-
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """Random changes of training slices; image and mask change together.
-
-    Attributes:
-        flip: flip left-right and front-back, each with probability 1/2.
-        rotation_degrees: largest rotation either way.
-        scale: largest relative change of size either way, in [0, 1).
-        intensity: largest relative change of contrast, and largest shift of the windowed image, either way.
-        gamma: largest |log2| of a gamma curve on the windowed image.
-        noise_sd: largest standard deviation of Gaussian noise on the windowed image.
-        blur_sd: largest standard deviation of a Gaussian blur, in pixels (other kernels and slice thicknesses).
-        window_shift_hu: largest shift of the window's level, HU (other scanners and calibrations).
-        sharpening: largest share of the difference to a blurred copy that is added (sharp kernels).
-        noise_grain: largest width of the noise's grain, pixels; its standard deviation stays ``noise_sd``'s.
-        neighbors: most slices on either side that are averaged into a slice (thicker slices); not for pictures.
-        consolidation: share of the slices in [0, 1] in which parts of the lesions become as dense as soft tissue.
-    """
-
-    flip: bool = True
-    rotation_degrees: float = 10.0
-    scale: float = 0.1
-    intensity: float = 0.1
-    gamma: float = 0.0
-    noise_sd: float = 0.0
-    blur_sd: float = 0.0
-    window_shift_hu: float = 0.0
-    sharpening: float = 0.0
-    noise_grain: float = 0.0
-    neighbors: int = 0
-    consolidation: float = 0.0
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            _require(not value < 0, f"augmentation.{item.name}", value, "0 or above")
-        _require(self.scale < 1, "augmentation.scale", self.scale, "below 1")
-        _require(self.consolidation <= 1, "augmentation.consolidation", self.consolidation, "in [0, 1]")
+    def largest_crop(self) -> tuple[float, float]:
+        """Sides of the largest crop that a resized slice fills: multiples of 16; without resizing there is no limit."""
+        if not self.resize:
+            return math.inf, math.inf
+        rows, columns = (max(16, int(side * self.zoom) // 16 * 16) for side in self.resize)
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -153,11 +119,20 @@ class NetworkSettings:
             others.
         base_model: id or file of a model to start from; empty starts from random weights. It must be of the same
             network.
+        batch_norm: "estimated" learns with the statistics of each batch, and estimates those that the network is used
+            with anew on training crops without noise and augmentation; "frozen" learns with the base model's and keeps
+            them; "auto" is frozen where there is a base model.
     """
 
     name: Literal["coplenet", "caresunet", "external"] = "coplenet"
     arguments: dict[str, Any] = field(default_factory=dict)
     base_model: str = ""
+    batch_norm: Literal["auto", "estimated", "frozen"] = "auto"
+
+    @property
+    def freezes_batch_norm(self) -> bool:
+        """Whether the batch norms keep the base model's statistics."""
+        return self.batch_norm == "frozen" or (self.batch_norm == "auto" and bool(self.base_model))
 
 
 @dataclass(frozen=True)
@@ -230,9 +205,9 @@ class RunSettings:
         pseudo_batch_size: pseudo-labeled slices a step besides, where there are any.
         precision: "float32", "bfloat16" or "float16" (GPU only), or "auto"; "float64" for comparisons.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        validation_interval: steps between two validations, >= 1.
+        validation_interval: steps between two looks at the cases that choose the step, >= 1.
         checkpoint_interval: steps between two saved states, >= 1.
-        patience: stop when validation has not improved for so many steps; 10 000 in the TMI paper.
+        patience: stop when the cases that choose have not improved for so many steps; 10 000 in the TMI paper.
         deterministic: same bits twice on the CPU (float32, same threads, torch build and processor).
         threads: CPU threads; 0 leaves PyTorch's default.
     """
@@ -254,6 +229,110 @@ class RunSettings:
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
         for name in ("seed", "pseudo_batch_size", "threads"):
             _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or above")
+
+
+@dataclass(frozen=True)
+class EnsemblingSettings:
+    """Settings of adaptive self-ensembling; the defaults are the TMI paper's, choices are marked.
+
+    Attributes:
+        enabled: off: plain training of one network.
+        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+            mean teacher.
+        adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
+        alpha_early: alpha' before ``alpha_switch_step``.
+        alpha_late: alpha' from there on.
+        alpha_switch_step: the paper says "early" and "late" only; 10 000 is a choice.
+        alpha_ramp: alpha' is at most 1 - 1 / (step + 1), as mean teachers usually start (choice); a frozen step stays
+            frozen. Off for a literal run, and always off where a base model is fine-tuned: it would throw the base away
+            in the first step.
+        percentile: p of the loss threshold beta, in (0, 100).
+        window: K, steps that beta looks back.
+        warm_up: steps before beta counts (choice).
+        weight_better: lambda', when the teacher's loss is below the student's.
+        weight_worse: lambda'', otherwise.
+        per_sample: decide lambda for each image instead of the mini-batch (choice: off).
+        noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
+        noise_clip: largest absolute noise; 0 does not clip (choice).
+        noise_varies: draw each image's standard deviation from [0, noise_sd) (choice). Off: always noise_sd; the
+            network then never sees an image as clean as those that it will judge, and misses the lesions in them.
+    """
+
+    enabled: bool = True
+    adaptive_teacher: bool = True
+    adaptive_student: bool = True
+    alpha_early: float = 0.99
+    alpha_late: float = 0.999
+    alpha_switch_step: int = 10_000
+    alpha_ramp: bool = True
+    percentile: float = 90.0
+    window: int = 100
+    warm_up: int = 10
+    weight_better: float = 0.1
+    weight_worse: float = 0.01
+    per_sample: bool = False
+    noise_sd: float = 0.1
+    noise_clip: float = 0.2
+    noise_varies: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_early", "alpha_late"):
+            _require(0 <= getattr(self, name) <= 1, f"ensembling.{name}", getattr(self, name), "in [0, 1]")
+        for name in ("weight_better", "weight_worse", "noise_sd", "noise_clip", "alpha_switch_step"):
+            _require(getattr(self, name) >= 0, f"ensembling.{name}", getattr(self, name), "0 or above")
+        check_loss_window("ensembling", self.window, self.percentile, self.warm_up)
+
+
+@dataclass(frozen=True)
+class ReweightingSettings:
+    """Data re-weighting of TMI Table IV: slices with lesion whose loss is above the percentile of such slices' losses
+    are dropped from their step.
+
+    Attributes:
+        enabled: off by default.
+        percentile: in (0, 100).
+        window: steps that the percentile looks back.
+        warm_up: steps before slices are dropped.
+    """
+
+    enabled: bool = False
+    percentile: float = 90.0
+    window: int = 100
+    warm_up: int = 10
+
+    def __post_init__(self) -> None:
+        check_loss_window("reweighting", self.window, self.percentile, self.warm_up)
+
+
+@dataclass(frozen=True)
+class LabelNoiseSettings:
+    """Synthetic errors in training labels, for experiments; validation labels stay clean.
+
+    Attributes:
+        kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
+        strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
+        share: share of cases (patients) whose labels get errors, in [0, 1].
+        seed: of the errors alone, so that runs with other seeds learn from the same labels.
+    """
+
+    kind: Literal["none", "dilation", "erosion", "dropout", "shift", "mixed"] = "none"
+    strength: float = 3.0
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.strength >= 0, "label_noise.strength", self.strength, "0 or above")
+        if self.kind == "dropout":
+            _require(self.strength <= 1, "label_noise.strength", self.strength, "in [0, 1] for dropout")
+        _require(self.seed >= 0, "label_noise.seed", self.seed, "0 or above")
+        _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
+
+
+def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
+    """Raise InputError unless a loss window's size, percentile and warm-up are allowed."""
+    _require(size >= 1, f"{where}.window", size, "at least 1")
+    _require(0 < percentile < 100, f"{where}.percentile", percentile, "inside (0, 100)")
+    _require(0 <= warm_up <= size, f"{where}.warm_up", warm_up, f"between 0 and the window's {size} steps")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
 from ..inference.devices import choose_device, choose_precision, wait_for
+from ..inference.slices import channels_last
 from ..networks import create_network
-from .building import make_criterion, make_optimizer
 from .config import TrainingConfig
 from .machine import cpu_threads
-from .noise_robust import AdaptiveSelfEnsembling
+from .step import TrainingStep
 
 _MEASURED_STEPS = 3
 # a CT of which only the lungs' box is stored; reading, finding the lungs and writing, s a slice
@@ -95,31 +96,42 @@ def estimate(
 def _seconds_per_step(
     config: TrainingConfig, network: torch.nn.Module, device: torch.device, autocast: torch.dtype | None
 ) -> float:
-    criterion = make_criterion(config.loss)
-    optimizer = make_optimizer(config.optimizer, network.parameters())
-    ensembling = AdaptiveSelfEnsembling(network, config.ensembling) if config.ensembling.enabled else None
-    shape = (config.run.batch_size + config.run.pseudo_batch_size, 1, *config.data.crop)
-    image = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
-    label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
-    label[:, : shape[2] // 4, : shape[3] // 4] = 1
-    noise = torch.zeros_like(image)
-    seconds = []
-    for _ in range(1 + _MEASURED_STEPS):
+    count = config.run.batch_size + config.run.pseudo_batch_size
+    # the first step also sets things up
+    return statistics.median(step_seconds(config, network, device, autocast, count, config.data.crop)[1:])
+
+
+def step_seconds(
+    config: TrainingConfig,
+    network: torch.nn.Module,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    count: int,
+    size: tuple[int, int],
+    steps: int = 1 + _MEASURED_STEPS,
+) -> list[float]:
+    """Seconds of some steps of a training on images that are not real; the first ones also set things up.
+
+    Args:
+        config: of the training.
+        network: on the device; changed.
+        device: where to compute.
+        autocast: type of the mixed precision, or None.
+        count: images a step.
+        size: (rows, columns) of an image.
+        steps: to take.
+    """
+    depth = () if config.data.depth == 1 else (config.data.depth,)
+    images = np.random.default_rng(0).random((count, 1, *depth, *size), dtype=np.float32)
+    labels = np.zeros((count, *depth, *size), dtype=np.uint8)
+    labels[..., : size[0] // 4, : size[1] // 4] = 1
+    step, seconds = TrainingStep(network, config, device, autocast), []
+    for number in range(steps):
         start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            if ensembling is not None:
-                loss = ensembling.losses(criterion, image, label, noise, noise, network).total
-            else:
-                loss = criterion(network(image), label)
-        loss.backward()
-        optimizer.step()
-        if ensembling is not None:
-            ensembling.update(float(loss.detach()))
+        step.run(number, images, labels, range(count))
         wait_for(device)
         seconds.append(time.perf_counter() - start)
-    # the first step also sets things up
-    return statistics.median(seconds[1:])
+    return seconds
 
 
 def _seconds_per_slice(
@@ -127,7 +139,7 @@ def _seconds_per_slice(
 ) -> float:
     batch = 2
     image = torch.rand((batch, 1, *(-(-side // 16) * 16 for side in size)), device=device)
-    image = image.contiguous(memory_format=torch.channels_last)
+    image = channels_last(image)
     network.eval()
     seconds = []
     with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..models import LoadedModel, ModelCard, ModelRegistry, load_checkpoint, save_model
+from ..models import LoadedModel, ModelCard, ModelRegistry, load_checkpoint
+from ..models.card import rewrite_card
 from .config import DataSettings, TrainingConfig
 from .log import read_log
 from .trainer import Trainer
@@ -30,7 +31,8 @@ def fine_tune(
         base_model: id or file of the model to start from.
         cases: manifest or folder, see ``learning.data.read_cases``.
         config: settings; ``data.cases``, ``network.base_model`` and ``network.name`` are set from the arguments, the
-            margin around the lungs and, if none is given, ``data.resize`` from the model's card. By default
+            margin around the lungs and, if none is given, ``data.resize`` from the model's card (a crop that would be
+            larger than that shrinks to it). By default
             noise-robust Dice loss with adaptive self-ensembling for 300 steps at a rate of 1e-4.
         folder: of the run; holds the model (``best.safetensors``), state, log and the list of doubtful labels.
         resume: go on with an interrupted run in the folder.
@@ -38,9 +40,9 @@ def fine_tune(
         cancelled: asked at each step.
 
     Returns:
-        The model that did best on the validation patients. Its card's ``metrics`` hold the validation before (``base``)
-        and after (``validation``), the loss and validation curves, the configuration, and the hash and split of the
-        data; its license is the base model's.
+        The model that was chosen (see ``data.selection_fraction``). Its card's ``metrics`` hold the validation before
+        (``base``) and after (``validation``), the curves of loss and selection, the configuration, and the hash and
+        split of the data; its license is the base model's.
 
     Raises:
         InputError, ModelError, CancelledError, DivergedError, OutputError: see ``Trainer.run``.
@@ -66,7 +68,7 @@ def fine_tune(
     before = trainer.judge(base.network)
     tuned = load_checkpoint(result.model)
     metrics: dict[str, Any] = {**tuned.card.metrics, "base": before.to_dict(), "curves": _curves(folder)}
-    save_model(tuned.network, replace(tuned.card, metrics=metrics), result.model)
+    rewrite_card(result.model, replace(tuned.card, metrics=metrics))
     return load_checkpoint(result.model)
 
 
@@ -76,8 +78,11 @@ def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
     A network that learned on resized slices does not know lesions at full resolution.
     """
     preprocessing = card.preprocessing
-    margin = preprocessing.lung_crop_margin
-    return replace(data, margin=-1 if margin is None else margin, resize=data.resize or preprocessing.resize or ())
+    margin, resize = preprocessing.lung_crop_margin, data.resize or preprocessing.resize or ()
+    # a default crop may be larger than what this model's slices are resized to
+    largest = replace(data, crop=(16, 16), resize=resize).largest_crop()
+    crop = (int(min(data.crop[0], largest[0])), int(min(data.crop[1], largest[1])))
+    return replace(data, margin=-1 if margin is None else margin, resize=resize, crop=crop)
 
 
 def default_config() -> TrainingConfig:
@@ -91,12 +96,12 @@ def default_config() -> TrainingConfig:
 
 
 def _curves(folder: Path) -> dict[str, list[list[float | None]]]:
-    """Every tenth training loss, and all validations, as [step, value] pairs."""
+    """Every tenth training loss, and all looks at the cases that choose, as [step, value] pairs."""
     entries = read_log(folder)
     steps = [[e["step"], e["student_loss"]] for e in entries if e["kind"] == "step" and e["step"] % 10 == 0]
     curves = {"loss": steps}
     for name in ("student", "teacher"):
-        found = [[e["step"], e[name]["dice"]] for e in entries if e["kind"] == "validation" and name in e]
+        found = [[e["step"], e[name]["dice"]] for e in entries if e["kind"] == "selection" and name in e]
         if found:
             curves[f"{name}_dice"] = found
     return curves

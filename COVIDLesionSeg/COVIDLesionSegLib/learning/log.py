@@ -32,7 +32,7 @@ STEP_COLUMNS = (
 
 
 class TrainingLog:
-    """One line a step and a validation, in ``log.jsonl``; the steps again in ``log.csv``.
+    """One line a step and a look at the cases that choose, in ``log.jsonl``; the steps again in ``log.csv``.
 
     Args:
         folder: of the run.
@@ -43,8 +43,8 @@ class TrainingLog:
     def __init__(self, folder: Path, step: int = 0) -> None:
         self._json = folder / "log.jsonl"
         self._csv = folder / "log.csv"
-        # a validation at n follows the n steps from 0 to n - 1
-        entries = [entry for entry in read_log(folder) if entry["step"] < step + (entry["kind"] == "validation")]
+        # a selection at n follows the n steps from 0 to n - 1
+        entries = [entry for entry in read_log(folder) if entry["step"] < step + (entry["kind"] == "selection")]
         write_text(self._json, "".join(json.dumps(entry) + "\n" for entry in entries))
         rows = io.StringIO()
         writer = csv.DictWriter(rows, STEP_COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -61,10 +61,10 @@ class TrainingLog:
             csv.DictWriter(file, STEP_COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(entry)
         self._scalars("train", entry)
 
-    def validation(self, step: int, judgments: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write one validation: name of the network -> its judgment as a dictionary."""
-        self._append({"kind": "validation", "step": step, **{name: dict(value) for name, value in judgments.items()}})
-        self._scalars("validation", {"step": step} | {f"dice_{n}": j["dice"] for n, j in judgments.items()})
+    def selection(self, step: int, judgments: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write one look at the cases that choose: name of the network -> its judgment as a dictionary."""
+        self._append({"kind": "selection", "step": step, **{name: dict(value) for name, value in judgments.items()}})
+        self._scalars("selection", {"step": step} | {f"dice_{n}": j["dice"] for n, j in judgments.items()})
 
     def close(self) -> None:
         """Finish TensorBoard's file."""

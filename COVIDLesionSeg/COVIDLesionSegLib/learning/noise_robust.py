@@ -11,18 +11,56 @@ where the paper leaves something open, the docstrings state the choice.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import EnsemblingSettings
-from .loss_window import LossWindow
-from .losses import SegmentationLoss, SummedLoss
+from .config import EnsemblingSettings, check_loss_window
+from .losses import Criterion
 
-Criterion = SegmentationLoss | SummedLoss
+
+class LossWindow:
+    """The losses of the last K steps and their percentile (beta in TMI Eq. 5).
+
+    Args:
+        size: K, steps to remember, >= 1; 100 in the paper.
+        percentile: p in (0, 100); 90 in the paper.
+        warm_up: steps below which the threshold is +inf, so that nothing is judged by a handful of losses.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    def __init__(self, size: int = 100, percentile: float = 90.0, warm_up: int = 10) -> None:
+        check_loss_window("loss window", size, percentile, warm_up)
+        self.percentile = float(percentile)
+        self.warm_up = int(warm_up)
+        self._steps: deque[list[float]] = deque(maxlen=int(size))
+
+    def threshold(self) -> float:
+        """The percentile (linear interpolation) of all remembered losses; +inf during the warm-up."""
+        losses = [loss for step in self._steps for loss in step]
+        if len(self._steps) < max(self.warm_up, 1) or not losses:
+            return float("inf")
+        return float(np.percentile(losses, self.percentile))
+
+    def append(self, losses: float | Sequence[float]) -> None:
+        """Remember one step: its loss, or the losses of its slices."""
+        self._steps.append([float(losses)] if isinstance(losses, (int, float)) else [float(loss) for loss in losses])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on exactly."""
+        return {"steps": [list(step) for step in self._steps]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._steps.clear()
+        self._steps.extend([float(loss) for loss in step] for step in state["steps"])
 
 
 @dataclass(frozen=True)
@@ -62,13 +100,15 @@ class AdaptiveSelfEnsembling:
     Args:
         student: the network being trained; not changed here.
         settings: see :class:`EnsemblingSettings`.
+        from_base: the student starts from a trained network; the teacher keeps it (no ramp of alpha).
 
     Attributes:
         teacher: the ensembled network, without gradients.
     """
 
-    def __init__(self, student: nn.Module, settings: EnsemblingSettings | None = None) -> None:
+    def __init__(self, student: nn.Module, settings: EnsemblingSettings | None = None, from_base: bool = False) -> None:
         self.settings = settings or EnsemblingSettings()
+        self._ramps = self.settings.alpha_ramp and not from_base
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self._student = student
         self._window = LossWindow(self.settings.window, self.settings.percentile, self.settings.warm_up)
@@ -163,7 +203,7 @@ class AdaptiveSelfEnsembling:
     def _alpha(self, step: int) -> float:
         s = self.settings
         alpha = s.alpha_early if step < s.alpha_switch_step else s.alpha_late
-        return min(1 - 1 / (step + 1), alpha) if s.alpha_ramp else alpha
+        return min(1 - 1 / (step + 1), alpha) if self._ramps else alpha
 
     def _weights(self, teacher_is_better: Tensor) -> Tensor:
         return torch.where(teacher_is_better, self.settings.weight_better, self.settings.weight_worse)
@@ -179,10 +219,15 @@ class AdaptiveSelfEnsembling:
 
 
 class DataReweighting:
-    """Drop the slices whose loss is above the percentile of the last K steps (TMI section III-E, Table IV).
+    """Drop slices whose loss is above the percentile of the last K steps (TMI section III-E, Table IV).
 
-    Choices where the paper is silent: losses are per slice; the threshold looks at all slices of the previous K steps;
-    a step in which no slice remains is skipped.
+    The paper does not say what a sample's loss is compared with. A Dice loss over both classes is about 0.5 on any
+    slice without lesion, whatever the network says there, and far lower on a slice with lesion that is learned well:
+    one threshold for all would drop slices without lesion and little else. So slices with lesion are compared among
+    themselves; slices without are always kept, since their loss tells nothing.
+
+    Other choices where the paper is silent: losses are per slice; the threshold looks at the previous K steps; a step
+    in which no slice remains is skipped.
 
     Args:
         window: K, steps to look back.
@@ -193,16 +238,17 @@ class DataReweighting:
     def __init__(self, window: int = 100, percentile: float = 90.0, warm_up: int = 10) -> None:
         self._window = LossWindow(window, percentile, warm_up)
 
-    def keep(self, slice_losses: Sequence[float]) -> tuple[list[bool], float]:
+    def keep(self, slice_losses: Sequence[float], with_lesion: Sequence[bool]) -> tuple[list[bool], float]:
         """Which slices of this step take part, and the threshold; the losses are remembered.
 
         Args:
             slice_losses: loss of each slice of the global batch.
+            with_lesion: whether the label of each marks lesion.
         """
         threshold = self._window.threshold()
-        kept = [loss <= threshold for loss in slice_losses]
-        self._window.append(slice_losses)
-        return kept, threshold
+        pairs = list(zip(slice_losses, with_lesion, strict=True))
+        self._window.append([loss for loss, lesion in pairs if lesion])
+        return [not lesion or loss <= threshold for loss, lesion in pairs], threshold
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on exactly."""

@@ -1,15 +1,17 @@
-"""Ranger: rectified Adam with gradient centralization and Lookahead, as the CARes-UNet paper trains with."""
+"""Optimizers and learning rates; Ranger (rectified Adam with Lookahead) is what the CARes-UNet paper trains with."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
+from .config import OptimizerSettings
 
 
 class Ranger(torch.optim.RAdam):
@@ -121,3 +123,40 @@ class Ranger(torch.optim.RAdam):
             if int(state["step"]) % group["k"] == 0:
                 state["slow"].lerp_(parameter, group["alpha"])
                 parameter.copy_(state["slow"])
+
+
+def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer, with the learning rate of step 0 still to be set by :func:`learning_rate`."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "ranger":
+        betas = (settings.momentum, 0.999)
+        return Ranger(
+            parameters,
+            lr=rate,
+            betas=betas,
+            weight_decay=decay,
+            gradient_centralization=settings.gradient_centralization,
+        )
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of a step, computed from the step alone so that a resumed training needs no scheduler's state.
+
+    Args:
+        settings: base rate and schedule.
+        step: from 0.
+        steps: of the whole training; only "one_cycle" looks at it: up from 1/25 by a cosine over the first 30 %, then
+            down to 1/25 000 of the base rate.
+    """
+    if settings.schedule == "halving":
+        return settings.learning_rate * settings.factor ** (step // settings.every)
+    if settings.schedule == "milestones":
+        return settings.learning_rate * settings.factor ** sum(step >= milestone for milestone in settings.milestones)
+    if settings.schedule == "one_cycle":
+        peak = 0.3 * steps
+        low, done = (1 / 25, step / peak) if step < peak else (1 / 25_000, (steps - step) / max(steps - peak, 1))
+        return settings.learning_rate * (low + (1 - low) * (1 - math.cos(math.pi * min(done, 1.0))) / 2)
+    return settings.learning_rate

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..errors import CancelledError, InputError
 from ..files import atomic_path, write_json, write_text
-from ..inference.devices import choose_device, choose_precision, exact_float32
-from ..inference.slices import resized
+from ..inference.devices import choose_device, choose_precision
+from ..inference.slices import SlicePreparation, for_pictures, slice_logits
 from ..models import LoadedModel, Preprocessing
 from .data import TrainingCase
 from .distributed import Ranks
@@ -210,24 +210,9 @@ def picture_logits(
     Returns:
         Logits (1, 2, H, W), float32.
     """
-    image = torch.from_numpy(picture.astype(np.float32) / np.float32(255))[None, None]
-    if preprocessing.resize is not None:
-        image = resized(image, preprocessing.resize)
-    height, width = image.shape[2:]
-    multiple = preprocessing.pad_multiple
-    padding = [(0, 0), (0, 0), *((-side % multiple // 2, -(-(-side % multiple) // 2)) for side in (height, width))]
-    padded = torch.from_numpy(np.pad(image.numpy(), padding, mode="reflect")).to(device)
-    padded = padded.contiguous(memory_format=torch.channels_last)
-    with (
-        torch.inference_mode(),
-        exact_float32(device),
-        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-    ):
-        logits = network(padded).float()
-    logits = logits[:, :, padding[2][0] : padding[2][0] + height, padding[3][0] : padding[3][0] + width]
-    if preprocessing.resize is None:
-        return logits
-    return resized(logits, (picture.shape[0], picture.shape[1]))
+    preparation = SlicePreparation(for_pictures(preprocessing), (picture.shape[0], picture.shape[1]), device)
+    with torch.inference_mode():
+        return preparation.restore(slice_logits(network, preparation, picture[None], autocast).float())
 
 
 def _write_mask(mask: NDArray[np.bool_], path: Path) -> None:

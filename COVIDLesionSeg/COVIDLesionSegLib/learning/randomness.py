@@ -24,7 +24,6 @@ class Purpose(IntEnum):
     DROPOUT = 5
     INITIALIZATION = 6
     LABEL_NOISE = 7
-    THICKNESS = 8
 
 
 def draw(seed: int, purpose: Purpose, *where: int) -> np.random.Generator:
@@ -39,6 +38,11 @@ def draw(seed: int, purpose: Purpose, *where: int) -> np.random.Generator:
         A generator that depends on the arguments alone.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(purpose), *where])))
+
+
+def draw_integer(seed: int, purpose: Purpose, *where: int) -> int:
+    """A seed for generators of other libraries, e.g. dropout's; arguments as for :func:`draw`."""
+    return int(draw(seed, purpose, *where).integers(2**63 - 1))
 
 
 def gaussian_noise(

@@ -1,26 +1,20 @@
-"""Which slices a step trains on, how each is cropped and augmented: all from (seed, step, place in the batch)."""
+"""Which slices a step trains on and how each is cropped: all from (seed, step, place in the batch)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .config import AugmentationSettings, DataSettings
+from ..imaging import apply_window
+from ..inference.slices import PICTURE_WINDOW
+from .augmentation import AugmentationSettings, Generators, Transform, augment
+from .config import DataSettings
 from .randomness import Purpose, draw
-from .store import SliceStore, slices_of
-
-# Density of consolidation in the window: -50 to 80 HU at width 1500, level -650.
-_DENSE = (0.90, 0.99)
-# Width of the patches of a lesion that become dense, and of their soft border, pixels.
-_PATCH, _BORDER = 10.0, 1.5
-# Width of the details that sharpening brings out, pixels.
-_SHARPENED = 1.0
+from .store import SliceStore
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,8 @@ class BatchSource:
     """Batches of a training, each computed from its step alone.
 
     Slices with and without lesion are two decks; each is shuffled once an epoch and dealt in order, so that every slice
-    is seen equally often, and lesion-free ones make up their share of all slices exactly in the long run.
+    is seen equally often, and lesion-free ones make up their share of all slices exactly in the long run. Which deck a
+    slice belongs to is what its training label says: nothing here knows a better one.
 
     Args:
         store: the slice store.
@@ -81,11 +76,10 @@ class BatchSource:
         self._seed = seed
         self._stream = stream
         self.batch_size = batch_size
-        stored = [store.cases[case] for case in cases]
-        decks = [
-            [place for place in slices_of(stored, with_lesion) if place not in excluded]
-            for with_lesion in (True, False)
-        ]
+        decks: list[list[tuple[str, int]]] = [[], []]
+        for place, has_lesion in self._places(cases):
+            if place not in excluded:
+                decks[0 if has_lesion else 1].append(place)
         total = len(decks[0]) + len(decks[1])
         if not decks[0]:
             raise InputError("The training cases hold no slice with lesion; there is nothing to learn.")
@@ -95,6 +89,15 @@ class BatchSource:
         # per deck: the epoch that was shuffled last, and its order
         self._shuffled = [(-1, np.empty(0, dtype=np.int64)) for _ in decks]
         self._free_share = data.lesion_free_share if decks[1] else 0.0
+
+    def _places(self, cases: Sequence[str]) -> Iterator[tuple[tuple[str, int], bool]]:
+        """Every slice of the cases, and whether its training label marks lesion."""
+        for case in cases:
+            stored = self._store.cases[case]
+            given = self._labels.get(case)
+            lesion = set(stored.lesion_slices if given is None else np.flatnonzero(given.any(axis=(1, 2))).tolist())
+            for index in range(stored.shape[0]):
+                yield (case, index), index in lesion
 
     def chosen(self, step: int) -> list[tuple[str, int]]:
         """(case id, slice) of the step's samples, lesion-free ones last."""
@@ -111,8 +114,12 @@ class BatchSource:
         chosen = self.chosen(step)
         places = range(len(chosen)) if places is None else places
         samples = [self._sample(step, place, *chosen[place]) for place in places]
-        images = np.stack([image for image, _ in samples])[:, None]
-        return Batch(images, np.stack([label for _, label in samples]), [chosen[place] for place in places])
+        images, labels = np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
+        if self._data.depth == 1:
+            labels = labels[:, 0]
+        else:
+            images = images[:, None]
+        return Batch(images, labels, [chosen[place] for place in places])
 
     def _deal(self, deck: int, position: int) -> tuple[str, int]:
         cards = self._decks[deck]
@@ -124,38 +131,32 @@ class BatchSource:
         return cards[int(order[place])]
 
     def _sample(self, step: int, place: int, case: str, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        label = self._labels.get(case, self._store.label(case))[index]
-        center = crop_center(draw(self._seed, Purpose.CROP, self._stream, step, place), label, self._data)
-        if self._data.depth == 1:
-            return self._plane(step, place, case, index, center)
-        # every plane draws the same numbers, so that all of them are changed by one and the same transform
-        depth, last = self._data.depth, self._store.cases[case].shape[0] - 1
-        start = index - depth // 2
-        within = [min(max(start + offset, 0), last) for offset in range(depth)]
-        planes = [self._plane(step, place, case, near, center) for near in within]
-        return np.stack([image for image, _ in planes]), np.stack([mask for _, mask in planes])
+        """Images and labels (planes, rows, columns) of one sample, all planes changed by the same transforms."""
+        where = (self._stream, step, place)
+        volume = self._labels.get(case)
+        volume = self._store.label(case) if volume is None else volume
+        center = crop_center(draw(self._seed, Purpose.CROP, *where), volume[index], self._data)
+        depth, last = self._data.depth, len(volume) - 1
+        planes = [min(max(index - depth // 2 + offset, 0), last) for offset in range(depth)]
 
-    def _plane(
-        self, step: int, place: int, case: str, index: int, center: tuple[float, float]
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """One slice of a sample."""
-        label = self._labels.get(case, self._store.label(case))[index]
-        generator = draw(self._seed, Purpose.AUGMENTATION, self._stream, step, place)
-        shift = generator.uniform(-1, 1) * self._augmentation.window_shift_hu
-        width, level = self._window
-        windowed = self._store.windowed(case, self._slab(step, place, case, index), width, level + shift)
-        return augment(windowed, label, center, self._data.crop, self._augmentation, generator, self._data.zoom)
+        def generators(transform: Transform) -> np.random.Generator:
+            return draw(self._seed, Purpose.AUGMENTATION, *where, transform.key())
 
-    def _slab(self, step: int, place: int, case: str, index: int) -> NDArray[Any]:
-        """The slice, or the mean of it and as many neighbors on either side as were drawn."""
-        image = self._store.image(case)
-        most = self._augmentation.neighbors
-        if not most or self._store.cases[case].kind == "picture":
-            return image[index]
-        either = int(draw(self._seed, Purpose.THICKNESS, self._stream, step, place).integers(most + 1))
-        either = min(either, index, len(image) - 1 - index)
-        slab: NDArray[np.float32] = image[index - either : index + either + 1].mean(axis=0, dtype=np.float32)
-        return slab
+        images = self._windowed(case, planes, generators)
+        size = self._data.crop
+        return augment(images, volume[planes], center, size, self._augmentation, generators, self._data.zoom)
+
+    def _windowed(self, case: str, planes: Sequence[int], generators: Generators) -> NDArray[np.float32]:
+        """Slices of a case in [0, 1]."""
+        image, window = self._store.image(case), self._window
+        if self._store.cases[case].kind == "picture":
+            # its window was chosen by somebody else, and it has no neighbors
+            return apply_window(image[planes], *PICTURE_WINDOW)
+        for transform in self._augmentation.transforms("window"):
+            window = transform.window(window, generators(transform))
+        thick = self._augmentation.thick_slices
+        slabs = [thick.read(image, index, generators(thick)) for index in planes]
+        return apply_window(np.stack(slabs), *window)
 
 
 def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: DataSettings) -> tuple[float, float]:
@@ -177,97 +178,3 @@ def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: 
         half = (crop - 1) / 2 / data.zoom
         center.append((side - 1) / 2 if side <= 2 * half + 1 else float(np.clip(value, half, side - 1 - half)))
     return center[0], center[1]
-
-
-def augment(
-    image: NDArray[np.float32],
-    label: NDArray[np.uint8],
-    center: tuple[float, float],
-    size: tuple[int, int],
-    settings: AugmentationSettings,
-    generator: np.random.Generator,
-    zoom: float = 1.0,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Crop a slice and change it at random, image (linear) and mask (nearest) by one and the same transform.
-
-    What lies outside the slice is mirrored.
-
-    Args:
-        image: (rows, columns), windowed to [0, 1].
-        label: (rows, columns), 0 or 1.
-        center: of the crop.
-        size: of the crop, (rows, columns).
-        settings: how much may change.
-        generator: of the draws.
-        zoom: pixels of the crop per pixel of the slice, in (0, 1].
-
-    Returns:
-        image and label crops; the image stays in [0, 1].
-    """
-    from scipy import ndimage
-
-    # every number is drawn whether it is used or not: switching one change off leaves the others as they were
-    flips = generator.random(2) < 0.5
-    angle = np.radians(generator.uniform(-1, 1) * settings.rotation_degrees)
-    scale = 1 + generator.uniform(-1, 1) * settings.scale
-    contrast, brightness = generator.uniform(-1, 1, 2) * settings.intensity
-    gamma = 2 ** (generator.uniform(-1, 1) * settings.gamma)
-    blur = generator.uniform(0, 1) * settings.blur_sd
-    noise_sd = generator.uniform(0, 1) * settings.noise_sd
-
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / (scale * zoom)
-    if settings.flip:
-        matrix = matrix * np.where(flips, -1.0, 1.0)
-    offset = np.asarray(center) - matrix @ ((np.asarray(size) - 1) / 2)
-    if np.allclose(np.abs(matrix), np.eye(2)):
-        # whole pixels: flips alone must not blur
-        offset = np.rint(offset)
-    move = partial(ndimage.affine_transform, matrix=matrix, offset=offset, output_shape=size, mode="mirror")
-    if zoom < 1:
-        # what a coarser pixel can't show must not come back as a pattern
-        image = ndimage.gaussian_filter(image, 0.4 * (1 / zoom - 1) + 0.1)
-    out = move(image, order=1)
-    mask = move(label, order=0)
-
-    # drawn after all else, so that runs without these changes keep their numbers
-    sharpening = generator.uniform(0, 1) * settings.sharpening
-    grain = generator.uniform(0, 1) * settings.noise_grain
-    if generator.random() < settings.consolidation and mask.any():
-        out = _consolidated(out, mask, generator)
-    if sharpening > 0:
-        out = out + np.float32(sharpening) * (out - ndimage.gaussian_filter(out, _SHARPENED))
-    if blur > 0:
-        out = ndimage.gaussian_filter(out, blur)
-    if contrast or brightness:
-        middle = np.float32(0.5)
-        out = (out - middle) * np.float32(1 + contrast) + middle + np.float32(brightness)
-    if noise_sd > 0:
-        out = out + np.float32(noise_sd) * _noise(out.shape, grain, generator)
-    out = np.clip(out, 0, 1)
-    return (out if gamma == 1 else out ** np.float32(gamma)).astype(np.float32), mask
-
-
-def _consolidated(
-    image: NDArray[np.float32], mask: NDArray[np.uint8], generator: np.random.Generator
-) -> NDArray[np.float32]:
-    """Parts of the lesions filled up to the density of soft tissue; what is denser already stays."""
-    from scipy import ndimage
-
-    field = ndimage.gaussian_filter(generator.standard_normal(image.shape, dtype=np.float32), _PATCH)
-    share = generator.uniform(0.2, 1.0)
-    inside = mask > 0
-    patches = inside & (field <= np.quantile(field[inside], share))
-    soft = ndimage.gaussian_filter(patches.astype(np.float32), _BORDER) * generator.uniform(0.6, 1.0)
-    dense = np.maximum(image, np.float32(generator.uniform(*_DENSE)))
-    return np.asarray(image + soft * (dense - image), dtype=np.float32)
-
-
-def _noise(shape: tuple[int, ...], grain: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Gaussian noise of unit variance, correlated over ``grain`` pixels as in a reconstructed image."""
-    from scipy import ndimage
-
-    noise: NDArray[np.float32] = generator.standard_normal(shape, dtype=np.float32)
-    if grain <= 0:
-        return noise
-    noise = ndimage.gaussian_filter(noise, grain, mode="wrap")
-    return noise / max(float(noise.std()), 1e-6)

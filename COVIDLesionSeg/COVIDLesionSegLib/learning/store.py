@@ -1,8 +1,12 @@
-"""Slices of all cases in two memory-mapped files, built once and checked by hash.
+"""Slices of cases in memory-mapped files: one entry a case, made once, found again by what it was made of.
 
 A data set of any size trains in bounded memory: a slice is read from disk when it is drawn. Volumes are stored as axial
 slices of the lungs' box, or the body's where the lungs are doubtful, in Hounsfield units, so that augmentation can
-still shift the window; pictures keep 8 bits.
+still shift the window; pictures keep 8 bits. A corrected label makes one new entry; all others are found again.
+
+A case is stored in one of two ways. To train on, its slices and mask are cut to the box of lungs and lesion, and
+resized if the configuration says so. To judge by, its slices are cut as the predictor cuts them, to the found lungs
+alone, and keep their size; its mask is whole, so that lesion beside the box counts as missed.
 """
 
 from __future__ import annotations
@@ -13,21 +17,27 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..documents import read_object
-from ..errors import CancelledError, InputError, OutputError
+from ..errors import CancelledError, InputError, OutputError, ReadError
 from ..files import regular_file, sha256_file, write_json
-from ..imaging import apply_window, body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
+from ..imaging import body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
+from ..inference.slices import resized, resized_labels
 from .data import TrainingCase
 
-STORE_VERSION = 3
+STORE_VERSION = 4
+_FILES = ("images.i16", "labels.u8")
+# Open files are few per process (1024 on many systems), and each mapped file is one.
+_OPEN_CASES = 200
 _log = logging.getLogger(__name__)
 # a slice of 8192 x 8192
 _MOST_PIXELS = 1 << 26
@@ -41,56 +51,66 @@ class StoredCase:
     Attributes:
         id: of the case.
         patient: of the case.
-        offset: first voxel in the store's files.
-        shape: (slices, rows, columns).
-        spacing: (z, y, x) in mm; 1 for pictures, which have none.
+        shape: of the images, (slices, rows, columns).
+        label_shape: of the mask; that of the images where the case trains, that of the whole axial view where it
+            judges.
+        corner: (z, y, x) of the images' first voxel in the mask.
+        spacing: (z, y, x) in mm of the case's own grid, whether its slices were resized or not; 1 for pictures, which
+            have none.
         kind: "volume" (HU) or "picture" (0 ... 255).
-        lesion_slices: slices with lesion.
+        resized: whether the slices have been resized already.
+        lesion_slices: slices of the mask with lesion.
         first_slice: index of the first stored slice on the case's axial view.
     """
 
     id: str
     patient: str
-    offset: int
     shape: tuple[int, int, int]
+    label_shape: tuple[int, int, int]
+    corner: tuple[int, int, int]
     spacing: tuple[float, float, float]
     kind: Literal["volume", "picture"]
+    resized: bool
     lesion_slices: tuple[int, ...]
     first_slice: int
 
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """Where the images lie in the mask."""
+        z, y, x = (slice(start, start + count) for start, count in zip(self.corner, self.shape, strict=True))
+        return z, y, x
+
 
 class SliceStore:
-    """Read-only access to a built store.
+    """Read-only access to stored cases.
+
+    Args:
+        entries: each case and the folder of its files.
 
     Attributes:
-        folder: where it is.
         cases: id -> :class:`StoredCase`.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.cases = {entry["id"]: _stored(entry) for entry in index["cases"]}
-        voxels = sum(int(np.prod(case.shape)) for case in self.cases.values())
-        self._images = np.memmap(folder / "images.i16", dtype=np.int16, mode="r", shape=(voxels,))
-        self._labels = np.memmap(folder / "labels.u8", dtype=np.uint8, mode="r", shape=(voxels,))
+    def __init__(self, entries: Sequence[tuple[StoredCase, Path]]) -> None:
+        self.cases = {case.id: case for case, _ in entries}
+        self._folders = {case.id: folder for case, folder in entries}
+        self._mapped = lru_cache(_OPEN_CASES)(self._map)
 
     def image(self, case_id: str) -> NDArray[np.int16]:
         """The case's slices (z, y, x) as stored: HU, or 0 ... 255 for a picture; a view of the file."""
-        return self._view(self._images, case_id)
+        return self._mapped(case_id)[0]
 
     def label(self, case_id: str) -> NDArray[np.uint8]:
         """The case's lesion mask (z, y, x), 0 or 1; a view of the file."""
-        return self._view(self._labels, case_id)
+        return self._mapped(case_id)[1]
 
-    def windowed(self, case_id: str, part: NDArray[Any], width: float, level: float) -> NDArray[np.float32]:
-        """Stored intensities of a case, of any shape, as the network's input in [0, 1]."""
-        if self.cases[case_id].kind == "picture":
-            return part.astype(np.float32) / np.float32(255)
-        return apply_window(part, width, level)
-
-    def _view(self, data: NDArray[Any], case_id: str) -> NDArray[Any]:
-        case = self.cases[case_id]
-        return data[case.offset : case.offset + int(np.prod(case.shape))].reshape(case.shape)
+    def _map(self, case_id: str) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        case, folder = self.cases[case_id], self._folders[case_id]
+        images, labels = (folder / name for name in _FILES)
+        return (
+            np.memmap(images, dtype=np.int16, mode="r", shape=case.shape),
+            np.memmap(labels, dtype=np.uint8, mode="r", shape=case.label_shape),
+        )
 
 
 def open_store(
@@ -99,105 +119,121 @@ def open_store(
     folder: Path | str,
     margin: int | None = 8,
     resize: tuple[int, ...] = (),
+    judges: Set[str] = frozenset(),
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    build: bool = True,
 ) -> SliceStore:
-    """Open the store of these cases, building it first if it is not there or not whole.
+    """Open the entries of these cases, making those that are not there or not whole.
 
     Args:
         cases: what to store.
-        hashes: case id -> file role -> SHA-256, as the frozen split has them; they name the store.
-        folder: of the stores; each content has its own subfolder.
-        margin: voxels around the lungs (and the lesion); None stores whole slices.
-        resize: (rows, columns) that every slice is resized to (image as :func:`.inference.slices.resized` does it, mask
-            nearest); () keeps sizes.
-        progress: called as progress("preparing cases", done, total).
+        hashes: case id -> file role -> SHA-256, as the frozen split has them; they name the entries.
+        folder: of the entries; each has its own subfolder.
+        margin: voxels around the lungs (and the lesion of a case that trains); None stores whole slices.
+        resize: (rows, columns) that every slice of a case that trains is resized to (image as
+            :func:`.inference.slices.resized` does it, mask nearest); () keeps sizes.
+        judges: ids of the cases that are judged by.
+        progress: called as progress("preparing cases", done, to do); not at all where nothing is to do.
         cancelled: asked between cases.
+        build: off: another process has just made and checked the entries, and they are only opened.
 
     Raises:
         InputError: a case that can't be used (mask on another grid, wrong values, no lungs), named.
-        CancelledError: asked to stop; nothing half-built stays.
-        OutputError: the disk is full or read-only.
+        CancelledError: asked to stop; no half-made entry stays.
+        OutputError: the disk is full or read-only, or an entry is gone.
     """
-    content = {
-        "version": STORE_VERSION,
-        "margin": margin,
-        "resize": list(resize),
-        "cases": {case.id: {"patient": case.patient, **hashes[case.id]} for case in cases},
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    target = Path(folder) / digest[:16]
+    targets = []
+    for case in cases:
+        content: dict[str, Any] = {"version": STORE_VERSION, "margin": margin, "files": dict(hashes[case.id])}
+        content |= {"judges": True} if case.id in judges else {"resize": list(resize)}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        targets.append(Path(folder) / digest[:16])
+    if build:
+        missing = [pair for pair in zip(cases, targets, strict=True) if not _is_whole(pair[1])]
+        for number, (case, target) in enumerate(missing):
+            if cancelled is not None and cancelled():
+                raise CancelledError("Stopped while preparing the training data.")
+            _make(target, *_prepare(case, margin, () if case.id in judges else resize, case.id in judges))
+            if progress is not None:
+                progress("preparing cases", number + 1, len(missing))
+    return SliceStore([(_stored(case, target), target) for case, target in zip(cases, targets, strict=True)])
+
+
+def _stored(case: TrainingCase, target: Path) -> StoredCase:
+    """An entry's facts; whose it is, the case says: equal files of two patients are one entry."""
     index = _read_index(target)
     if index is None:
-        _build(cases, content, target, margin, resize, progress, cancelled)
-        index = _read_index(target)
-    if index is None:
-        raise OutputError(f"The slice store {target} could not be built; delete it and try again.")
-    return SliceStore(target, index)
+        raise OutputError(f"The slices of {case.id} in {target} are gone; start again.")
+    facts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in index["case"].items()
+    }
+    return replace(StoredCase(**facts), id=case.id, patient=case.patient)
 
 
 def _read_index(target: Path) -> dict[str, Any] | None:
-    """The index of a whole store, or None when there is none or its files are not what the index says."""
     try:
         index = read_object(target / "index.json")
-        whole = all(sha256_file(target / name) == value for name, value in index["sha256"].items())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        _log.warning("The slice store %s can't be read (%s) and is built again.", target, error)
-        return None
-    if not whole:
-        _log.warning("The slice store %s is damaged and is built again.", target)
+    except (OSError, ValueError, ReadError) as error:
+        _log.warning("The stored slices %s can't be read (%s) and are made again.", target, error)
         return None
     return index
 
 
-def _build(
-    cases: Sequence[TrainingCase],
-    content: Mapping[str, Any],
-    target: Path,
-    margin: int | None,
-    resize: tuple[int, ...],
-    progress: Progress | None,
-    cancelled: Callable[[], bool] | None,
-) -> None:
-    # two trainings may build the same store: each in a folder of its own, the first to finish wins
+def _is_whole(target: Path) -> bool:
+    """Whether an entry is there and its files are what the index says.
+
+    Files that were not touched since they were written are not read again; others (a copied folder) are checked by
+    hash.
+    """
+    index = _read_index(target)
+    if index is None:
+        return False
+    try:
+        whole = all(
+            (target / name).stat().st_mtime_ns == facts["written_ns"] or sha256_file(target / name) == facts["sha256"]
+            for name, facts in index["files"].items()
+        )
+    except (OSError, KeyError, TypeError) as error:
+        _log.warning("The stored slices %s can't be read (%s) and are made again.", target, error)
+        return False
+    if not whole:
+        _log.warning("The stored slices %s are damaged and are made again.", target)
+    return whole
+
+
+def _make(target: Path, case: StoredCase, images: NDArray[np.int16], labels: NDArray[np.uint8]) -> None:
+    # two trainings may make the same entry: each in a folder of its own, the first to finish wins
     building = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         building.mkdir(parents=True, exist_ok=True)
-        entries = []
-        offset = 0
-        with (building / "images.i16").open("wb") as images, (building / "labels.u8").open("wb") as labels:
-            for number, case in enumerate(cases):
-                if cancelled is not None and cancelled():
-                    raise CancelledError("Stopped while preparing the training data.")
-                entry, image, label = _prepare(case, margin, resize, offset)
-                image.tofile(images)
-                label.tofile(labels)
-                entries.append(asdict(entry))
-                offset += image.size
-                if progress is not None:
-                    progress("preparing cases", number + 1, len(cases))
-            for file in (images, labels):
+        files = {}
+        arrays: tuple[NDArray[Any], ...] = (images, labels)
+        for name, array in zip(_FILES, arrays, strict=True):
+            with (building / name).open("wb") as file:
+                array.tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
-        files = {name: sha256_file(building / name) for name in ("images.i16", "labels.u8")}
-        write_json(building / "index.json", {**content, "cases": entries, "sha256": files})
+            written = (building / name).stat().st_mtime_ns
+            files[name] = {"sha256": hashlib.sha256(array.data).hexdigest(), "written_ns": written}
+        write_json(building / "index.json", {"case": asdict(case), "files": files})
         if target.exists():
             shutil.rmtree(target)
         building.rename(target)
     except OSError as error:
-        if _read_index(target) is None:
-            raise OutputError(f"The slice store {target} could not be written: {error.strerror or error}.") from error
+        if not _is_whole(target):
+            raise OutputError(f"The slices {target} could not be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _prepare(
-    case: TrainingCase, margin: int | None, resize: tuple[int, ...], offset: int
+    case: TrainingCase, margin: int | None, resize: tuple[int, ...], judges: bool
 ) -> tuple[StoredCase, NDArray[np.int16], NDArray[np.uint8]]:
     try:
-        image, label, spacing, first = _picture(case) if case.kind == "picture" else _volume(case, margin)
+        image, label, corner, spacing = _picture(case) if case.kind == "picture" else _volume(case, margin, judges)
     except InputError as error:
         raise type(error)(f"Case {case.id}: {error}") from error
     # asked before resizing, which a lesion of a few pixels may not outlast
@@ -206,19 +242,36 @@ def _prepare(
             f"Case {case.id}: its lesion mask is empty. Check the file; "
             "a case that is known to have no lesion is listed with 'none' as lesion."
         )
-    if resize:
-        rows, columns = (old / new for old, new in zip(image.shape[1:], resize, strict=True))
-        spacing = (spacing[0], spacing[1] * rows, spacing[2] * columns)
-        image, label = _resized_images(image, resize), _resized_labels(label, resize)
-    with_lesion = np.flatnonzero(label.any(axis=(1, 2)))
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    entry = StoredCase(case.id, case.patient, offset, shape, spacing, case.kind, tuple(with_lesion.tolist()), first)
+    first = corner[0]
+    if not judges:
+        label = label[tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))]
+        corner = (0, 0, 0)
+        if resize:
+            image, label = _resized_images(image, resize), resized_labels(label, (resize[0], resize[1]))
+    entry = StoredCase(
+        id="",
+        patient="",
+        shape=_shape(image),
+        label_shape=_shape(label),
+        corner=corner,
+        spacing=spacing,
+        kind=case.kind,
+        resized=bool(resize),
+        lesion_slices=tuple(np.flatnonzero(label.any(axis=(1, 2))).tolist()),
+        first_slice=first,
+    )
     return entry, np.ascontiguousarray(image), np.ascontiguousarray(label)
 
 
-def _volume(
-    case: TrainingCase, margin: int | None
-) -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[float, float, float], int]:
+def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
+    return array.shape[0], array.shape[1], array.shape[2]
+
+
+_Loaded = tuple[NDArray[np.int16], NDArray[np.uint8], tuple[int, int, int], tuple[float, float, float]]
+
+
+def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
+    """Images in their box, the whole mask, the box's corner in it, and the spacing."""
     volume = read_volume(case.image)
     view = volume.geometry.axial_view()
     if case.lesion is None:
@@ -230,28 +283,34 @@ def _volume(
     box: tuple[slice, ...] = (slice(None),) * 3
     if margin is not None:
         located = locate_lungs(volume) if case.lungs is None else judged_lungs(read_labels(case.lungs), volume)
-        # lesion that an expert drew outside the found lungs stays in, or validation would not see it missed
-        wanted = view.apply((located.labels != 0) | (mask != 0))
+        # a case that judges is cut as the predictor will cut a new one, which knows nothing of its lesions
+        wanted = view.apply(located.labels != 0 if judges else (located.labels != 0) | (mask != 0))
         box = lung_box(wanted, margin)
         if located.quality.is_doubtful:
             # what the predictor shows the network of such a CT
             _log.warning("Case %s: %s Its slices are cut to the body.", case.id, located.quality.line())
             box = body_box(view.apply(volume.array), wanted, view.geometry.spacing_zyx, margin)
     hu = np.clip(np.rint(view.apply(volume.array)[box]), -32768, 32767).astype(np.int16)
-    return hu, view.apply(mask)[box], view.geometry.spacing_zyx, int(box[0].start or 0)
+    corner = (int(box[0].start or 0), int(box[1].start or 0), int(box[2].start or 0))
+    return hu, view.apply(mask), corner, view.geometry.spacing_zyx
 
 
-def _picture(case: TrainingCase) -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[float, float, float], int]:
+def _picture(case: TrainingCase) -> _Loaded:
     image = read_picture(case.image)
-    label = np.zeros_like(image) if case.lesion is None else read_picture(case.lesion)
+    label = np.zeros_like(image) if case.lesion is None else read_picture_mask(case.lesion)
     if image.shape != label.shape:
         raise InputError(
             f"the picture is {image.shape[1]} x {image.shape[0]}, its mask {label.shape[1]} x {label.shape[0]} pixels; "
             "they must have the same size."
         )
-    # masks are 0 and 255, or 0 and 1; JPEG-like greys between count by half
-    half = 127 if label.max(initial=0) > 1 else 0
-    return image[None].astype(np.int16), (label > half)[None].astype(np.uint8), (1.0, 1.0, 1.0), 0
+    return image[None].astype(np.int16), label[None], (0, 0, 0), (1.0, 1.0, 1.0)
+
+
+def read_picture_mask(path: Path) -> NDArray[np.uint8]:
+    """The mask of a picture (rows, columns), 0 or 1, from 0 and 255 or 0 and 1; grays between count by half."""
+    mask = read_picture(path)
+    half = 127 if mask.max(initial=0) > 1 else 0
+    return (mask > half).astype(np.uint8)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -281,32 +340,6 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def _resized_images(slices: NDArray[np.int16], size: tuple[int, ...]) -> NDArray[np.int16]:
-    import torch
-
-    from ..inference.slices import resized
-
     values = torch.from_numpy(slices.astype(np.float32))[:, None]
     answer: NDArray[np.int16] = np.rint(resized(values, (size[0], size[1]))[:, 0].numpy()).astype(np.int16)
     return answer
-
-
-def _resized_labels(slices: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    # the label of the pixel in whose area the new pixel's center lies
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for old, new in zip(slices.shape[1:], size, strict=True)
-    )
-    return slices[:, rows[:, None], columns]
-
-
-def _stored(entry: Mapping[str, Any]) -> StoredCase:
-    tuples = {name: tuple(entry[name]) for name in ("shape", "spacing", "lesion_slices")}
-    return StoredCase(**{**entry, **tuples})
-
-
-def slices_of(cases: Sequence[StoredCase], with_lesion: bool) -> Iterator[tuple[str, int]]:
-    """(case id, slice) of all slices with lesion, or of all without, in order."""
-    for case in cases:
-        lesion = set(case.lesion_slices)
-        for index in range(case.shape[0]):
-            if (index in lesion) == with_lesion:
-                yield case.id, index

@@ -3,31 +3,87 @@
 Everything a step draws comes from (seed, step, index); the state of a run (weights, optimizer, teacher, loss window,
 audit) is written whole or not at all. A resumed run on the CPU in float32 therefore ends with the same bits as an
 uninterrupted one on the same number of threads, build of PyTorch and processor features.
+
+Choosing is not judging: the step and student or teacher are chosen on cases of training patients that train no network;
+the validation cases are looked at once, by the network that was chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import CancelledError, InputError
+from ..files import write_json, write_text
 from ..inference.devices import choose_device, choose_precision, exact_float32
-from ..models import ModelCard
-from .building import make_criterion
+from ..models import LoadedModel, ModelCard, ModelRegistry, Preprocessing, load_checkpoint, save_model
+from ..models.card import rewrite_card
+from ..networks import create_network
+from .audit import LabelAudit
 from .config import TrainingConfig
 from .distributed import Ranks, process_group
-from .machine import cpu_threads, deterministic_algorithms, until_signal
+from .log import TrainingLog
+from .losses import make_criterion
+from .machine import cpu_threads, deterministic_algorithms, environment, until_signal
+from .randomness import Purpose, draw_integer
+from .sampling import Batch
+from .step import DivergedError, StepResult, TrainingStep, batch_norms
 from .training_data import TrainingData
-from .training_job import WINDOW, Progress, TrainingJob
-from .training_result import DivergedError, TrainingResult
-from .validation import Judgment, judge, predict_case, summarize
+from .training_state import has_state, load_state, save_state, save_tensors
+from .validation import Judgment, judge, predict_case, summarize, with_clean_statistics
 
 __all__ = ["DivergedError", "Trainer", "TrainingResult"]
+
+Progress = Callable[[str, int, int], None]
+# From so many crops batch norms get the statistics that a network is used with.
+_CLEAN_CROPS = 32
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training leaves.
+
+    Attributes:
+        model: the chosen network's file, with its card.
+        card: the card; None of an external network.
+        folder: of the run: config.toml, state.pt, log.jsonl, log.csv, doubtful_labels.csv, result.json.
+        steps: that were trained.
+        best_step: whose weights the model holds.
+        chosen: "student" or "teacher".
+        selection: how it did on the cases by which it was chosen; of no case where nobody chooses.
+        validation: its judgment on the validation cases; of no case where nobody validates.
+        stopped: why the training ended: "steps" or "no improvement".
+    """
+
+    model: Path
+    card: ModelCard | None
+    folder: Path
+    steps: int
+    best_step: int
+    chosen: str
+    selection: Judgment
+    validation: Judgment
+    stopped: str
+
+
+@dataclass
+class _Best:
+    """What is kept so far: whose network of which step, and what it was chosen by."""
+
+    step: int
+    chosen: str
+    selection: Judgment
 
 
 class Trainer:
@@ -61,11 +117,11 @@ class Trainer:
         self.config = config
         self.make_network = make_network
         self.folder = Path(folder)
-        self._base = Path(base_folder)
+        self._base_folder = Path(base_folder)
         self._card = card
-        self._prepared: TrainingData | None = None
+        self._ranks = Ranks()
         # settings that a constructor checks are checked before the data are prepared
-        self._criterion = make_criterion(config.loss)
+        make_criterion(config.loss)
         self._device = choose_device(config.run.device).device
         self._dtype = torch.float64 if config.run.precision == "float64" else torch.float32
         self._autocast = _autocast(config.run.precision, self._device)
@@ -92,37 +148,336 @@ class Trainer:
         """
         run, asked = self.config.run, cancelled or _never
         with (
-            process_group(self._device) as ranks,
+            process_group(self._device) as self._ranks,
             cpu_threads(run.threads),
             deterministic_algorithms(run.deterministic, self._device),
             exact_float32(self._device),
             until_signal() as stop,
         ):
-            return TrainingJob(self, ranks, resume, progress, lambda: stop() or asked()).train()
+            self._progress, self._cancelled = progress or _silent, lambda: stop() or asked()
+            # what an earlier call prepared may have changed since
+            for name in ("data", "_clean_batches"):
+                self.__dict__.pop(name, None)
+            self._begin(resume)
+            return self._finish(self._steps())
 
     def judge(self, network: nn.Module) -> Judgment:
         """How a network does on this training's frozen validation cases; the split must have been made by a run."""
-        data = self._data()
+        cases = self.data.validation
         network = network.to(self._device)
-        return summarize(judge(network, data.store, data.validation, WINDOW, self._device, self._autocast))
+        return summarize(judge(network, self.data.store, cases, self.preprocessing, self._device, self._autocast))
 
     def training_cases(self) -> list[str]:
-        """Ids of the cases on the training side of the split."""
-        return self._data().train
+        """Ids of the cases that train."""
+        return self.data.train
 
     def predict(self, network: nn.Module, case: str) -> NDArray[np.float32]:
         """A network's lesion probability (z, y, x) on the stored slices of a case."""
         network = network.to(self._device).eval()
-        return predict_case(network, self._data().store, case, WINDOW, self._device, self._autocast)
+        return predict_case(network, self.data.store, case, self.preprocessing, self._device, self._autocast)
 
-    def _data(self) -> TrainingData:
-        if self._prepared is None:
-            self._prepared = TrainingData(self.config, self._base, self.folder, WINDOW, Ranks())
-        return self._prepared
+    # ---- what it works with -------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """Cases, split and slices; prepared when they are first asked for."""
+        settings = self.preprocessing
+        window = settings.window_width, settings.window_level
+        watched = (self._progress, self._cancelled) if hasattr(self, "_progress") else ()
+        return TrainingData(self.config, self._base_folder, self.folder, window, self._ranks, *watched)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How slices reach the network: box and size are the configuration's, all else is the base model's."""
+        data = self.config.data
+        base = self._base_model().card.preprocessing if self.config.network.base_model else Preprocessing()
+        return replace(
+            base,
+            lung_crop_margin=None if data.margin < 0 else data.margin,
+            resize=(data.resize[0], data.resize[1]) if data.resize else None,
+        )
+
+    def _base_model(self) -> LoadedModel:
+        name = self.config.network.base_model
+        file = self._base_folder / name
+        path = file if file.is_file() else ModelRegistry().path(name)
+        return load_checkpoint(path, network=self.config.network.name)
+
+    def _network(self) -> nn.Module:
+        settings = self.config.network
+        if self.make_network is not None:
+            return self.make_network()
+        if settings.base_model:
+            return self._base_model().network.requires_grad_(True)
+        return create_network(settings.name, **settings.arguments)
+
+    def _begin(self, resume: bool) -> None:
+        """Everything that a run needs, as new or as the last state has it."""
+        config, ranks, settings = self.config, self._ranks, self.config.ensembling
+        self._own_places = (ranks.share(config.run.batch_size), ranks.share(config.run.pseudo_batch_size))
+        # pseudo-labeled images count behind all labeled ones
+        behind = (config.run.batch_size + place for place in self._own_places[1])
+        self._noise_places = [*self._own_places[0], *behind]
+        state = None
+        data = self.data
+        if resume:
+            state = load_state(self.folder, config, data.sha256, self._environment())
+        if ranks.is_main and state is None:
+            if has_state(self.folder):
+                raise InputError(
+                    f"The folder {self.folder} holds a training already; resume it or choose another folder."
+                )
+            write_text(self.folder / "config.toml", config.to_toml())
+        ranks.barrier()
+        torch.manual_seed(draw_integer(config.run.seed, Purpose.INITIALIZATION))
+        network = self._network().to(self._device, self._dtype)
+        self._learner = TrainingStep(network, config, self._device, self._autocast, ranks)
+        self._audit = LabelAudit(settings.window, settings.percentile, settings.warm_up)
+        self._step = 0
+        self._best: _Best | None = None
+        if state is not None:
+            self._learner.load_state_dict(state)
+            self._audit.load_state_dict(state["audit"])
+            self._step = state["step"]
+            if state["best"] is not None:
+                best = state["best"]
+                self._best = _Best(best["step"], best["chosen"], summarize(best["selection"]))
+        self._log = TrainingLog(self.folder, self._step) if ranks.is_main else None
+
+    def _environment(self) -> dict[str, Any]:
+        return environment(self._device, self._autocast or self._dtype, self._ranks.count)
+
+    def _save(self) -> None:
+        if not self._ranks.is_main:
+            return
+        best = self._best
+        parts = {
+            **self._learner.state_dict(),
+            "step": self._step,
+            "audit": self._audit.state_dict(),
+            "best": best and {"step": best.step, "chosen": best.chosen, "selection": best.selection.cases},
+        }
+        save_state(self.folder, self.config, self.data.sha256, self._environment(), parts)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def _steps(self) -> str:
+        """All steps that are left; why they ended."""
+        run = self.config.run
+        stopped = "steps"
+        # one batch ahead, so that the network seldom waits for its data
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._draw, self._step) if self._step < run.steps else None
+            while self._step < run.steps:
+                if self._waited(run.patience):
+                    stopped = "no improvement"
+                    break
+                if self._ranks.agree(self._cancelled(), self._device):
+                    self._save()
+                    raise CancelledError(
+                        f"Stopped at step {self._step} of {run.steps}; the state is saved.", "Go on with --resume."
+                    )
+                started = time.perf_counter()
+                assert coming is not None  # noqa: S101  # while there is a step, its batch is coming
+                batch, pseudo = coming.result()
+                waited = time.perf_counter() - started
+                if self._step + 1 < run.steps:
+                    coming = ahead.submit(self._draw, self._step + 1)
+                entry = self._one_step(batch, pseudo)
+                entry |= {"seconds": time.perf_counter() - started, "waiting_seconds": waited}
+                if self._log is not None:
+                    self._log.step(entry)
+                self._step += 1
+                if self._step % run.validation_interval == 0 or self._step == run.steps:
+                    self._choose()
+                if self._step % run.checkpoint_interval == 0 or self._step == run.steps:
+                    self._save()
+                self._progress("training", self._step, run.steps)
+        if self._best is None:
+            # resumed with no step left, before anything was chosen
+            self._choose()
+            self._save()
+        elif stopped == "no improvement":
+            self._save()
+        return stopped
+
+    def _waited(self, patience: int) -> bool:
+        """Whether those who choose have found nothing better for so many steps."""
+        best = self._best
+        return best is not None and best.selection.counted > 0 and self._step - best.step >= patience
+
+    def _draw(self, step: int) -> tuple[Batch, Batch | None]:
+        own, pseudo = self._own_places
+        more = self.data.pseudo.batch(step, pseudo) if self.data.pseudo is not None else None
+        return self.data.source.batch(step, own), more
+
+    def _one_step(self, batch: Batch, pseudo: Batch | None) -> dict[str, float]:
+        images, labels = batch.images, batch.labels
+        if pseudo is not None:
+            images = np.concatenate([images, pseudo.images])
+            labels = np.concatenate([labels, pseudo.labels])
+        result = self._learner.run(self._step, images, labels, self._noise_places[: len(images)], batch.slices)
+        self._watch_labels(batch, result)
+        return result.entry
+
+    def _watch_labels(self, batch: Batch, result: StepResult) -> None:
+        count = len(batch.slices)
+        label = torch.from_numpy(batch.labels).to(self._device)
+        teacher = result.teacher_logits[:count]
+        with torch.no_grad():
+            losses = self._learner.criterion.per_image(result.logits[:count], label.long())
+            answer = (teacher[:, 1] > teacher[:, 0]).flatten(1)
+            given = label.flatten(1) != 0
+            size = answer.sum(1) + given.sum(1)
+            overlap = 2 * (answer & given).sum(1) / size.clamp_min(1)
+            disagreement = torch.where(size > 0, 1 - overlap, 0.0)
+            both = self._ranks.gather(torch.stack([losses.float(), disagreement.float()], dim=1)).tolist()
+        slices = [
+            (case, index + self.data.store.cases[case].first_slice)
+            for case, index in self.data.source.chosen(self._step)
+        ]
+        self._audit.add(slices, [loss for loss, _ in both], [value for _, value in both])
+
+    # ---- choosing and judging -----------------------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """Keep student or teacher of this step if one is the best so far; where nobody chooses, the teacher."""
+        networks = {name: self._settled(network) for name, network in self._learner.networks().items()}
+        judgments = {}
+        for number, (name, network) in enumerate(networks.items()):
+            self._progress("choosing", number, len(networks))
+            judgments[name] = self._judged(network, self.data.selection)
+        self._progress("choosing", len(networks), len(networks))
+        if self.data.selection and self._log is not None:
+            self._log.selection(self._step, {name: judgment.to_dict() for name, judgment in judgments.items()})
+        # the later of equals: the teacher, which the paper's framework is about
+        name = max(reversed(list(judgments)), key=lambda key: _order(judgments[key].dice))
+        better = self._best is None or _order(judgments[name].dice) > _order(self._best.selection.dice)
+        if better or not judgments[name].counted:
+            self._best = _Best(self._step, name, judgments[name])
+            if self._ranks.is_main:
+                # the other network first: what stands beside a model always belongs to it or to an earlier one
+                for other in networks.keys() - {name}:
+                    self._save_network(networks[other], _Best(self._step, other, judgments[other]), "partner")
+                self._save_network(networks[name], self._best, "best")
+        self._ranks.barrier()
+
+    def _settled(self, network: nn.Module) -> nn.Module:
+        """The network as it will be used: with batch-norm statistics of images without noise."""
+        if self.config.network.freezes_batch_norm or not batch_norms(network):
+            return network
+        return with_clean_statistics(network, (batch.to(self._device, self._dtype) for batch in self._clean_batches))
+
+    @cached_property
+    def _clean_batches(self) -> list[Tensor]:
+        """Training crops as they are drawn, without noise and augmentation; the same at every call on every rank."""
+        source = self.data.clean_source()
+        return [torch.from_numpy(source.batch(step).images) for step in range(-(-_CLEAN_CROPS // source.batch_size))]
+
+    def _judged(self, network: nn.Module, cases: Sequence[str]) -> Judgment:
+        """On some cases, which the processes of a job share."""
+        ranks = self._ranks
+        own = judge(
+            network,
+            self.data.store,
+            cases[ranks.rank :: ranks.count],
+            self.preprocessing,
+            self._device,
+            self._autocast,
+            self._cancelled,
+        )
+        found = dict(ranks.gather_objects(list(own.items())))
+        return summarize({case: found[case] for case in cases})
+
+    def _save_network(self, network: nn.Module, facts: _Best, file: str) -> None:
+        if self.make_network is None:
+            save_model(network, self._model_card(network, facts), self.folder / f"{file}.safetensors")
+        else:
+            # some libraries' networks name a tensor twice, which safetensors refuse
+            save_tensors(network.state_dict(), self.folder / f"{file}.pt")
+
+    def _model_card(self, network: nn.Module, facts: _Best) -> ModelCard:
+        """What the training knows, over what the caller or the base model says of itself."""
+        config, data = self.config, self.data
+        base = self._card or (self._base_model().card if config.network.base_model else None)
+        metrics: dict[str, Any] = {
+            "selection": facts.selection.to_dict(),
+            "chosen": facts.chosen,
+            "step": facts.step,
+            "config": config.to_dict(),
+            "data_sha256": data.sha256,
+            "train_patients": sum(name == "train" for name in data.split.sets.values()),
+            "validation_patients": sum(name == "validation" for name in data.split.sets.values()),
+        }
+        if data.noise:
+            metrics["label_noise"] = data.noise
+        fields = asdict(base) if base is not None else {"id": "trained", "name": f"{config.network.name}, trained"}
+        fields |= {
+            "network": config.network.name,
+            "network_arguments": getattr(network, "arguments", config.network.arguments),
+            "preprocessing": self.preprocessing,
+            "metrics": metrics,
+            "weights_sha256": "",
+        }
+        return ModelCard(**fields)
+
+    def _finish(self, stopped: str) -> TrainingResult:
+        """Judge what was chosen, once, and write what the run leaves."""
+        best = self._best
+        assert best is not None  # noqa: S101  # the last step chooses
+        own = self.make_network is None
+        model = self.folder / ("best.safetensors" if own else "best.pt")
+        card = None
+        if own:
+            loaded = load_checkpoint(model)
+            network: nn.Module = loaded.network
+        else:
+            network = self._network()
+            network.load_state_dict(torch.load(model, map_location="cpu", weights_only=True))
+        self._progress("validating", 0, 1)
+        validation = self._judged(network.to(self._device, self._dtype).eval(), self.data.validation)
+        self._progress("validating", 1, 1)
+        if own:
+            card = replace(loaded.card, metrics={**loaded.card.metrics, "validation": validation.to_dict()})
+        self._ranks.barrier()
+        if self._ranks.is_main:
+            if card is not None:
+                rewrite_card(model, card)
+            self._audit.write_csv(self.folder / "doubtful_labels.csv")
+            write_json(
+                self.folder / "result.json",
+                {
+                    "model": model.name,
+                    "steps": self._step,
+                    "best_step": best.step,
+                    "chosen": best.chosen,
+                    "stopped": stopped,
+                    "selection": best.selection.to_dict(),
+                    "validation": validation.to_dict(),
+                    "label_noise": self.data.noise,
+                    "environment": self._environment(),
+                    "doubtful_cases": self._audit.cases(),
+                },
+            )
+        if self._log is not None:
+            self._log.close()
+        self._ranks.barrier()
+        return TrainingResult(
+            model, card, self.folder, self._step, best.step, best.chosen, best.selection, validation, stopped
+        )
+
+
+def _order(dice: float) -> float:
+    """A mean that counts no case loses against any other."""
+    return -1.0 if math.isnan(dice) else dice
 
 
 def _never() -> bool:
     return False
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """The progress of a run that nobody watches."""
 
 
 def _autocast(precision: str, device: torch.device) -> torch.dtype | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .config import TrainingConfig
+from .augmentation import AugmentationSettings
+from .config import DataSettings, TrainingConfig
 from .data import Split, TrainingCase, extend_split, load_split, make_split, read_cases, save_split
 from .distributed import Ranks
 from .label_noise import add_label_noise
 from .sampling import BatchSource
 from .store import Progress, SliceStore, open_store
+
+Hashes = Mapping[str, Mapping[str, str]]
 
 
 class TrainingData:
@@ -37,8 +41,10 @@ class TrainingData:
         split: who trains and who judges.
         store: slices of all labeled cases.
         train: ids of the cases that train.
+        selection: ids of the cases by which step and network are chosen; of patients who train no network.
         validation: ids of the cases that judge.
         source: batches of labeled slices.
+        clean_source: makes batches of the same slices without noise and augmentation.
         pseudo: batches of pseudo-labeled slices, or None.
         noise: what synthetic label noise did to each training case.
         sha256: of all that the run depends on.
@@ -62,74 +68,100 @@ class TrainingData:
             raise InputError("The configuration names no training data; set data.cases to a manifest or folder.")
         cache = base / data.cache if data.cache else folder / "slices"
 
-        def opened(cases: Sequence[TrainingCase], hashes: dict[str, dict[str, str]]) -> SliceStore:
+        def opened(cases: Sequence[TrainingCase], hashes: Hashes, judges: Set[str] = frozenset()) -> SliceStore:
             margin = None if data.margin < 0 else data.margin
+            shared = (cases, hashes, cache, margin, data.resize, judges)
             if ranks.is_main:
-                store = open_store(cases, hashes, cache, margin, data.resize, progress, cancelled)
+                store = open_store(*shared, progress, cancelled)
             ranks.barrier()
-            return store if ranks.is_main else open_store(cases, hashes, cache, margin, data.resize)
+            return store if ranks.is_main else open_store(*shared, build=False)
 
         cases = read_cases(base / data.cases)
-        split = _frozen_split(cases, base / data.split, config) if ranks.is_main else None
-        self.split: Split = ranks.broadcast(split)
-        self.store = opened(cases, self.split.hashes)
-        train = [case.id for case in self.split.cases(cases, "train")]
+        pseudo = read_cases(base / data.pseudo_cases) if data.pseudo_cases else []
+        # the main process reads and hashes every file, the others take its word
+        found = None
+        if ranks.is_main:
+            found = _frozen_split(cases, base / data.split, config), {case.id: case.hashes() for case in pseudo}
+        self.split, pseudo_hashes = ranks.broadcast(found)
+        training = self.split.cases(cases, "train")
+        choosers = selection_patients(training, data, {case.patient for case in pseudo if case.kind == "volume"})
+        self.train = [case.id for case in training if case.patient not in choosers]
+        self.selection = [case.id for case in training if case.patient in choosers]
         self.validation = [case.id for case in self.split.cases(cases, "validation")]
-        self.train = train
-        labels, self.noise = _noisy_labels(self.store, train, config)
+        self.store = opened(cases, self.split.hashes, {*self.selection, *self.validation})
+        labels, self.noise = _noisy_labels(self.store, self.train, config)
         if data.training_labels:
-            labels |= _given_labels(self.store, train, base / data.training_labels)
+            labels |= _given_labels(self.store, self.train, base / data.training_labels)
         left_out = _read_excluded(base / data.excluded_slices) if data.excluded_slices else []
         excluded = _stored_slices(self.store, left_out)
-        self.source = BatchSource(
-            self.store,
-            train,
-            run.batch_size,
-            data,
-            config.augmentation,
-            window,
-            run.seed,
-            labels=labels,
-            excluded=excluded,
+        drawn = (data, config.augmentation, window, run.seed)
+        self.source = BatchSource(self.store, self.train, run.batch_size, *drawn, labels, excluded=excluded)
+        still, own = (data, AugmentationSettings.none(), window, run.seed), frozenset(excluded)
+        self.clean_source = partial(
+            BatchSource, self.store, self.train, run.batch_size, *still, labels, stream=2, excluded=own
         )
         self.pseudo: BatchSource | None = None
         hashes = dict(self.split.hashes)
-        if data.pseudo_cases:
-            pseudo = read_cases(base / data.pseudo_cases)
-            pseudo_hashes = {case.id: case.hashes() for case in pseudo}
-            self._refuse_judges(pseudo, pseudo_hashes)
-            store = opened(pseudo, pseudo_hashes)
+        if pseudo:
+            self._refuse_unfit(pseudo, pseudo_hashes)
+            store, ids = opened(pseudo, pseudo_hashes), [case.id for case in pseudo]
             pseudo_excluded = _stored_slices(store, left_out)
+            self.pseudo = BatchSource(store, ids, run.pseudo_batch_size, *drawn, stream=1, excluded=pseudo_excluded)
             excluded |= pseudo_excluded
-            self.pseudo = BatchSource(
-                store,
-                [case.id for case in pseudo],
-                run.pseudo_batch_size,
-                data,
-                config.augmentation,
-                window,
-                run.seed,
-                stream=1,
-                excluded=pseudo_excluded,
-            )
             hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
         updated = {case: hashlib.sha256(mask.tobytes()).hexdigest() for case, mask in sorted(labels.items())}
-        used: dict[str, Any] = {"sets": self.split.sets, "hashes": hashes, "labels": updated}
+        used: dict[str, Any] = {"sets": self.split.sets, "selection": self.selection, "hashes": hashes}
+        used |= {"labels": updated}
         if excluded:
             used["excluded"] = sorted(excluded)
         self.sha256 = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
-    def _refuse_judges(self, pseudo: Sequence[TrainingCase], hashes: dict[str, dict[str, str]]) -> None:
-        """Pseudo-labels of those who judge would let the network train on what it is judged by."""
-        images = {self.split.hashes.get(case, {}).get("image") for case in self.validation} - {None}
+    def _refuse_unfit(self, pseudo: Sequence[TrainingCase], hashes: Hashes) -> None:
+        """Refuse pseudo-labels of those who judge or choose, by which a network would train on what it is judged by,
+        and cases that train already, which would count twice.
+        """
+        judges = {*self.validation, *self.selection}
+        images = {self.split.hashes.get(case, {}).get("image") for case in judges} - {None}
         for case in pseudo:
             # pictures seldom tell whose they are, and their names are numbers that come back in other sets
             known = case.kind == "volume" and self.split.sets.get(case.patient) == "validation"
-            if known or hashes[case.id].get("image") in images:
+            image = hashes[case.id].get("image")
+            if known or image in images:
                 raise InputError(
-                    f"The pseudo-labeled case {case.id} belongs to a validation patient, who must not train; "
-                    "leave it out of data.pseudo_cases."
+                    f"The pseudo-labeled case {case.id} belongs to a validation patient, or to one by whom the "
+                    "step is chosen, who must not train; leave it out of data.pseudo_cases."
                 )
+            if case.id in self.train and image == self.split.hashes[case.id].get("image"):
+                raise InputError(f"The case {case.id} is in data.cases and in data.pseudo_cases; list it once.")
+
+
+def selection_patients(
+    training: Sequence[TrainingCase], data: DataSettings, train_elsewhere: Set[str] = frozenset()
+) -> set[str]:
+    """Those of the training patients on whose cases the step and student or teacher are chosen.
+
+    Who they are depends on their names alone, so that a new patient changes at most one place.
+
+    Args:
+        training: cases on the training side of the split.
+        data: who is asked for, or which fraction.
+        train_elsewhere: patients that train by other cases, too, and so can't choose.
+
+    Raises:
+        InputError: patients who are not among the training patients, or nobody with lesion is left to train.
+    """
+    diseased = {case.patient for case in training if case.lesion is not None}
+    unknown = sorted(set(data.selection_patients) - {case.patient for case in training})
+    if unknown:
+        raise InputError(f"The selection patients {', '.join(unknown)} are not among the training patients.")
+    chosen = set(data.selection_patients)
+    if not chosen:
+        able = sorted(diseased - train_elsewhere, key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())
+        # rounding of 0.2 * 5 must not lose a patient
+        chosen = set(able[: int(data.selection_fraction * len(able) + 1e-9)])
+    if diseased and not diseased - chosen:
+        raise InputError("Every training patient with lesion is chosen for selection; leave at least one to train on.")
+    return chosen
 
 
 def _given_labels(store: SliceStore, train: Sequence[str], folder: Path) -> dict[str, NDArray[np.uint8]]:

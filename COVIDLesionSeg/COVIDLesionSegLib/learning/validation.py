@@ -1,33 +1,38 @@
-"""Judging a network on the frozen validation cases, in 3-D, with the project's own metrics."""
+"""How a network does on cases that did not train: slices prepared as the predictor does, the project's own metrics."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CancelledError
 from ..inference.devices import exact_float32
+from ..inference.slices import SlicePreparation, channels_last, for_pictures, lesion_probability, slice_logits
 from ..measurement import dice, hausdorff_distance_95, relative_volume_error
-from .store import SliceStore
+from ..models import Preprocessing
+from .distributed import Ranks
+from .step import batch_norms
+from .store import SliceStore, StoredCase
 
 _BATCH = 8
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """How a network did on the validation cases.
+    """How a network did on some cases.
 
     Attributes:
         cases: case id -> dice, rve, hd95_mm (volumes only), false_ml (lesion-free cases only); NaN and inf as the
             metrics define them.
-        dice: mean Dice over the cases with lesion; what early stopping and the choice of the best model look at.
+        dice: mean Dice over the cases with lesion; what early stopping and the choice of the best step look at.
         counted: how many cases that mean counts.
     """
 
@@ -45,67 +50,108 @@ class Judgment:
         return {"dice": dice, "counted": self.counted, "cases": plain}
 
 
+def preparation_of(stored: StoredCase, preprocessing: Preprocessing, device: torch.device) -> SlicePreparation:
+    """How the stored slices of a case become a network's input: as the model's card says, but for what was done."""
+    settings = for_pictures(preprocessing) if stored.kind == "picture" else preprocessing
+    settings = replace(settings, resize=None) if stored.resized else settings
+    return SlicePreparation(settings, stored.shape[1:], device)
+
+
 def predict_case(
     network: nn.Module,
     store: SliceStore,
     case: str,
-    window: tuple[float, float],
+    preprocessing: Preprocessing,
     device: torch.device,
     autocast: torch.dtype | None,
     cancelled: Callable[[], bool] | None = None,
 ) -> NDArray[np.float32]:
-    """Lesion probability (z, y, x) of a stored case, slice by slice, padded by reflection to multiples of 16.
+    """Lesion probability (z, y, x) of a stored case on the grid of its mask; 0 beside the box that was stored.
 
     Args:
-        network: in eval mode; one with a method ``predict_volume`` (of a 3-D network) gets the whole case at once.
+        network: in eval mode; one with a method ``predict_volume`` (of a 3-D network) gets the whole box at once.
         store: of the slices.
         case: id.
-        window: (width, level) in HU.
+        preprocessing: of the network.
         device: where the network is.
         autocast: type of the mixed precision, or None.
         cancelled: asked between batches.
     """
-    stored = store.image(case)
-    dtype = next(network.parameters()).dtype
+    stored, images = store.cases[case], store.image(case)
+    preparation = preparation_of(stored, preprocessing, device)
+    out = np.zeros(stored.label_shape, dtype=np.float32)
+    box = out[stored.box]
     whole = getattr(network, "predict_volume", None)
     if whole is not None:
-        return _predict_volume(whole, store.windowed(case, stored, *window), device, dtype, autocast)
-    height, width = stored.shape[1:]
-    padding = [(0, 0), *(((-side % 16) // 2, -(-(-side % 16) // 2)) for side in (height, width))]
-    out = np.empty(stored.shape, dtype=np.float32)
-    for start in range(0, len(stored), _BATCH):
+        box[...] = _predict_volume(whole, network, preparation, images, autocast)
+        return out
+    for start in range(0, len(images), _BATCH):
         if cancelled is not None and cancelled():
             raise CancelledError("Stopped while validating.")
-        part = store.windowed(case, stored[start : start + _BATCH], *window)
-        images = torch.from_numpy(np.pad(part, padding, mode="reflect"))[:, None].to(device, dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with (
-            torch.inference_mode(),
-            exact_float32(device),
-            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-        ):
-            probability = torch.softmax(network(images).float(), dim=1)[:, 1].cpu().numpy()
-        rows, columns = padding[1][0], padding[2][0]
-        out[start : start + _BATCH] = probability[:, rows : rows + height, columns : columns + width]
+        logits = slice_logits(network, preparation, images[start : start + _BATCH], autocast)
+        probability = lesion_probability(logits, preprocessing.activation)
+        box[start : start + _BATCH] = preparation.restore(probability)[:, 0].cpu().numpy()
     return out
 
 
 def _predict_volume(
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    volume: NDArray[np.float32],
-    device: torch.device,
-    dtype: torch.dtype,
+    predict: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    preparation: SlicePreparation,
+    images: NDArray[np.int16],
     autocast: torch.dtype | None,
 ) -> NDArray[np.float32]:
-    images = torch.from_numpy(volume)[None, None].to(device, dtype)
+    device = preparation.device
     with (
         torch.inference_mode(),
         exact_float32(device),
         torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
     ):
-        logits = predict(images)
+        volume = preparation.windowed(torch.from_numpy(np.array(images)).to(device))
+        logits = predict(volume.swapaxes(0, 1)[None].to(next(network.parameters()).dtype))
     probability: NDArray[np.float32] = torch.softmax(logits.float(), dim=1)[0, 1].cpu().numpy()
     return probability
+
+
+def with_clean_statistics(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """A copy of a network whose batch norms have the statistics of images without noise.
+
+    While a network learns, its batch norms average what they see over the last steps, with noise and augmentation; a
+    teacher's follow with delay, and do not belong to its weights. A network that is used sees images as they are.
+
+    Args:
+        network: not changed; one without batch norms is returned as it is.
+        batches: of images as the network takes them, as they were drawn for training; at least one.
+
+    Returns:
+        The copy, in eval mode; mean and (biased) variance are those of all pixels of all images together.
+    """
+    norms = batch_norms(settled := copy.deepcopy(network).eval())
+    if not norms:
+        return network
+    sums: dict[nn.Module, list[Tensor]] = {}
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double().movedim(1, 0).flatten(1)
+        count = values.new_full((len(values),), float(values.shape[1]))
+        now = [values.sum(1), values.square().sum(1), count]
+        sums[module] = [a + b for a, b in zip(sums[module], now, strict=True)] if module in sums else now
+
+    for module in norms:
+        # every process of a job does the same on the same images
+        module.ranks = Ranks()  # type: ignore[assignment]
+    hooks = [module.train().register_forward_pre_hook(add) for module in norms]
+    with torch.no_grad():
+        for batch in batches:
+            settled(channels_last(batch) if batch.ndim == 4 else batch)
+        for hook in hooks:
+            hook.remove()
+        for module in norms:
+            total, squares, count = sums[module]
+            assert module.running_mean is not None and module.running_var is not None  # noqa: S101  # batch norms' own
+            module.running_mean.copy_(total / count)
+            module.running_var.copy_(squares / count - (total / count).square())
+    return settled.eval()
 
 
 def judge_case(probability: NDArray[np.float32], store: SliceStore, case: str) -> dict[str, float]:
@@ -132,7 +178,7 @@ def judge(
     network: nn.Module,
     store: SliceStore,
     cases: Sequence[str],
-    window: tuple[float, float],
+    preprocessing: Preprocessing,
     device: torch.device,
     autocast: torch.dtype | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -141,9 +187,10 @@ def judge(
     was_training = network.training
     network.eval()
     try:
-        return {
-            case: judge_case(predict_case(network, store, case, window, device, autocast, cancelled), store, case)
-            for case in cases
-        }
+        found = {}
+        for case in cases:
+            probability = predict_case(network, store, case, preprocessing, device, autocast, cancelled)
+            found[case] = judge_case(probability, store, case)
+        return found
     finally:
         network.train(was_training)

@@ -7,11 +7,12 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError, ReadError
 from ..files import write_text
+from ..learning.config import DataSettings
 from ..learning.data import (
     NO_LESION,
     SetName,
@@ -25,7 +26,8 @@ from ..learning.data import (
     save_split,
 )
 from ..learning.randomness import Purpose, draw
-from ..learning.store import Progress, SliceStore, open_store, slices_of
+from ..learning.store import Progress, SliceStore, open_store
+from ..learning.training_data import selection_patients
 from .catalog import Table
 from .planning import Facts
 
@@ -38,9 +40,10 @@ class Part:
 
     Attributes:
         fold: its number; None for the protocol's split.
-        manifest: of the cases that train and validate, for ``data.cases``.
-        split: frozen split of those, for ``data.split``.
-        validation_patients: those that the data set itself sets apart for validation.
+        manifest: of the cases that train and choose, for ``data.cases``.
+        split: frozen split of those, for ``data.split``; nobody judges in it.
+        selection_patients: those that the data set itself sets apart for validation, as the papers call the choice of
+            the step.
         training: cases of the manifest.
         test: cases that are tested; never in the manifest.
         sha256: of the names and files of all of them, and of who is on which side.
@@ -50,26 +53,26 @@ class Part:
     fold: int | None
     manifest: Path
     split: Path
-    validation_patients: tuple[str, ...]
+    selection_patients: tuple[str, ...]
     training: tuple[TrainingCase, ...]
     test: tuple[TrainingCase, ...]
     sha256: str
     described: str
 
-    def facts(self, cache: Path, margin: int, resize: tuple[int, ...], progress: Progress | None = None) -> Facts:
+    def facts(self, cache: Path, data: DataSettings, progress: Progress | None = None) -> Facts:
         """How many slices train, all and without lesion; builds the slice store that the training will use."""
-        split = load_split(self.split)
-        store = open_store(
-            self.training, split.hashes, cache, None if margin < 0 else margin, resize, progress=progress
-        )
-        return facts_of(store, [case.id for case in split.cases(self.training, "train")])
+        choosers = selection_patients(self.training, replace(data, selection_patients=self.selection_patients))
+        training = [case for case in self.training if case.patient not in choosers]
+        margin = None if data.margin < 0 else data.margin
+        store = open_store(training, load_split(self.split).hashes, cache, margin, data.resize, progress=progress)
+        return facts_of(store)
 
 
-def facts_of(store: SliceStore, ids: Sequence[str]) -> Facts:
-    """Slices of some cases of a store."""
-    stored = [store.cases[case] for case in ids]
-    free = sum(1 for _ in slices_of(stored, with_lesion=False))
-    return Facts(sum(case.shape[0] for case in stored), free)
+def facts_of(store: SliceStore) -> Facts:
+    """Slices of a store's cases."""
+    stored = store.cases.values()
+    slices = sum(case.shape[0] for case in stored)
+    return Facts(slices, slices - sum(len(case.lesion_slices) for case in stored))
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def find_cases(table: Table, data: Path) -> Cases:
     return Cases(found["train"], found.get("validation", ()), found.get("test", ()), pictures)
 
 
-def divide(table: Table, cases: Cases, folds: int, validation_share: float, folder: Path) -> list[Part]:
+def divide(table: Table, cases: Cases, folds: int, folder: Path) -> list[Part]:
     """The parts that cells are trained on, with manifests and frozen splits in a folder.
 
     Args:
@@ -131,7 +134,6 @@ def divide(table: Table, cases: Cases, folds: int, validation_share: float, fold
         cases: of its data.
         folds: 0: one part, the protocol's; else as many, whose test cases are disjoint parts of the training cases:
             those that the data set apart for testing stay untouched.
-        validation_share: of the training patients that validate; 0: nobody does.
         folder: gets the manifests and splits, or has them.
 
     Raises:
@@ -142,14 +144,12 @@ def divide(table: Table, cases: Cases, folds: int, validation_share: float, fold
     if not folds and cases.test:
         test = cases.test
         described = f"{len(training)} cases train, {len(test)} are tested: the split of the data set"
-        return [_part(None, folder / f"{prefix}-given", training, cases.validation, test, validation_share, described)]
+        return [_part(None, folder / f"{prefix}-given", training, cases.validation, test, described)]
     if not folds:
         split = _frozen(folder / f"{prefix}-test.json", training, lambda: make_split(training, (), table.test_share))
         sides = split.cases(training, "train"), split.cases(training, "validation")
         described = f"{len(sides[0])} cases train, {len(sides[1])} are tested: split by patient at the first run"
-        return [
-            _part(None, folder / f"{prefix}-split", sides[0], cases.validation, sides[1], validation_share, described)
-        ]
+        return [_part(None, folder / f"{prefix}-split", sides[0], cases.validation, sides[1], described)]
     parts = []
     for fold in range(folds):
         name = f"{prefix}-fold{fold}of{folds}"
@@ -160,7 +160,7 @@ def divide(table: Table, cases: Cases, folds: int, validation_share: float, fold
         split = _frozen(folder / f"{name}-test.json", training, drawn)
         sides = split.cases(training, "train"), split.cases(training, "validation")
         described = f"fold {fold} of {folds}: {len(sides[0])} cases train, {len(sides[1])} are tested"
-        parts.append(_part(fold, folder / name, sides[0], cases.validation, sides[1], validation_share, described))
+        parts.append(_part(fold, folder / name, sides[0], cases.validation, sides[1], described))
     return parts
 
 
@@ -170,26 +170,29 @@ def _part(
     training: Sequence[TrainingCase],
     validation: Sequence[TrainingCase],
     test: Sequence[TrainingCase],
-    share: float,
     described: str,
 ) -> Part:
     everyone = [*training, *validation]
     patients = tuple(sorted({case.patient for case in validation}))
-    manifest, name = stem.with_name(f"{stem.name}.csv"), f"{stem.name}-validation{share:g}.json"
+    manifest, sides = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}-sides.json")
     write_text(manifest, _manifest(everyone))
-    split = _frozen(
-        stem.with_name(name),
-        everyone,
-        lambda: make_split(everyone, patients, 0.0 if patients else share),
-        judged=bool(patients) or share > 0,
-    )
+    split = _frozen(sides, everyone, lambda: make_split(everyone, share=0.0), False)
     used = {
         "training": {case.id: split.hashes[case.id] for case in everyone},
-        "sets": {case.patient: split.sets[case.patient] for case in everyone},
+        "selection": patients,
         "test": {case.id: case.hashes() for case in test},
     }
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
-    return Part(fold, manifest, stem.with_name(name), patients, tuple(everyone), tuple(test), digest, described)
+    return Part(
+        fold,
+        manifest,
+        stem.with_name(f"{stem.name}-sides.json"),
+        patients,
+        tuple(everyone),
+        tuple(test),
+        digest,
+        described,
+    )
 
 
 def _frozen(path: Path, cases: Sequence[TrainingCase], make: Callable[[], Split], judged: bool = True) -> Split:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..inference.devices import wait_for
-from ..learning.building import make_criterion
 from ..learning.config import TrainingConfig
+from ..learning.estimate import step_seconds
 from .catalog import Row
 from .efficiency import build
 from .judging import autocast_of
@@ -20,8 +18,6 @@ from .judging import autocast_of
 # ones follow until one takes this many seconds; the last is scaled by the number of voxels.
 _SIDE, _TRIES = 64, 4
 _LONG_ENOUGH = 0.3
-# a teacher's forward pass beside the student's step
-_TEACHER = 1.3
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,17 @@ class Planned:
 
 
 def seconds_per_step(row: Row, config: TrainingConfig, width: int | None, device: torch.device) -> float:
-    """Roughly, from the fastest of some small steps of forward and backward pass."""
+    """Roughly, from the fastest of some small steps."""
     network = build_for(row, config, width).to(device).train()
-    depth = () if config.data.depth == 1 else (config.data.depth,)
+    autocast = autocast_of(config.run.precision, device)
     batch = config.run.batch_size + config.run.pseudo_batch_size
     for count, sides in _growing(batch, config.data.crop):
-        seconds = _seconds(network, (count, *depth, *sides), config, device)
+        # the first step also sets things up, and other work on the machine only ever slows one down
+        seconds = min(step_seconds(config, network, device, autocast, count, sides, _TRIES))
         if seconds >= _LONG_ENOUGH:
             break
     voxels = batch * math.prod(config.data.crop) / (count * math.prod(sides))
-    return seconds * voxels * (_TEACHER if config.ensembling.enabled else 1.0) * (row.count + 1)
+    return seconds * voxels * (row.count + 1)
 
 
 def _growing(batch: int, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -62,24 +59,6 @@ def _growing(batch: int, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int
         yield count, crop
         count *= 2
     yield batch, crop
-
-
-def _seconds(network: torch.nn.Module, shape: tuple[int, ...], config: TrainingConfig, device: torch.device) -> float:
-    """The fastest of some steps on a batch of this shape, channels left out."""
-    image = torch.rand((shape[0], 1, *shape[1:]), device=device)
-    label = torch.zeros(shape, dtype=torch.long, device=device)
-    label[..., : shape[-2] // 4, : shape[-1] // 4] = 1
-    criterion, autocast = make_criterion(config.loss), autocast_of(config.run.precision, device)
-    seconds = math.inf
-    for _ in range(_TRIES):
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            loss = criterion(network(image), label)
-        loss.backward()
-        wait_for(device)
-        # the first step also sets things up, and other work on the machine only ever slows one down
-        seconds = min(seconds, time.perf_counter() - started)
-    return seconds
 
 
 def build_for(row: Row, config: TrainingConfig, width: int | None) -> torch.nn.Module:

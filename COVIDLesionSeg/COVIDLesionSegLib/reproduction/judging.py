@@ -16,7 +16,7 @@ from ..errors import CancelledError
 from ..inference.devices import choose_precision
 from ..learning.data import TrainingCase
 from ..learning.pseudo_labels import picture_logits
-from ..learning.store import open_store, read_picture
+from ..learning.store import open_store, read_picture, read_picture_mask
 from ..learning.validation import predict_case
 from ..measurement import evaluate, slice_scores
 from ..measurement.slices import CONVENTIONS
@@ -24,7 +24,6 @@ from ..measurement.tables import plain
 from ..models import Preprocessing
 from .catalog import Metric
 
-_WINDOW = (Preprocessing().window_width, Preprocessing().window_level)
 Progress = Callable[[str, int, int], None]
 
 
@@ -64,17 +63,14 @@ def judge_pictures(
 ) -> Judged:
     """Slice measures of pictures on their own pixels."""
     network = network.to(device).eval()
-    preprocessing = Preprocessing(lung_crop_margin=None, resize=(resize[0], resize[1]) if resize else None)
+    preprocessing = _preprocessing(-1, resize)
     judged = Judged()
     for number, case in enumerate(cases):
         _stop(cancelled)
         logits = picture_logits(network, preprocessing, read_picture(case.image), device, autocast)
         probability = torch.softmax(logits, dim=1)[0, 1].cpu().numpy()
-        if case.lesion is None:
-            truth = np.zeros(probability.shape, dtype=bool)
-        else:
-            mask = read_picture(case.lesion)
-            truth = mask > (127 if mask.max(initial=0) > 1 else 0)
+        mask = None if case.lesion is None else read_picture_mask(case.lesion)
+        truth = np.zeros(probability.shape, dtype=bool) if mask is None else mask != 0
         judged.slices[case.id] = score_slice(probability, truth, metrics)
         if progress is not None:
             progress("testing", number + 1, len(cases))
@@ -94,20 +90,22 @@ def judge_volumes(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Judged:
-    """Measures of whole volumes, and of their slices where those are asked for, in the box of lungs and lesion."""
+    """Measures of whole volumes, and of their slices in the box of the lungs where those are asked for."""
     network = network.to(device).eval()
     hashes = {case.id: case.hashes() for case in cases}
-    store = open_store(cases, hashes, cache, None if margin < 0 else margin, resize, progress, cancelled)
+    preprocessing = _preprocessing(margin, resize)
+    crop, ids = preprocessing.lung_crop_margin, {case.id for case in cases}
+    store = open_store(cases, hashes, cache, crop, judges=ids, progress=progress, cancelled=cancelled)
     judged = Judged()
     for number, case in enumerate(cases):
         _stop(cancelled)
-        probability = predict_case(network, store, case.id, _WINDOW, device, autocast, cancelled)
+        probability = predict_case(network, store, case.id, preprocessing, device, autocast, cancelled)
         truth = store.label(case.id) != 0
         judged.volumes[case.id] = plain(evaluate(probability > 0.5, truth, store.cases[case.id].spacing))
         if by_slice:
-            first = store.cases[case.id].first_slice
-            for index, (plane, mask) in enumerate(zip(probability, truth, strict=True)):
-                judged.slices[f"{case.id}:{first + index}"] = score_slice(plane, mask, metrics)
+            stored = store.cases[case.id]
+            for index, (plane, mask) in enumerate(zip(probability[stored.box], truth[stored.box], strict=True)):
+                judged.slices[f"{case.id}:{stored.first_slice + index}"] = score_slice(plane, mask, metrics)
         if progress is not None:
             progress("testing", number + 1, len(cases))
     return judged
@@ -124,6 +122,12 @@ def score_slice(
         scores = slice_scores(inputs[what], truth, convention)
         found[reading] = {metric.key: plain(scores[metric.key]) for metric in metrics}
     return found
+
+
+def _preprocessing(margin: int, resize: tuple[int, ...]) -> Preprocessing:
+    return Preprocessing(
+        lung_crop_margin=None if margin < 0 else margin, resize=(resize[0], resize[1]) if resize else None
+    )
 
 
 def _stop(cancelled: Callable[[], bool] | None) -> None:

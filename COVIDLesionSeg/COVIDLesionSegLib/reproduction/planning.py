@@ -36,6 +36,8 @@ _OWN_OPTIONS = {
     ("data", "cache"): _DATA,
     ("data", "pseudo_cases"): _DATA,
     ("data", "validation_patients"): "give --folds",
+    ("data", "validation_share"): "give --folds",
+    ("data", "selection_patients"): "give data.selection_fraction",
 }
 
 
@@ -178,6 +180,8 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     else:
         values["network"]["arguments"] = {"network": network.id} | ({"width": width} if width else {})
     data = values.setdefault("data", {})
+    # the table's test cases judge; the study keeps them out of the training
+    data["validation_share"] = 0.0
     if options.resize is not None:
         if not data.get("resize"):
             raise InputError(f"The table {table.id} does not resize slices; use --crop for smaller crops.")

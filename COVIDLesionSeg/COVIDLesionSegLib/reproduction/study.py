@@ -26,7 +26,7 @@ from ..learning.config import TrainingConfig
 from ..learning.label_update import label_update
 from ..learning.log import read_log
 from ..learning.pseudo_labels import pseudo_label
-from ..learning.trainer import Trainer
+from ..learning.trainer import Trainer, TrainingResult
 from ..models import load_checkpoint
 from . import baselines, planning
 from .catalog import Row, Table
@@ -88,7 +88,7 @@ class Study:
         self.cells = planning.cells(table, options)
         self.device = choose_device(options.device).device
         self.cases: Cases = self._normalized(find_cases(table, options.data))
-        self._parts: dict[float, list[Part]] = {}
+        self._parts: list[Part] = []
         self._facts: dict[tuple[Any, ...], Facts] = {}
 
     def _normalized(self, cases: Cases) -> Cases:
@@ -142,7 +142,7 @@ class Study:
             InputError: settings or data that can't be used.
         """
         draft = planning.configuration(self.table, cell, self.options, Facts(1, 0))
-        part = self._part(draft, cell)
+        part = self._part(cell)
         facts = self._facts_of(part, draft)
         config = planning.configuration(self.table, cell, self.options, facts)
         output = self.options.output
@@ -153,7 +153,7 @@ class Study:
                 cases=part.manifest.relative_to(output).as_posix(),
                 split=part.split.relative_to(output).as_posix(),
                 cache="slices",
-                validation_patients=part.validation_patients,
+                selection_patients=part.selection_patients,
             ),
         )
         row = cell.row
@@ -206,19 +206,18 @@ class Study:
             raise ReadError(f"{path} is of another version of this program; delete it to train the cell anew.")
         return found
 
-    def _part(self, config: TrainingConfig, cell: Cell) -> Part:
-        share = config.data.validation_share
-        if share not in self._parts:
+    def _part(self, cell: Cell) -> Part:
+        if not self._parts:
             folds = planning.folds_of(self.table, self.options)
-            self._parts[share] = divide(self.table, self.cases, folds, share, self.options.output / "data")
-        return self._parts[share][cell.fold or 0]
+            self._parts = divide(self.table, self.cases, folds, self.options.output / "data")
+        return self._parts[cell.fold or 0]
 
     def _facts_of(self, part: Part, config: TrainingConfig) -> Facts:
         data = config.data
-        key = (part.manifest, part.split, data.margin, data.resize)
+        key = (part.manifest, data.selection_fraction, data.margin, data.resize)
         if key not in self._facts:
             cache = self.options.output / "slices"
-            self._facts[key] = part.facts(cache, data.margin, data.resize, self.progress)
+            self._facts[key] = part.facts(cache, data, self.progress)
         return self._facts[key]
 
     # ---- filling a cell -----------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ class Study:
             "label_noise": planning.noise_name(cell.noise),
             "data": prepared.part.described,
             "steps": trained.steps,
-            "kept": _kept(config, trained.best_step),
+            "kept": _kept(trained),
             "facts": facts | _label_facts(trained.folder),
             "seconds": {
                 "training": round(_training_seconds(prepared.folder / "run"), 1),
@@ -351,9 +350,10 @@ class Study:
         }
 
 
-def _kept(config: TrainingConfig, best_step: int) -> str:
-    judged = bool(config.data.validation_patients) or config.data.validation_share > 0
-    return f"best on the validation patients (step {best_step})" if judged else "last step"
+def _kept(trained: TrainingResult) -> str:
+    if not trained.selection.counted:
+        return "last step"
+    return f"best on {trained.selection.counted} cases kept from training for the choice (step {trained.best_step})"
 
 
 def _label_facts(run: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def fine_tune(job: JobContext) -> dict[str, Any]:
     Parameters of the job: ``cases`` (case store, manifest or folder of cases), and if given ``base_model`` (id or
     file), ``config`` (TOML file), ``device``, ``steps``, ``resume``; for a case store also ``replay_share``,
     ``validation``, ``validation_share`` and ``by``. Curves: ``loss`` over the training step, and the Dice of each
-    judged network (``student_dice``, ``teacher_dice``) on the frozen validation patients.
+    judged network (``student_dice``, ``teacher_dice``) on the cases that choose the step, where there are any.
 
     Returns:
         For a case store what ``FineTuneResult.to_json`` gives: the round, the model, the gate's decision; else
@@ -130,7 +130,7 @@ class _Curves:
     def _tell(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "step" and entry["step"] % self._every == 0:
             self._job.point("loss", entry["step"], entry["student_loss"])
-        elif entry["kind"] == "validation":
+        elif entry["kind"] == "selection":
             for network in ("student", "teacher"):
                 if network in entry:
                     self._job.point(f"{network}_dice", entry["step"], entry[network]["dice"])

@@ -1,0 +1,395 @@
+"""Random changes of training slices: a list of transforms, each with its settings on it and draws of its own.
+
+A transform is a small dataclass: its fields are its settings, its method is what it does. The generator that it gets
+comes from (seed, step, place in the batch, transform) alone. To add one, write its class and its line in
+:class:`AugmentationSettings`; a run with the same settings keeps its numbers, since no draw is shared.
+
+There are three kinds, applied in this order: those that change how a slice is read from its volume, those that move it
+(all of them are one matrix, so that a slice is interpolated once), and those that change its intensities.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .settings import require
+
+Images = NDArray[np.float32]
+Masks = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base of the transforms; each setting is 0 or above, and 0 leaves a slice as it is."""
+
+    # settings with a largest value
+    LIMITS: ClassVar[dict[str, float]] = {}
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, limit = getattr(self, item.name), self.LIMITS.get(item.name, np.inf)
+            allowed = "0 or above" if limit == np.inf else f"in [0, {limit:g}]"
+            require(bool(0 <= value <= limit), f"augmentation.{type(self).__name__}.{item.name}", value, allowed)
+
+    @classmethod
+    def key(cls) -> int:
+        """What keeps its draws apart from those of all others: its name, not its place in the list."""
+        return zlib.crc32(cls.__name__.encode())
+
+
+Generators = Callable[[Transform], np.random.Generator]
+
+# ---- how a slice is read --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ThickSlices(Transform):
+    """Thicker slices: the mean of a slice and of as many neighbors on either side as are drawn; not for pictures.
+
+    Attributes:
+        neighbors: most on either side.
+    """
+
+    neighbors: int = 0
+
+    def read(self, volume: NDArray[Any], index: int, generator: np.random.Generator) -> NDArray[Any]:
+        """One slice of a volume (z, y, x), or the mean of some; the label stays that of the middle one."""
+        if not self.neighbors:
+            return volume[index]
+        either = min(int(generator.integers(self.neighbors + 1)), index, len(volume) - 1 - index)
+        slab: NDArray[np.float32] = volume[index - either : index + either + 1].mean(axis=0, dtype=np.float32)
+        return slab
+
+
+@dataclass(frozen=True)
+class WindowShift(Transform):
+    """Another level of the intensity window (other scanners and calibrations); not for pictures.
+
+    Attributes:
+        hu: largest shift either way, HU.
+    """
+
+    hu: float = 0.0
+
+    def window(self, window: tuple[float, float], generator: np.random.Generator) -> tuple[float, float]:
+        """(width, level) with another level."""
+        width, level = window
+        return width, level + generator.uniform(-1, 1) * self.hu
+
+
+# ---- where a slice goes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flip(Transform):
+    """Flips left-right and front-back.
+
+    Attributes:
+        probability: of each of the two.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
+    probability: float = 0.5
+
+    def matrix(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """From (row, column) of the crop to those of the slice, both from their centers."""
+        return np.diag(np.where(generator.random(2) < self.probability, -1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Rotation(Transform):
+    """Rotation in the plane of the slice.
+
+    Attributes:
+        degrees: largest angle either way.
+    """
+
+    degrees: float = 10.0
+
+    def matrix(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """From (row, column) of the crop to those of the slice, both from their centers."""
+        angle = np.radians(generator.uniform(-1, 1) * self.degrees)
+        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+@dataclass(frozen=True)
+class Scale(Transform):
+    """Another size.
+
+    Attributes:
+        change: largest relative change either way, below 1.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"change": 0.99}
+    change: float = 0.1
+
+    def matrix(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """From (row, column) of the crop to those of the slice, both from their centers."""
+        return np.eye(2) / (1 + generator.uniform(-1, 1) * self.change)
+
+
+# ---- how bright it is: images (planes, rows, columns) in [0, 1], masks of the same shape ----------------------------
+
+
+@dataclass(frozen=True)
+class Consolidation(Transform):
+    """Patches of the lesions as dense as soft tissue; what is denser already stays.
+
+    Attributes:
+        probability: share of the slices in which lesions get such patches.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
+    # density of consolidation in the window: -50 to 80 HU at width 1500, level -650
+    DENSE: ClassVar[tuple[float, float]] = (0.90, 0.99)
+    # width of the patches, and of their soft border, pixels
+    PATCH: ClassVar[float] = 10.0
+    BORDER: ClassVar[float] = 1.5
+    probability: float = 0.0
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:
+        """Fill a random part of each lesion."""
+        from scipy import ndimage
+
+        if generator.random() >= self.probability or not masks.any():
+            return images
+        field = ndimage.gaussian_filter(generator.standard_normal(images.shape[1:], dtype=np.float32), self.PATCH)
+        share, strength = generator.uniform(0.2, 1.0), generator.uniform(0.6, 1.0)
+        dense = np.maximum(images, np.float32(generator.uniform(*self.DENSE)))
+        inside = masks > 0
+        patches = inside & (field <= np.quantile(np.broadcast_to(field, masks.shape)[inside], share))
+        soft = ndimage.gaussian_filter(patches.astype(np.float32), (0, self.BORDER, self.BORDER)) * strength
+        return np.asarray(images + soft * (dense - images), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Sharpening(Transform):
+    """Sharp reconstruction kernels: details of about a pixel are amplified.
+
+    Attributes:
+        share: largest share of the difference to a blurred copy that is added.
+    """
+
+    share: float = 0.0
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
+        """Add a share of the details."""
+        from scipy import ndimage
+
+        share = np.float32(generator.uniform(0, 1) * self.share)
+        return images if not share else images + share * (images - ndimage.gaussian_filter(images, (0, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Blur(Transform):
+    """Soft reconstruction kernels.
+
+    Attributes:
+        sd: largest standard deviation of the Gaussian, pixels.
+    """
+
+    sd: float = 0.0
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
+        """Blur each plane."""
+        from scipy import ndimage
+
+        sd = generator.uniform(0, 1) * self.sd
+        return images if not sd else ndimage.gaussian_filter(images, (0, sd, sd))
+
+
+@dataclass(frozen=True)
+class Contrast(Transform):
+    """Another contrast about the middle of the window, and another brightness.
+
+    Attributes:
+        contrast: largest relative change either way.
+        brightness: largest shift either way, of a window that is 1 wide.
+    """
+
+    contrast: float = 0.1
+    brightness: float = 0.1
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
+        """(image - 1/2) (1 + contrast) + 1/2 + brightness."""
+        contrast, brightness = generator.uniform(-1, 1, 2) * (self.contrast, self.brightness)
+        if not contrast and not brightness:
+            return images
+        middle = np.float32(0.5)
+        return (images - middle) * np.float32(1 + contrast) + middle + np.float32(brightness)
+
+
+@dataclass(frozen=True)
+class Noise(Transform):
+    """Gaussian noise, correlated as in a reconstructed image.
+
+    Attributes:
+        sd: largest standard deviation.
+        grain: largest width of the noise's grain, pixels; the standard deviation stays ``sd``'s.
+    """
+
+    sd: float = 0.0
+    grain: float = 0.0
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
+        """Add noise, other noise to each plane."""
+        from scipy import ndimage
+
+        sd, grain = generator.uniform(0, 1, 2) * (self.sd, self.grain)
+        if not sd:
+            return images
+        noise = generator.standard_normal(images.shape, dtype=np.float32)
+        if grain:
+            noise = ndimage.gaussian_filter(noise, (0, grain, grain), mode="wrap")
+            noise /= max(float(noise.std()), 1e-6)
+        return images + np.float32(sd) * noise
+
+
+@dataclass(frozen=True)
+class Gamma(Transform):
+    """A gamma curve on the windowed image.
+
+    Attributes:
+        log2: largest |log2| of gamma.
+    """
+
+    log2: float = 0.0
+
+    def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
+        """image ** gamma; the image is brought into [0, 1] first."""
+        gamma = np.float32(2 ** (generator.uniform(-1, 1) * self.log2))
+        return images if gamma == 1 else np.clip(images, 0, 1) ** gamma
+
+
+# ---- the list -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """The transforms, in the order in which they are applied; a table of the configuration each.
+
+    Attributes:
+        thick_slices: thicker slices.
+        window_shift: other calibrations.
+        flip: left-right and front-back.
+        rotation: in the plane.
+        scale: another size.
+        consolidation: dense patches in lesions.
+        sharpening: sharp kernels.
+        blur: soft kernels.
+        contrast: contrast and brightness.
+        noise: dose, and the grain of the noise.
+        gamma: other curves of gray.
+    """
+
+    thick_slices: ThickSlices = ThickSlices()
+    window_shift: WindowShift = WindowShift()
+    flip: Flip = Flip()
+    rotation: Rotation = Rotation()
+    scale: Scale = Scale()
+    consolidation: Consolidation = Consolidation()
+    sharpening: Sharpening = Sharpening()
+    blur: Blur = Blur()
+    contrast: Contrast = Contrast()
+    noise: Noise = Noise()
+    gamma: Gamma = Gamma()
+
+    @classmethod
+    def none(cls) -> AugmentationSettings:
+        """No change at all: every setting is 0."""
+        own = cls()
+        still: dict[str, Any] = {}
+        for item in fields(own):
+            transform = getattr(own, item.name)
+            still[item.name] = replace(transform, **{setting.name: 0 for setting in fields(transform)})
+        return cls(**still)
+
+    def transforms(self, method: str) -> list[Any]:
+        """Those with a method, "read", "window", "matrix" or "apply", in order."""
+        return [transform for item in fields(self) if hasattr(transform := getattr(self, item.name), method)]
+
+
+def augment(
+    images: Images,
+    masks: Masks,
+    center: tuple[float, float],
+    size: tuple[int, int],
+    settings: AugmentationSettings,
+    generators: Generators,
+    zoom: float = 1.0,
+) -> tuple[Images, Masks]:
+    """Crop slices and change them at random, images (linear) and masks (nearest) by one and the same transform.
+
+    What lies outside the slices is mirrored.
+
+    Args:
+        images: (planes, rows, columns), windowed to [0, 1]; all planes are moved alike.
+        masks: (planes, rows, columns), 0 or 1.
+        center: of the crop, (row, column).
+        size: of the crop, (rows, columns).
+        settings: the transforms.
+        generators: a transform's generator.
+        zoom: pixels of the crop per pixel of the slice, in (0, 1].
+
+    Returns:
+        Crops of images and masks; the images stay in [0, 1].
+    """
+    from scipy import ndimage
+
+    matrix = np.eye(2) / zoom
+    for transform in settings.transforms("matrix"):
+        matrix = matrix @ transform.matrix(generators(transform))
+    if zoom < 1:
+        # what a coarser pixel can't show must not come back as a pattern
+        sd = 0.4 * (1 / zoom - 1) + 0.1
+        images = ndimage.gaussian_filter(images, (0, sd, sd))
+    out, mask = cut(images, center, size, matrix, order=1), cut(masks, center, size, matrix, order=0)
+    for transform in settings.transforms("apply"):
+        out = transform.apply(out, mask, generators(transform))
+    return np.clip(out, 0, 1).astype(np.float32, copy=False), mask
+
+
+def cut(
+    planes: NDArray[Any],
+    center: tuple[float, float],
+    size: tuple[int, int],
+    matrix: NDArray[np.float64],
+    order: Literal[0, 1],
+) -> NDArray[Any]:
+    """Crops of planes whose pixels are moved by a matrix, mirrored where they end.
+
+    Args:
+        planes: (n, rows, columns).
+        center: of the crop in the planes, (row, column).
+        size: of the crop, (rows, columns).
+        matrix: (2, 2), from (row, column) of the crop to those of the planes, both from their centers.
+        order: 1 interpolates linearly, 0 takes the nearest pixel.
+
+    Returns:
+        (n, *size), of the planes' type.
+    """
+    from scipy import ndimage
+
+    offset = np.asarray(center) - matrix @ ((np.asarray(size) - 1) / 2)
+    if np.array_equal(np.abs(matrix), np.eye(2)):
+        # whole pixels: flips alone must not blur
+        rows, columns = (
+            _mirrored(np.rint(start + matrix[axis, axis] * np.arange(count)).astype(np.intp), planes.shape[1 + axis])
+            for axis, (start, count) in enumerate(zip(offset, size, strict=True))
+        )
+        return planes[:, rows[:, None], columns]
+    moved = [ndimage.affine_transform(p, matrix, offset, output_shape=size, order=order, mode="mirror") for p in planes]
+    return np.stack(moved)
+
+
+def _mirrored(places: NDArray[np.intp], side: int) -> NDArray[np.intp]:
+    """Places on an axis of ``side`` pixels, reflected about its first and last one."""
+    period = max(2 * (side - 1), 1)
+    places = places % period
+    return np.minimum(places, period - places)
