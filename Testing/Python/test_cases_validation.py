@@ -310,3 +310,8 @@ def test_with_other_settings_of_the_card_a_model_is_run_anew(store, monkeypatch)
     for number in (0, 0, 1, 2, 3, 4, 4):
         store.validation.figures(number)
     assert ran == cards
+    # other limits of doubtful lungs are another crop, and another limit to the lungs
+    monkeypatch.setattr("COVIDLesionSegLib.cases.running.load_json", lambda _name: {"checks": {}})
+    for _ in range(2):
+        store.validation.figures(4)
+    assert ran == [*cards, cards[4]]
