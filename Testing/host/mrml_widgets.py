@@ -17,7 +17,7 @@ _SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified", "Segment
 
 
 class Observations:
-    """VTK observers of a widget that go away together; a widget that Qt has deleted hears nothing any more.
+    """VTK observers of a widget that go away together, at the latest when Qt deletes the widget.
 
     Args:
         owner: the widget.
@@ -25,7 +25,11 @@ class Observations:
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
-        self._made: list[tuple[Any, int]] = []
+        made: list[tuple[Any, int]] = []
+        self._made = made
+        # Qt holds the list: without it the observed node's wrapper, the observers and the widget are a circle that
+        # Python collects while the scene keeps the node and calls what is gone
+        owner.destroyed.connect(lambda *_ignored: _remove(made))
 
     def add(self, thing: Any, event: Any, action: Any, priority: float = 0.0) -> None:
         """Call an action without arguments."""
@@ -47,9 +51,13 @@ class Observations:
         self._made.append((thing, thing.AddObserver(event, call, priority)))
 
     def clear(self) -> None:
-        for thing, tag in self._made:
-            thing.RemoveObserver(tag)
-        self._made = []
+        _remove(self._made)
+
+
+def _remove(made: list[tuple[Any, int]]) -> None:
+    for thing, tag in made:
+        thing.RemoveObserver(tag)
+    made.clear()
 
 
 class SceneWidget(QtWidgets.QWidget):
