@@ -58,7 +58,7 @@ def install() -> types.ModuleType:
     """
     if "qt" in sys.modules:
         return sys.modules["qt"]
-    _keep_none_alive()
+    _keep_constants_alive()
     pythonqt.install()
     qt = sys.modules["qt"] = types.ModuleType("qt")
     for module in pythonqt.MODULES:
@@ -75,10 +75,11 @@ def install() -> types.ModuleType:
     return qt
 
 
-def _keep_none_alive() -> None:
-    """PySide6 6.12 returns None without counting the reference, which before Python 3.12 ends in a crash at exit."""
+def _keep_constants_alive() -> None:
+    """PySide6 6.12 returns None, True, False without counting the reference: a crash before Python 3.12 in the end."""
     if sys.version_info < (3, 12):
-        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+        for constant in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(constant)).value += 1 << 40
 
 
 def _start_application() -> None:
