@@ -244,11 +244,15 @@ def facts(folder: Path) -> dict[str, Any]:
     return plain
 
 
+# what an operation is to change
+CHANGES = {"write a note": "case-0001 note", "say whose a case is": "case-0002 patient"}
+
+
 def lost(before: dict[str, Any], after: dict[str, Any], changed: str) -> list[str]:
     return [
         f"{key}: {value} became {after.get(key)}"
         for key, value in before.items()
-        if after.get(key) != value and not (changed == "write a note" and key == "case-0001 note")
+        if after.get(key) != value and CHANGES.get(changed) != key
     ]
 
 

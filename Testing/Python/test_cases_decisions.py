@@ -147,6 +147,8 @@ def test_a_patient_who_is_a_files_name_is_warned_about(tmp_path, caplog):
     assert store.training.plan().cases == {jones.id: "train", march.id: "validation", may.id: "validation"}
     act = store.split.history()[-1]
     assert (act["act"], act["by"], act["case"], act["to"]) == ("patient", "chief", may.id, march.patient)
+    # earlier figures no longer compare
+    assert store.split.statement([march, store.case(may.id)])["moves"] == [act]
     assert store.check().findings == ()
     # what was named is rebuilt with its patient
     store.layout.case_file(may.id).unlink()

@@ -50,7 +50,7 @@ def reopened(slicer_core, folder):
 
 
 def test_a_record_survives_with_its_node(ct, record, slicer_core, tmp_path):
-    from COVIDLesionSegLib.mrml.records import attachRecord, recordOf
+    from COVIDLesionSegLib.mrml.nodes import attachRecord, recordOf
 
     assert recordOf(ct) is None
     attachRecord(ct, record)
@@ -59,7 +59,7 @@ def test_a_record_survives_with_its_node(ct, record, slicer_core, tmp_path):
 
 
 def test_a_damaged_record_is_an_error(ct, record):
-    from COVIDLesionSegLib.mrml.records import RECORD_ATTRIBUTE, attachRecord, recordOf
+    from COVIDLesionSegLib.mrml.nodes import RECORD_ATTRIBUTE, attachRecord, recordOf
 
     ct.SetAttribute(RECORD_ATTRIBUTE, "{")
     with pytest.raises(InputError, match="run record"):

@@ -116,7 +116,7 @@ def test_no_name_of_a_created_node_holds_the_cts(mrml, ct, three_lesions, scene)
 
 
 def test_the_segmentation_stands_under_the_cts_study_and_on_its_grid(mrml, ct, study, three_lesions):
-    from COVIDLesionSegLib.mrml.hierarchy import studyOf
+    from COVIDLesionSegLib.mrml.nodes import studyOf
 
     node = mrml.showLesions(ct, three_lesions)
     assert studyOf(node) == studyOf(ct) == study
@@ -125,7 +125,7 @@ def test_the_segmentation_stands_under_the_cts_study_and_on_its_grid(mrml, ct, s
 
 
 def test_a_ct_outside_a_study_keeps_its_segmentation_beside_it(mrml, ct, three_lesions):
-    from COVIDLesionSegLib.mrml.hierarchy import studyOf
+    from COVIDLesionSegLib.mrml.nodes import studyOf
 
     assert studyOf(mrml.showLesions(ct, three_lesions)) == 0
 
@@ -221,7 +221,7 @@ def test_the_users_color_and_the_3d_surface_survive_a_new_result(mrml, ct, three
 
 
 def test_undo_brings_the_edited_segments_back(mrml, ct, three_lesions):
-    from COVIDLesionSegLib.mrml.undo import UndoHistory
+    from undo_history import UndoHistory
 
     node = mrml.showLesions(ct, three_lesions)
     edited = three_lesions.copy()
@@ -240,7 +240,7 @@ def test_undo_brings_the_edited_segments_back(mrml, ct, three_lesions):
 
 
 def test_nothing_is_saved_where_nothing_is_replaced(mrml, ct, three_lesions):
-    from COVIDLesionSegLib.mrml.undo import UndoHistory
+    from undo_history import UndoHistory
 
     node = mrml.createSegmentation(ct)
     history = UndoHistory(node, ct)
@@ -249,9 +249,8 @@ def test_nothing_is_saved_where_nothing_is_replaced(mrml, ct, three_lesions):
 
 
 def test_an_edit_through_the_segment_editor_is_read_back(mrml, ct, three_lesions):
+    from undo_history import UndoHistory
     from vtk.util.numpy_support import vtk_to_numpy
-
-    from COVIDLesionSegLib.mrml.undo import UndoHistory
 
     node = mrml.showLesions(ct, three_lesions)
     history = UndoHistory(node, ct)
@@ -358,7 +357,7 @@ def test_faults_are_sentences(mrml, ct, three_lesions, scene):
 
 
 def test_everything_survives_a_scene_bundle(mrml, ct, study, three_lesions, lungs, scene, slicer_core, tmp_path):
-    from COVIDLesionSegLib.mrml.hierarchy import studyOf
+    from COVIDLesionSegLib.mrml.nodes import studyOf
 
     node = mrml.showLungs(ct, lungs)
     mrml.showLesions(ct, three_lesions, segmentationNode=node, view="attenuation")
@@ -378,7 +377,7 @@ def test_everything_survives_a_scene_bundle(mrml, ct, study, three_lesions, lung
 
 
 def test_fifty_results_leave_no_nodes_behind(mrml, ct, three_lesions, scene):
-    from COVIDLesionSegLib.mrml.undo import UndoHistory
+    from undo_history import UndoHistory
 
     node = mrml.showLesions(ct, three_lesions)
     history = UndoHistory(node, ct)

@@ -24,7 +24,7 @@ def view(scene, slicer_core, monkeypatch):
     shown = vtk.vtkCollection()
     shown.AddItem(logic)
     layout = types.SimpleNamespace(mrmlSliceLogics=lambda: shown)
-    monkeypatch.setattr(slicer_core.app, "layoutManager", lambda: layout)
+    monkeypatch.setattr(slicer_core.app, "_layout", layout)
     return logic
 
 

@@ -50,12 +50,18 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     ui.inputSelector.setCurrentNode(ct)
     ui.deviceCombo.setCurrentIndex(ui.deviceCombo.findData("cpu"))
     phases = set()
-    panel.session.run.changed.connect(lambda: phases.add(ui.phaseLabel.text.split(",")[0]))
+
+    def note_phase():
+        phases.add(ui.phaseLabel.text.split(",")[0])
+
+    panel.session.run.changed.connect(note_phase)
     ui.applyButton.click()
     wait_for(lambda: not panel.session.run.busy, "the run", seconds=120)
+    # the session outlives this panel and its labels
+    panel.session.run.changed.disconnect(note_phase)
     assert "Done" in said(panel), said(panel)
     assert {"Finding the lungs", "Finding lesions", "Showing the result"} <= phases
-    assert "threads" in ui.deviceLabel.text
+    wait_for(lambda: "threads" in ui.deviceLabel.text, "the device's name", seconds=60)
     node = mrml.moduleParameters().lesionSegmentation
     found = mrml.lesionMask(node, ct)
     # slices this coarse are not what the network was trained on
@@ -80,8 +86,8 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     panel.measure.ui.htmlCheck.setChecked(False)
     panel.measure.ui.folderEdit.setProperty("currentPath", str(tmp_path))
     panel.measure.ui.saveButton.click()
-    wait_for_words(panel, "Written: case_measurements.csv")
-    with (tmp_path / "case_measurements.csv").open() as file:
+    wait_for_words(panel, "Written: case-1_measurements.csv")
+    with (tmp_path / "case-1_measurements.csv").open() as file:
         rows = {row["region"]: row for row in csv.DictReader(file)}
     assert float(rows["right_lung"]["lesion_volume [mL]"]) > 0
 

@@ -121,6 +121,8 @@ class Application:
         self._cursors: list[Any] = []
         self._render_pauses = 0
         self._at_startup: list[Any] = []
+        #: what :meth:`layoutManager` gives; a test may put one here
+        self._layout: Any = None
 
     def connect(self, signal: str, slot: Any) -> bool:
         """Keep a slot for the one signal that modules connect to while they are made."""
@@ -157,8 +159,9 @@ class Application:
     def moduleManager(self) -> ModuleManager:
         return self._modules
 
-    def layoutManager(self) -> None:
-        """There is none: code must cope, as it must in Slicer without a main window."""
+    def layoutManager(self) -> Any:
+        """There is none by itself: code must cope, as it must in Slicer without a main window."""
+        return self._layout
 
     def mainWindow(self) -> None:
         """There is none."""

@@ -199,7 +199,8 @@ class StoreSplit:
         values = self._values()
         sides: Mapping[str, str] = values["patients"]
         digest = hashlib.sha256(json.dumps(sides, sort_keys=True).encode()).hexdigest()
-        moves = [act for act in values["history"] if act["act"] == "move"]
+        # whose a case is may change its side, too
+        moves = [act for act in values["history"] if act["act"] in ("move", "patient")]
         patients = {case.patient for case in cases}
         moved = f"patients were moved {counted(len(moves), 'time')} since" if moves else "no patient was moved since"
         return {

@@ -6,15 +6,24 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 
 from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
 from .contents import LESION_VIEWS, LesionView
-from .dicom_files import dicomFilesOf
-from .hierarchy import placeUnderStudy, studyOf
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
-from .nodes import changeStamp, removeNode, requireNode, voxelStamp
+from .nodes import (
+    attachRecord,
+    caseName,
+    changeStamp,
+    dicomFilesOf,
+    nameCase,
+    patientOf,
+    placeUnderStudy,
+    recordOf,
+    removeNode,
+    requireNode,
+    studyOf,
+    voxelStamp,
+)
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
-from .patients import caseName, nameCase, patientOf
-from .plots import showHistogram, showLossCurves, showZones
-from .records import attachRecord, recordOf
+from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .segmentations import (
     EDITED,
     UndoStates,
@@ -34,8 +43,6 @@ from .segmentations import (
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
 from .terminology import loadTerminology
-from .training_plots import showTrainingCurves
-from .undo import UndoHistory
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
 from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
@@ -47,7 +54,6 @@ __all__ = [
     "NodeReference",
     "Parameter",
     "ParameterSet",
-    "UndoHistory",
     "UndoStates",
     "answerMask",
     "attachRecord",

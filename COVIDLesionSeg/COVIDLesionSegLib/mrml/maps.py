@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..measurement import ERROR_LABELS
-from .hierarchy import placeUnderStudy
-from .nodes import addNode, requireNode
+from .nodes import addNode, placeUnderStudy, requireNode
 from .segmentations import createSegmentation, writeSegment
 from .volumes import fill_node, gridOfNode, local_grid
 

@@ -1,10 +1,13 @@
-"""What all files of this room need of MRML: checked nodes, matrices, new nodes with harmless names.
+"""What all files of this room need of MRML: checked nodes, matrices, new nodes with harmless names; what nodes say of
+the patient, the DICOM files, the study and the run that they come from.
 
 Nodes are typed ``Any``: the wrapped classes carry no type information.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +17,7 @@ import vtk
 from numpy.typing import NDArray
 
 from ..errors import GeometryError, InputError
+from ..inference.record import RunRecord
 
 
 def requireNode(node: Any, classNames: str | Iterable[str], what: str) -> Any:
@@ -128,3 +132,117 @@ def nodesOfClass(className: str) -> list[Any]:
     scene = slicer.mrmlScene
     count = scene.GetNumberOfNodesByClass(className)
     return [scene.GetNthNodeByClass(index, className) for index in range(count)]
+
+
+def placeUnderStudy(node: Any, volumeNode: Any) -> None:
+    """Move a node's subject hierarchy item beside the CT's.
+
+    Slicer exports a segmentation as DICOM SEG only from under the study of its CT.
+
+    Args:
+        node: a node made from the CT.
+        volumeNode: the CT; one that was not loaded from DICOM has no study, and the node goes to the same folder.
+    """
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    parent = hierarchy.GetItemParent(_item_of(hierarchy, volumeNode))
+    if parent == hierarchy.GetInvalidItemID():
+        parent = hierarchy.GetSceneItemID()
+    hierarchy.SetItemParent(_item_of(hierarchy, node), parent)
+
+
+def studyOf(node: Any) -> int:
+    """Subject hierarchy item of a node's study; 0 where it is under none."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy()
+    return int(hierarchy.GetItemAncestorAtLevel(_item_of(hierarchy, node), level))
+
+
+def _item_of(hierarchy: Any, node: Any) -> int:
+    item = hierarchy.GetItemByDataNode(node)
+    return int(item or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node))
+
+
+_CASE = "COVIDLesionSeg.Case"
+_PATIENT_ID = "DICOM.PatientID"
+
+
+def patientOf(volumeNode: Any) -> str:
+    """The DICOM patient ID above a CT in the subject hierarchy; "" for one that did not come from DICOM.
+
+    It identifies a person: use it to tell patients apart, never keep or show it.
+
+    Raises:
+        InputError: no node, or deleted.
+    """
+    requireNode(volumeNode, "vtkMRMLVolumeNode", "CT")
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volumeNode.GetScene())
+    item = hierarchy.GetItemByDataNode(volumeNode)
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient()
+    patient = hierarchy.GetItemAncestorAtLevel(item, level) if item else 0
+    return str(hierarchy.GetItemAttribute(patient, _PATIENT_ID)) if patient else ""
+
+
+def caseName(volumeNode: Any) -> str:
+    """What the case of a CT is called: as :func:`nameCase` said, else "case-N", each number once in a scene."""
+    name = volumeNode.GetAttribute(_CASE)
+    if not name:
+        taken = {node.GetAttribute(_CASE) for node in nodesOfClass("vtkMRMLScalarVolumeNode")}
+        name = next(name for name in (f"case-{number}" for number in itertools.count(1)) if name not in taken)
+        nameCase(volumeNode, name)
+    return str(name)
+
+
+def nameCase(volumeNode: Any, name: str) -> None:
+    """Call the case of a CT something that says nothing of the patient; "" lets it be numbered."""
+    if volumeNode.GetAttribute(_CASE) != (name or None):
+        volumeNode.SetAttribute(_CASE, name or None)
+
+
+_INSTANCE_UIDS = "DICOM.instanceUIDs"
+
+
+def dicomFilesOf(volumeNode: Any) -> list[str]:
+    """The files of a CT that was loaded with Slicer's DICOM module.
+
+    Raises:
+        InputError: it was not, or the database does not know the files any more.
+    """
+    requireNode(volumeNode, "vtkMRMLVolumeNode", "CT")
+    uids = (volumeNode.GetAttribute(_INSTANCE_UIDS) or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if not uids or database is None:
+        raise InputError(
+            "The CT was not loaded with the DICOM module, so its DICOM files are not known.",
+            "Name the folder that holds them.",
+        )
+    files = [str(database.fileForInstance(uid)) for uid in uids]
+    if not all(files):
+        raise InputError(
+            f"{sum(not file for file in files)} of the CT's {len(files)} DICOM files are not in the database any more.",
+            "Name the folder that holds them.",
+        )
+    return files
+
+
+RECORD_ATTRIBUTE = "COVIDLesionSeg.RunRecord"
+
+
+def attachRecord(node: Any, record: RunRecord) -> None:
+    """Keep a run record with a node; it is saved with the scene.
+
+    Raises:
+        InputError: no node, or deleted.
+    """
+    requireNode(node, "vtkMRMLNode", "result")
+    node.SetAttribute(RECORD_ATTRIBUTE, json.dumps(record.to_json(), ensure_ascii=True))
+
+
+def recordOf(node: Any) -> RunRecord | None:
+    """The run record that a node carries, or None.
+
+    Raises:
+        InputError: no node, deleted, or the attribute is no run record.
+    """
+    requireNode(node, "vtkMRMLNode", "result")
+    text = node.GetAttribute(RECORD_ATTRIBUTE)
+    return None if text is None else RunRecord.from_json(text)

@@ -21,8 +21,15 @@ from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
 from . import contents
 from .contents import LesionView, SegmentContent
-from .hierarchy import placeUnderStudy
-from .nodes import addNode, array_of_matrix, matrix_of_array, nodesOfClass, requireNode, world_from_parent
+from .nodes import (
+    addNode,
+    array_of_matrix,
+    matrix_of_array,
+    nodesOfClass,
+    placeUnderStudy,
+    requireNode,
+    world_from_parent,
+)
 from .volumes import gridOfNode, local_grid, volumeFromNode
 
 ROLE_TAG = "COVIDLesionSeg.Role"
@@ -44,7 +51,7 @@ _SAME_LATTICE = 0.01
 
 
 class UndoStates(Protocol):
-    """Something that remembers a segmentation: :class:`.undo.UndoHistory`, or Slicer's segment editor widget."""
+    """Something that remembers a segmentation: Slicer's segment editor widget does."""
 
     def saveStateForUndo(self) -> Any:
         """Remember the segmentation as it is."""

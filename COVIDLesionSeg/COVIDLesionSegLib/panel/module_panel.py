@@ -55,6 +55,7 @@ class ModulePanel(VTKObservationMixin):
             self.tabs.setTabToolTip(index, f"Alt+{index + 1}")
         layout.addWidget(self.tabs)
         layout.addWidget(self.messages.form)
+        layout.addStretch(1)
         self._shortcuts = [
             addShortcut(f"Alt+{index + 1}", self.tabs, self._goer(index)) for index in range(self.tabs.count)
         ]

@@ -1,4 +1,4 @@
-"""Undo for segmentations that are changed by a program: states as Slicer's segment editor keeps them."""
+"""Undo for segmentations that tests change: states as the segment editor of Slicer keeps them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import slicer
 
-from .nodes import requireNode
-from .segmentations import SEGMENTATION
+from COVIDLesionSegLib.mrml.nodes import requireNode
+from COVIDLesionSegLib.mrml.segmentations import SEGMENTATION
 
 _EDITOR_TAG = "COVIDLesionSeg"
 
@@ -19,27 +19,27 @@ class UndoHistory:
     the same methods, and its own undo button then takes the result back.
 
     Args:
-        segmentationNode: the segmentation.
-        volumeNode: the CT.
+        segmentation_node: the segmentation.
+        volume_node: the CT.
         states: how many are kept.
 
     Raises:
         InputError: a node that is not what it should be.
     """
 
-    def __init__(self, segmentationNode: Any, volumeNode: Any, states: int = 10) -> None:
-        requireNode(segmentationNode, SEGMENTATION, "segmentation")
-        requireNode(volumeNode, "vtkMRMLScalarVolumeNode", "CT")
-        self._node = segmentationNode
+    def __init__(self, segmentation_node: Any, volume_node: Any, states: int = 10) -> None:
+        requireNode(segmentation_node, SEGMENTATION, "segmentation")
+        requireNode(volume_node, "vtkMRMLScalarVolumeNode", "CT")
+        self._node = segmentation_node
         self._history = slicer.vtkSegmentationHistory()
-        self._history.SetSegmentation(segmentationNode.GetSegmentation())
+        self._history.SetSegmentation(segmentation_node.GetSegmentation())
         self._history.SetMaximumNumberOfStates(states)
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
-        self._logic.SetMRMLScene(segmentationNode.GetScene())
+        self._logic.SetMRMLScene(segmentation_node.GetScene())
         self._logic.SetSegmentEditorNode(_editor_node())
-        self._logic.SetSegmentationNode(segmentationNode)
-        self._logic.SetSourceVolumeNode(volumeNode)
+        self._logic.SetSegmentationNode(segmentation_node)
+        self._logic.SetSourceVolumeNode(volume_node)
         self._logic.SetSegmentationHistory(self._history)
 
     @property
