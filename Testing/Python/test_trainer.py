@@ -219,6 +219,14 @@ def test_a_damaged_state_is_a_sentence(cases, tmp_path):
         Trainer(tiny_config(cases), tmp_path / "run", tmp_path).run(resume=True)
 
 
+def test_a_state_of_another_version_is_a_sentence(cases, tmp_path):
+    Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "run", tmp_path).run()
+    file = tmp_path / "run" / "state.pt"
+    torch.save({**torch.load(file, weights_only=True), "version": 1}, file)
+    with pytest.raises(InputError, match="has version 1; this program reads 2"):
+        Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "run", tmp_path).run(resume=True)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files as only POSIX can")
 def test_a_full_disk_keeps_the_last_good_state(cases, tmp_path):
     import resource

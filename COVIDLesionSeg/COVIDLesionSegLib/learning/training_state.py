@@ -13,7 +13,7 @@ from ..errors import InputError, ReadError
 from ..files import atomic_path
 from .config import TrainingConfig
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _FILE = "state.pt"
 
 
