@@ -7,12 +7,14 @@ inside of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._morphology import Box, Mask, Spacing
+from ..masks import Box, Mask
+from ._morphology import Spacing
 
 # Ribs and vertebrae averaged over a voxel of 2 mm are brighter than this, HU; soft tissue without contrast is not.
 _BONE = 130.0
@@ -34,23 +36,57 @@ _WALL = (25.0, 110.0)
 
 
 @dataclass(frozen=True)
-class RibCage:
-    """The inner surface of the ribs in polar coordinates about an axis in front of the spine.
+class Polar:
+    """Polar coordinates in every slice about an axis between the lungs: they tell which way the chest wall is.
 
     Attributes:
         y: (z,) of the axis, mm from the grid's first row.
-        x: (z,) of the axis and the spine, mm from the grid's first column.
-        wall: float32 (z, BINS) radius of the ribs' inner surface, mm; infinite where no bone is seen. Direction 0 and
-            the last are the front, the middle one the back, the patient's right comes first.
+        x: (z,) of the axis, mm from the grid's first column.
         spacing: (z, y, x) mm.
+        bins: how many directions are told apart.
+        seam: where the first direction begins and the last one ends: at the "front", and the patient's right comes
+            first, or at the patient's "right", and the front comes first.
     """
-
-    BINS = 120
 
     y: NDArray[np.float64]
     x: NDArray[np.float64]
-    wall: NDArray[np.float32]
     spacing: Spacing
+    bins: int
+    seam: Literal["front", "right"]
+
+    def cropped(self, box: Box) -> Self:
+        """The part inside the box, positions counted from its corner."""
+        z, y, x = box
+        return replace(self, y=self.y[z] - y.start * self.spacing[1], x=self.x[z] - x.start * self.spacing[2])
+
+    def coordinates(
+        self, z: NDArray[np.intp] | int, y: NDArray[np.intp], x: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Radius (mm) and direction (0 to bins - 1) of voxels given by their indices."""
+        behind = (y * self.spacing[1] - self.y[z]).astype(np.float32)
+        left = (x * self.spacing[2] - self.x[z]).astype(np.float32)
+        angle = np.arctan2(left, behind) if self.seam == "front" else np.arctan2(behind, left)
+        turn = (angle + np.pi) / (2 * np.pi)
+        return np.hypot(behind, left), (turn * self.bins).astype(np.intp) % self.bins
+
+    def outermost(self, mask: Mask) -> NDArray[np.float32]:
+        """Radius of the mask's outermost voxel by (z, direction), mm; 0 where there is none."""
+        places = np.nonzero(mask)
+        radius, direction = self.coordinates(*places)
+        outermost = np.zeros((len(mask), self.bins), np.float32)
+        np.maximum.at(outermost, (places[0], direction), radius)
+        return outermost
+
+
+@dataclass(frozen=True)
+class RibCage(Polar):
+    """The inner surface of the ribs about an axis in front of the spine; ``x`` is the spine's, too.
+
+    Attributes:
+        wall: float32 (z, bins) radius of the ribs' inner surface, mm; infinite where no bone is seen.
+    """
+
+    wall: NDArray[np.float32]
 
     @classmethod
     def seen(cls, hu: NDArray[np.float32], spacing: Spacing) -> RibCage | None:
@@ -64,42 +100,21 @@ class RibCage:
         axis = _spine(bone, spacing)
         if axis is None:
             return None
-        y, x = axis[0] - _AHEAD, axis[1]
-        cage = cls(y, x, np.zeros((len(hu), cls.BINS), np.float32), spacing)
+        polar = Polar(axis[0] - _AHEAD, axis[1], spacing, 120, "front")
         places = np.nonzero(bone)
-        radius, direction = cage.coordinates(*places)
+        radius, direction = polar.coordinates(*places)
         outer = radius > _NEAREST
-        nearest = np.full(cage.wall.shape, np.inf, np.float32)
+        nearest = np.full((len(hu), polar.bins), np.inf, np.float32)
         np.minimum.at(nearest, (places[0][outer], direction[outer]), radius[outer])
-        return cls(y, x, _inner_surface(nearest, spacing[0]), spacing)
+        return cls(polar.y, polar.x, spacing, polar.bins, polar.seam, _inner_surface(nearest, spacing[0]))
 
-    def cropped(self, box: Box) -> RibCage:
+    def cropped(self, box: Box) -> Self:
         """The part inside the box, positions counted from its corner."""
-        z, y, x = box
-        return RibCage(
-            self.y[z] - y.start * self.spacing[1], self.x[z] - x.start * self.spacing[2], self.wall[z], self.spacing
-        )
-
-    def coordinates(
-        self, z: NDArray[np.intp], y: NDArray[np.intp], x: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Radius (mm) and direction (0 to BINS - 1) of voxels given by their indices."""
-        behind = (y * self.spacing[1] - self.y[z]).astype(np.float32)
-        left = (x * self.spacing[2] - self.x[z]).astype(np.float32)
-        turn = (np.arctan2(left, behind) + np.pi) / (2 * np.pi)
-        return np.hypot(behind, left), (turn * self.BINS).astype(np.intp) % self.BINS
-
-    def outermost(self, mask: Mask) -> NDArray[np.float32]:
-        """Radius of the mask's outermost voxel by (z, direction), mm; 0 where there is none."""
-        places = np.nonzero(mask)
-        radius, direction = self.coordinates(*places)
-        outermost = np.zeros(self.wall.shape, np.float32)
-        np.maximum.at(outermost, (places[0], direction), radius)
-        return outermost
+        return replace(super().cropped(box), wall=self.wall[box[0]])
 
     def directions(self, side: int) -> Mask:
-        """(BINS,) Directions to the side wall and the back of the right (1) or left (2) half of the chest."""
-        angle = ((np.arange(self.BINS) + 0.5) / self.BINS * 360 - 180) * (-1 if side == 1 else 1)
+        """(bins,) Directions to the side wall and the back of the right (1) or left (2) half of the chest."""
+        angle = ((np.arange(self.bins) + 0.5) / self.bins * 360 - 180) * (-1 if side == 1 else 1)
         return (angle > _WALL[0]) & (angle < _WALL[1])
 
     def shares(self, mask: Mask) -> NDArray[np.float64]:
@@ -113,7 +128,7 @@ class RibCage:
 
         Directions without bone count as the others' mean does; NaN where most have none.
         """
-        half = self.BINS // 2
+        half = self.bins // 2
         wall = self.wall[:, :half] if side == 1 else self.wall[:, half:]
         known = np.isfinite(wall)
         square = np.where(known, wall, 0.0).astype(float) ** 2

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import masks
-from ..masks import Box, Mask
+from ..masks import Mask, bounding_box
 
-Labels = NDArray[np.int32]
 Spacing = tuple[float, float, float]
 
 # Voxels of a distance transform that are worked on at once: few enough to stay in a processor core's cache.
@@ -72,7 +70,7 @@ def dilate(mask: Mask, spacing: Spacing, radius: float) -> Mask:
     """Voxels within the radius (mm) of the mask."""
     grown = np.zeros_like(mask)
     if mask.any():
-        box = bounding_box(mask, spacing, radius + max(spacing))
+        box = bounding_box(mask, (radius + max(spacing)) / np.array(spacing))
         grown[box] = _within(mask[box], spacing, radius)
     return grown
 
@@ -82,7 +80,7 @@ def erode(mask: Mask, spacing: Spacing, radius: float) -> Mask:
     kept = np.zeros_like(mask)
     if mask.any():
         # one voxel around the mask suffices: the nearest voxel outside is never further than straight across that rim
-        box = bounding_box(mask, spacing, max(spacing))
+        box = bounding_box(mask, max(spacing) / np.array(spacing))
         kept[box] = ~_within(~mask[box], spacing, radius)
     return kept
 
@@ -92,31 +90,40 @@ def close(mask: Mask, spacing: Spacing, radius: float) -> Mask:
     return erode(dilate(mask, spacing, radius), spacing, radius)
 
 
-def label(mask: Mask, structure: Any = None) -> tuple[Labels, int]:
-    """Connected regions, numbered from 1, and how many; 6 neighbors unless ``structure`` says otherwise."""
-    from scipy import ndimage
+class Pieces:
+    """Connected pieces of a mask; 6 neighbors unless ``structure`` says otherwise.
 
-    labels, count = ndimage.label(mask, structure)
-    return np.asarray(labels, dtype=np.int32), int(count)
+    Attributes:
+        labels: int32 (z, y, x), 0 the background, pieces from 1.
+        size: (pieces + 1,) voxels by label; 0 for the background, here as in every answer about the pieces.
+    """
 
+    def __init__(self, mask: Mask, structure: Any = None) -> None:
+        from scipy import ndimage
 
-def touched(labels: Labels, count: int, where: Mask) -> Mask:
-    """Which of the labels 0..count have a voxel in the mask; 0, the background, never has."""
-    found = np.zeros(count + 1, dtype=bool)
-    found[labels[where]] = True
-    found[0] = False
-    return found
+        labels, count = ndimage.label(mask, structure)
+        self.labels = np.asarray(labels, np.int32)
+        self.size = np.bincount(self.labels.ravel(), minlength=count + 1)
+        self.size[0] = 0
 
+    def __len__(self) -> int:
+        return len(self.size) - 1
 
-def bounding_box(mask: Mask, spacing: Spacing, margin: float) -> Box:
-    """Box of a mask that is not empty, with a margin (mm) clipped to the array."""
-    return masks.bounding_box(mask, margin / np.array(spacing))
+    def within(self, where: Mask) -> NDArray[np.int64]:
+        """Voxels of each piece that lie in another mask."""
+        counts = np.bincount(self.labels[where], minlength=len(self.size))
+        counts[0] = 0
+        return counts
 
+    def center(self, axis: int) -> NDArray[np.float64]:
+        """Mean index of each piece along an axis."""
+        places = np.nonzero(self.labels)
+        total = np.bincount(self.labels[places], weights=places[axis], minlength=len(self.size))
+        return total / np.maximum(self.size, 1)
 
-def inner_box(outer: Box, inner: Box) -> Box:
-    """A box given within another, as a box of the whole."""
-    z, y, x = (slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
-    return z, y, x
+    def those(self, chosen: Mask) -> Mask:
+        """The voxels of chosen pieces; ``chosen`` is (pieces + 1,), and the background is never among them."""
+        return (chosen & (self.size > 0))[self.labels]
 
 
 def grow(labels: NDArray[np.uint8], allowed: Mask) -> NDArray[np.uint8]:

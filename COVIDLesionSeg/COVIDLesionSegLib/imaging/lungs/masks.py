@@ -13,6 +13,7 @@ from ...errors import InputError, LungsNotFoundError
 from ..geometry import AxialView, Geometry
 from ..masks import Box, bounding_box
 from ..volume import LabelVolume, Volume
+from ._morphology import Pieces
 
 RIGHT, LEFT = 1, 2
 # lungmask's lobes (LTRCLobes): left upper and lower, right upper, middle and lower
@@ -144,10 +145,8 @@ def body_box(hu: NDArray[Any], lungs: NDArray[Any], spacing: tuple[float, float,
     every = tuple(slice(None, None, step) for step in steps)
     # eroded, so that the table's shell and its mattress fall off the back
     solid = ndimage.binary_erosion(hu[every] > _BODY_FROM, border_value=1)
-    pieces, count = ndimage.label(solid)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    inside = ((sizes >= _LEAST_PIECE * sizes.max()) & (sizes > 0))[pieces] | (lungs[every] != 0)
+    pieces = Pieces(solid)
+    inside = pieces.those(pieces.size >= _LEAST_PIECE * pieces.size.max()) | (lungs[every] != 0)
     if not inside.any():
         return slice(0, hu.shape[0]), slice(0, hu.shape[1]), slice(0, hu.shape[2])
     # two steps more: one was eroded, and between two samples lies up to another
@@ -180,15 +179,14 @@ def divide_lungs(mask: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint
     coarse = axial[:: steps[0], :: steps[1], :: steps[2]]
     seeds = coarse
     for _ in range(_MOST_EROSIONS + 1):
-        pieces, count = ndimage.label(seeds)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-        if count >= 2 and np.sort(sizes)[-2] >= _LEAST_SHARE * sizes.sum():
-            one, other = (int(label) + 1 for label in np.argsort(-sizes, kind="stable")[:2])
-            centers = [float(np.nonzero(pieces == label)[2].mean()) for label in (one, other)]
-            if abs(centers[0] - centers[1]) * spacing[2] * steps[2] < _LEAST_DISTANCE_MM:
+        pieces = Pieces(seeds)
+        two = np.argsort(-pieces.size, kind="stable")[:2]
+        if len(pieces) >= 2 and pieces.size[two[1]] >= _LEAST_SHARE * pieces.size.sum():
+            centers = pieces.center(2)
+            right, left = sorted(two, key=lambda piece: float(centers[piece]))
+            if (centers[left] - centers[right]) * spacing[2] * steps[2] < _LEAST_DISTANCE_MM:
                 return None
-            right, left = (one, other) if centers[0] < centers[1] else (other, one)
-            sides = np.where(pieces == right, 1, np.where(pieces == left, 2, 0)).astype(np.uint8)
+            sides = np.where(pieces.labels == right, 1, np.where(pieces.labels == left, 2, 0)).astype(np.uint8)
             nearest = ndimage.distance_transform_edt(
                 sides == 0, spacing * steps, return_distances=False, return_indices=True
             )

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...resources import load_json
+from ..masks import Box, Mask, bounding_box
 from ..volume import Volume
 from ._cage import RibCage
-from ._filling import ReducedVolume, free_gas
-from ._morphology import Box, Mask, bounding_box, dilate, erode, label
-from .finder import reduce_volume
+from ._morphology import Pieces, dilate, erode
+from .finder import ReducedVolume, free_gas, reduce_volume
 from .masks import LEFT, RIGHT
 
 OK, DOUBTFUL = "ok", "doubtful"
@@ -175,7 +175,6 @@ class _Assessment:
     def __init__(self, volume: ReducedVolume, lungs: NDArray[np.uint8], sided: bool) -> None:
         self._volume, self._lungs = volume, lungs
         self._spacing = volume.spacing
-        self._voxel_ml = float(np.prod(volume.spacing)) / 1000
         self._cage = RibCage.seen(volume.hu, volume.spacing)
         self._sided = sided and not self._both_in_one_label()
         self._checks = load_json("LungQuality.json")["checks"]
@@ -258,47 +257,35 @@ class _Assessment:
 
     def wall(self) -> None:
         """What lies between each lung and the ribs at its side and back."""
-        for side in (RIGHT, LEFT):
-            key = f"{NAMES[side]}_wall_uncovered"
-            self.measures[key] = None
-            if self._cage is None or (self._sided and not (self._lungs == side).any()):
+        self.measures |= {f"{name}_wall_uncovered": None for name in NAMES.values()}
+        if self._cage is None:
+            return
+        heights = self._heights()
+        outermost = self._cage.outermost(self._lungs > 0)
+        for side, name in NAMES.items():
+            if self._sided and not (self._lungs == side).any():
                 continue
-            heights, directions = self._heights(), self._cage.directions(side)
-            wall = self._cage.wall[heights][:, directions]
-            reached = self._cage.outermost(self._lungs > 0)[heights][:, directions]
+            directions = self._cage.directions(side)
+            wall, reached = (radius[heights][:, directions] for radius in (self._cage.wall, outermost))
             known = np.isfinite(wall)
             if known.sum() < max(_KNOWN * known.size, 1):
                 continue
             uncovered = known & (wall - reached > _GAP)
-            share = self.measures[key] = float(uncovered.sum() / known.sum())
+            share = self.measures[f"{name}_wall_uncovered"] = float(uncovered.sum() / known.sum())
             if share > self._checks["wall_uncovered"]["limit"]:
-                what = self._between(heights, directions, uncovered, reached, wall)
-                sentence = (
-                    f"{what} between the {NAMES[side]} lung and {100 * share:.0f} % of the ribs beside and behind it."
-                )
+                inner = np.where(uncovered, np.maximum(reached, wall - _DEPTH), np.inf)
+                what = self._between(heights, directions, inner, np.where(uncovered, wall, 0))
+                sentence = f"{what} between the {name} lung and {100 * share:.0f} % of the ribs beside and behind it."
                 self._find("wall_uncovered", share, sentence)
 
-    def _between(
-        self,
-        heights: slice,
-        directions: Mask,
-        uncovered: Mask,
-        reached: NDArray[np.float32],
-        wall: NDArray[np.float32],
-    ) -> str:
-        """In words, what the HU between lung and ribs say."""
+    def _between(self, heights: slice, directions: Mask, inner: NDArray[np.float32], outer: NDArray[np.float32]) -> str:
+        """In words, what the HU between two radii by (height, direction) say."""
         assert self._cage is not None  # noqa: S101 - for the type checker
-        inner = np.full(self._cage.wall.shape, np.inf, np.float32)
-        outer = np.zeros_like(inner)
-        rows = np.arange(len(inner))[heights]
-        block = np.ix_(rows, np.flatnonzero(directions))
-        inner[block] = np.where(uncovered, np.maximum(reached, wall - _DEPTH), np.inf)
-        outer[block] = np.where(uncovered, wall, 0)
-        z, y, x = np.nonzero(np.ones(self._lungs[heights].shape, bool))
-        radius, direction = self._cage.coordinates(z + heights.start, y, x)
-        place = (z + heights.start, direction)
-        hit = (radius > inner[place] + _RIM) & (radius < outer[place] - _RIM)
-        values = self._volume.hu[heights][z[hit], y[hit], x[hit]]
+        z, y, x = np.ogrid[tuple(map(slice, self._lungs.shape))]
+        radius, direction = self._cage.coordinates(z[heights], y, x)
+        place = (np.arange(len(inner))[:, None, None], np.cumsum(directions)[direction] - 1)
+        hit = directions[direction] & (radius > inner[place] + _RIM) & (radius < outer[place] - _RIM)
+        values = self._volume.hu[heights][hit]
         middle = float(np.median(values)) if values.size else 0.0
         if middle < _MOSTLY_GAS:
             return "Gas lies"
@@ -313,7 +300,7 @@ class _Assessment:
             return
         slices = np.flatnonzero((self._lungs > 0).any(axis=(1, 2)))
         hull_ml = 0.0
-        for side in (RIGHT, LEFT):
+        for side in NAMES:
             if self._in_view(side):
                 area = self._cage.area(side)[slices[0] : slices[-1] + 1]
                 if np.isnan(area).mean() > 1 - _KNOWN:
@@ -331,13 +318,12 @@ class _Assessment:
 
     def gas(self) -> None:
         """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
-        box = bounding_box(self._lungs > 0, self._spacing, _MARGIN)
+        box = bounding_box(self._lungs, _MARGIN / np.array(self._spacing))
         inside = self._lungs[box] > 0
         volume = self._volume.cropped(box)
-        gas = free_gas(volume, rim=False)
-        within = float((gas & inside).sum()) * self._voxel_ml
-        beside = self._beside_lungs(free_gas(volume) & ~inside, inside, box)
-        around = float((gas & beside).sum()) * self._voxel_ml
+        gas, with_rim = free_gas(volume)
+        beside = self._beside_lungs(with_rim & ~inside, inside, box)
+        within, around = (np.count_nonzero(gas & where) * volume.voxel_ml for where in (inside, beside))
         self.measures |= {"gas_inside_ml": within, "gas_around_ml": around}
         for check, ml, place in (
             ("gas_inside", within, "are counted as lung: pneumothorax, a large bulla or bowel"),
@@ -348,22 +334,20 @@ class _Assessment:
 
     def _beside_lungs(self, gas: Mask, lungs: Mask, box: Box) -> Mask:
         """The regions of gas that touch both lungs and ribs: bowel and trachea lie behind walls of their own."""
-        labels, count = label(gas)
-        if not count or self._cage is None:
+        pieces = Pieces(gas)
+        if not pieces or self._cage is None:
             return np.zeros_like(gas)
         z, y, x = np.nonzero(gas)
-        place = (z + box[0].start, y + box[1].start, x + box[2].start)
-        radius, direction = self._cage.coordinates(*place)
-        wall = self._cage.wall[place[0], direction]
-        number = labels[z, y, x]
-        size = np.bincount(number, minlength=count + 1)
-        within = np.bincount(number[radius < wall + _RIM], minlength=count + 1) > 0.5 * size
-        at_wall = np.bincount(number[np.abs(radius - wall) < _GAP], minlength=count + 1) > 0.05 * size
+        cage = self._cage.cropped(box)
+        radius, direction = cage.coordinates(z, y, x)
+        wall = cage.wall[z, direction]
+        number, count = pieces.labels[z, y, x], len(pieces.size)
+        within = np.bincount(number[radius < wall + _RIM], minlength=count) > 0.5 * pieces.size
+        at_wall = np.bincount(number[np.abs(radius - wall) < _GAP], minlength=count) > 0.05 * pieces.size
         surface = gas & ~erode(gas, self._spacing, 1.01 * max(self._spacing))
         open_to_lungs = dilate(lungs, self._spacing, 1.5 * max(self._spacing))
-        touching = np.bincount(labels[surface & open_to_lungs], minlength=count + 1)
-        at_lungs = touching > _OPEN_TO_LUNGS * np.bincount(labels[surface], minlength=count + 1)
-        return (within & at_wall & at_lungs)[labels]
+        at_lungs = pieces.within(surface & open_to_lungs) > _OPEN_TO_LUNGS * pieces.within(surface)
+        return pieces.those(within & at_wall & at_lungs)
 
     def airless(self) -> None:
         """How much of each lung holds no air: an engine that sees lung by its air estimates the borders there."""
