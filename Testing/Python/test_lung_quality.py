@@ -209,8 +209,17 @@ def test_a_record_survives_json():
     quality = judged(chest, (chest.lungs > 0).astype(np.uint8))
     assert quality.findings and quality.notes
     assert LungQuality.from_json(json.loads(json.dumps(quality.to_json(), allow_nan=False))) == quality
-    with pytest.raises(InputError, match="no record of the lungs' quality"):
-        LungQuality.from_json({"verdict": "ok"})
+    for other in ({"verdict": "ok"}, ["ok"], None):
+        with pytest.raises(InputError, match="no record of the lungs' quality"):
+            LungQuality.from_json(other)
+
+
+def test_a_record_without_notes_is_read():
+    record = judged(made("pneumothorax"), made("pneumothorax").lungs).to_json()
+    del record["notes"]
+    quality = LungQuality.from_json(record)
+    assert quality.findings and quality.notes == ()
+    assert quality.to_json() == record | {"notes": []}
 
 
 def test_lungs_of_another_shape_are_refused():

@@ -120,9 +120,12 @@ class LungQuality:
             InputError: something else.
         """
         try:
-            findings, notes = (tuple(LungFinding(**one) for one in value[key]) for key in ("findings", "notes"))
+            # the first records had no notes
+            findings, notes = (
+                tuple(LungFinding(**one) for one in given) for given in (value["findings"], value.get("notes", ()))
+            )
             return cls(str(value["verdict"]), str(value["engine"]), findings, dict(value["measures"]), notes)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError("This is no record of the lungs' quality: keys are missing or unknown.") from error
 
 
