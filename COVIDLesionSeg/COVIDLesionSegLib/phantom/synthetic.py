@@ -7,7 +7,7 @@ known voxel by voxel. Its anatomy comes from textbook sizes, never from what a n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,7 @@ def chest_with(condition: Condition, seed: int, geometry: Geometry) -> Phantom:
     to_ijk = np.linalg.inv(geometry.ijk_to_lps)
     for share, tree in zip(coverage, (vessels, walls, bronchi), strict=True):
         _trees.paint(share, tree, to_ijk, np.array(geometry.spacing))
-    texture = _texture(rng, geometry, 1.5)
+    texture = _texture(rng, geometry)
 
     hu = np.empty(geometry.shape, np.float32)
     lungs = np.zeros(geometry.shape, np.uint8)
@@ -236,7 +236,8 @@ class _Place:
 class _Waves:
     """A smooth random function of position with mean 0 and variance 1: a few plane waves."""
 
-    def __init__(self, rng: np.random.Generator, wavelength: float, count: int = 7) -> None:
+    def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
+        count = 7
         directions = rng.normal(size=(count, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         self._k = directions * (2 * np.pi / (wavelength * rng.uniform(0.8, 2.2, (count, 1))))
@@ -296,11 +297,9 @@ def _moved(lesion: Lesion, rng: np.random.Generator) -> Lesion:
     shift, factor = rng.uniform(-4, 4, 3).tolist(), float(rng.uniform(0.88, 1.12))
     if not lesion.roughness:
         return lesion
-    center = (lesion.center[0] + shift[0], lesion.center[1] + shift[1], lesion.center[2] + shift[2])
-    radii = (lesion.radii[0] * factor, lesion.radii[1] * factor, lesion.radii[2] * factor)
-    return Lesion(
-        lesion.name, lesion.kind, center, radii, lesion.depth * factor, lesion.roughness, lesion.hu, lesion.lines
-    )
+    x, y, z = (place + by for place, by in zip(lesion.center, shift, strict=True))
+    a, b, c = (radius * factor for radius in lesion.radii)
+    return replace(lesion, center=(x, y, z), radii=(a, b, c), depth=lesion.depth * factor)
 
 
 def _lung_trees(
@@ -351,16 +350,12 @@ def _parenchyma(
     masks = {"ggo": np.zeros(hu.shape, bool), "consolidation": np.zeros(hu.shape, bool)}
     for lesion, wave in zip(lesions, waves, strict=True):
         reach = max(lesion.radii) * (1 + 2.5 * lesion.roughness) + 8
-        cx, cy, cz = lesion.center
-        near = np.flatnonzero(
-            (np.abs(place.x - cx) < reach) & (np.abs(place.y - cy) < reach) & (np.abs(place.z - cz) < reach)
-        )
+        axes = list(zip((place.x, place.y, place.z), lesion.center, lesion.radii, strict=True))
+        near = np.flatnonzero(np.all([np.abs(along - middle) < reach for along, middle, _ in axes], axis=0))
         if not near.size:
             continue
-        x, y, z = place.x[near], place.y[near], place.z[near]
-        square = (
-            ((x - cx) / lesion.radii[0]) ** 2 + ((y - cy) / lesion.radii[1]) ** 2 + ((z - cz) / lesion.radii[2]) ** 2
-        )
+        x, y, z = (along[near] for along, _, _ in axes)
+        square = sum(((along[near] - middle) / radius) ** 2 for along, middle, radius in axes)
         scale = min(lesion.radii)
         if lesion.depth:
             square = square**2 + (place.pleura[near] / lesion.depth) ** 2
@@ -386,12 +381,12 @@ def _parenchyma(
     return hu, masks["ggo"], masks["consolidation"]
 
 
-def _texture(rng: np.random.Generator, geometry: Geometry, sigma: float) -> Array:
-    """Random grain of the tissue: standard deviation 1, correlated over ``sigma`` mm, float32 (z, y, x)."""
+def _texture(rng: np.random.Generator, geometry: Geometry) -> Array:
+    """Random grain of the tissue: standard deviation 1, correlated over 1.5 mm, float32 (z, y, x)."""
     from scipy import ndimage
 
     grain = rng.standard_normal(geometry.shape, np.float32)
-    ndimage.gaussian_filter(grain, [sigma / s for s in geometry.spacing_zyx], output=grain, mode="wrap", truncate=3)
+    ndimage.gaussian_filter(grain, [1.5 / s for s in geometry.spacing_zyx], output=grain, mode="wrap", truncate=3)
     grain /= grain.std()
     return grain
 

@@ -98,50 +98,30 @@ def find_lungs(
     """
     view = volume.geometry.axial_view()
     array = view.apply(volume.array)
-    steps = _Steps(array.shape[0], progress, cancelled)
-    reduced, factors = reduce_volume(array, view.geometry.spacing_zyx, steps.slab)
-    regions = find_regions(reduced, steps.region)
+    done = 0.0
+
+    def step(percent: float) -> None:
+        nonlocal done
+        if cancelled is not None and cancelled():
+            raise CancelledError("Finding the lungs was stopped.")
+        done = min(done + percent, 99.0)
+        if progress is not None:
+            progress("lungs", int(done), 100)
+
+    reduced, factors = reduce_volume(array, view.geometry.spacing_zyx, lambda slices: step(20 * slices / len(array)))
+    regions = find_regions(reduced, lambda: step(50 / 8))
     if regions is None:
         raise LungsNotFoundError(
             f"No lungs were found in {volume.name}: no large air-filled region with the density of lung lies inside "
             "the body.",
             "Check that this is a chest CT in Hounsfield units, or give a lung mask.",
         )
-    lungs = _refine(array, factors, regions, reduced.spacing, steps)
+    lungs = _refine(array, factors, regions, reduced.spacing, lambda: step(30 / len(array)))
     if not lungs.any():
         raise LungsNotFoundError(f"No lungs were found in {volume.name}.", "Give a lung mask.")
-    steps.finish()
+    if progress is not None:
+        progress("lungs", 100, 100)
     return np.ascontiguousarray(view.restore(lungs))
-
-
-class _Steps:
-    """Progress over three parts (reading the volume, regions, border) and the question whether to stop."""
-
-    REGION_STEPS = 8
-
-    def __init__(self, slices: int, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
-        self._progress, self._cancelled, self._slices = progress, cancelled, slices
-        self._done = 0.0
-
-    def _step(self, percent: float) -> None:
-        if self._cancelled is not None and self._cancelled():
-            raise CancelledError("Finding the lungs was stopped.")
-        self._done = min(self._done + percent, 99.0)
-        if self._progress is not None:
-            self._progress("lungs", int(self._done), 100)
-
-    def slab(self, slices: int) -> None:
-        self._step(20.0 * slices / self._slices)
-
-    def region(self) -> None:
-        self._step(50.0 / self.REGION_STEPS)
-
-    def slice(self) -> None:
-        self._step(30.0 / self._slices)
-
-    def finish(self) -> None:
-        if self._progress is not None:
-            self._progress("lungs", 100, 100)
 
 
 # The working grid
@@ -230,7 +210,7 @@ def _interpolation(size: int, factor: int, count: int) -> NDArray[np.float32]:
 
 
 def _refine(
-    array: NDArray, factors: tuple[int, ...], regions: LungRegions, working: Spacing, steps: _Steps
+    array: NDArray, factors: tuple[int, ...], regions: LungRegions, working: Spacing, check: Callable[[], None]
 ) -> NDArray[np.uint8]:
     """Carry the regions to the full resolution and set their border there.
 
@@ -257,7 +237,7 @@ def _refine(
 
     result = np.zeros(array.shape, dtype=np.uint8)
     for z in range(starts[0], stops[0]):
-        steps.slice()
+        check()
         weights = in_z[z - starts[0]]
         used = np.flatnonzero(weights)
         plane = np.tensordot(weights[used], signed[used], 1)
