@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from COVIDLesionSegLib.imaging import Geometry, Volume
+from COVIDLesionSegLib.imaging import Geometry, Volume, locate_lungs
+from COVIDLesionSegLib.phantom.sick import sick_chest
 
 SUPINE_TABLE, PRONE_TABLE = 128.0, -128.0
+
+
+@functools.cache
+def coarse_chest(name, oblique=True):
+    """A sick chest on the coarse grid, made once: to be read only."""
+    chest = sick_chest(name, coarse=True, oblique=oblique)
+    for array in (chest.volume.array, chest.lungs, chest.lobes, chest.lesion, chest.ggo, chest.consolidation):
+        array.flags.writeable = False
+    return chest
+
+
+@functools.cache
+def lungs_found(name):
+    """What the finder finds in a sick chest, looked for once."""
+    return locate_lungs(coarse_chest(name).volume)
 
 
 def millimeters(shape, spacing):

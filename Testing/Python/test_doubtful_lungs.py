@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from box_chest import value
-from lung_chests import Chest
+from lung_chests import Chest, coarse_chest, lungs_found
 from predictor_fixtures import a_model
 from torch import nn
 
@@ -37,7 +37,6 @@ from COVIDLesionSegLib.measurement.longitudinal import TimePoint
 from COVIDLesionSegLib.measurement.quantification import severity_score
 from COVIDLesionSegLib.measurement.report.document import Report
 from COVIDLesionSegLib.measurement.tables import case_row, region_rows
-from COVIDLesionSegLib.phantom.sick import sick_chest
 from COVIDLesionSegLib.worker.lesion_tasks import Lesions
 from COVIDLesionSegLib.worker.measurement_tasks import Measurements
 from COVIDLesionSegLib.worker.protocol import geometry_to_json
@@ -48,12 +47,22 @@ LESION_HU = 30
 LIMIT_MM = 5.0
 
 
-class SeesEveryLesion(nn.Module):
-    """A perfect network: sure of every voxel of the lesion's HU, and of no other."""
+class Perfect(nn.Module):
+    """A perfect network: sure of every voxel whose value in its window is a lesion's, and of no other."""
+
+    def __init__(self, is_lesion):
+        super().__init__()
+        self.is_lesion = is_lesion
 
     def forward(self, x):
-        marked = (x * 1500 - 1400 - LESION_HU).abs() < 3
+        marked = self.is_lesion(x)
         return torch.cat([torch.where(marked, -9.0, 9.0), torch.where(marked, 9.0, -9.0)], dim=1)
+
+
+def a_limited_model(is_lesion, **options):
+    model = a_model(Perfect(is_lesion), **options)
+    model.card = replace(model.card, keep_inside_lungs_mm=LIMIT_MM)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +76,7 @@ def sick():
 
 @pytest.fixture
 def a_perfect_model():
-    model = a_model(SeesEveryLesion())
-    model.card = replace(model.card, keep_inside_lungs_mm=LIMIT_MM)
-    return model
+    return a_limited_model(lambda x: (x * 1500 - 1400 - LESION_HU).abs() < 3)
 
 
 @pytest.fixture
@@ -99,20 +106,12 @@ def statuses(measured):
 # ---- nothing is thrown away -----------------------------------------------------------------------------------------
 
 
-class SeesEveryMark(nn.Module):
-    """A perfect network for CTs whose lesion was brightened: nothing else reaches so far up in its window."""
-
-    def forward(self, x):
-        marked = x > 0.95
-        return torch.cat([torch.where(marked, -9.0, 9.0), torch.where(marked, 9.0, -9.0)], dim=1)
-
-
 def test_a_white_lung_loses_no_lesion_and_every_figure_says_so():
-    chest = sick_chest("white_left_lung", coarse=True)
+    chest = coarse_chest("white_left_lung")
     volume, lesion = chest.volume, chest.lesion
-    model = a_model(SeesEveryMark(), window_width=4000, window_level=1000)
-    model.card = replace(model.card, keep_inside_lungs_mm=LIMIT_MM)
-    located = locate_lungs(volume)
+    # the lesion is brightened: nothing else reaches so far up in the window
+    model = a_limited_model(lambda x: x > 0.95, window_width=4000, window_level=1000)
+    located = lungs_found("white_left_lung")
     marked = Volume(np.where(lesion, np.int16(2900), volume.array), volume.geometry)
     result = Predictor(model, "cpu", "float32").segment(marked, located)
     measured = quantify(volume, result.mask, result.located_lungs)

@@ -7,16 +7,16 @@ import types
 
 import numpy as np
 import pytest
+from lung_chests import coarse_chest
 
 from COVIDLesionSegLib.errors import CancelledError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import locate_lungs
 from COVIDLesionSegLib.imaging.lungs.engines import ENGINES, register_engine
-from COVIDLesionSegLib.phantom.sick import sick_chest
 
 
 @pytest.fixture(scope="module")
 def chest():
-    return sick_chest("emphysema", coarse=True)
+    return coarse_chest("emphysema")
 
 
 @pytest.fixture

@@ -7,30 +7,22 @@ import json
 import jsonschema
 import numpy as np
 import pytest
+from lung_chests import coarse_chest
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError
 from COVIDLesionSegLib.imaging import LungQuality, Volume, assess_lungs
-from COVIDLesionSegLib.phantom.sick import SICK_CHESTS, sick_chest
+from COVIDLesionSegLib.phantom.sick import SICK_CHESTS
 from COVIDLesionSegLib.resources import load_json
-
-MADE = {}
 
 
 def made(name):
-    """A sick chest on the coarse grid along the patient's axes, made once."""
-    if name not in MADE:
-        MADE[name] = sick_chest(name, coarse=True, oblique=False)
-    return MADE[name]
+    return coarse_chest(name, oblique=False)
 
 
 def axial(chest, lungs=None):
     """CT and lungs with slices from the feet up, rows to the back, columns to the left."""
     view = chest.volume.geometry.axial_view()
     return view.apply(chest.volume.array).copy(), view.apply(chest.lungs if lungs is None else lungs).copy(), view
-
-
-def judged(chest, lungs):
-    return assess_lungs(chest.volume, lungs)
 
 
 def checks(quality):
@@ -50,7 +42,8 @@ def test_the_schema_refuses_a_check_without_reason():
 
 @pytest.mark.parametrize("name", [name for name in SICK_CHESTS if "half" not in name and name != "pneumothorax"])
 def test_the_true_lungs_of_a_sick_chest_are_plausible(name):
-    quality = judged(made(name), made(name).lungs)
+    chest = coarse_chest(name)
+    quality = assess_lungs(chest.volume, chest.lungs)
     assert quality.verdict == "ok", quality.line()
     assert quality.line() == "Lungs plausible."
     assert quality.engine == "given"
@@ -58,9 +51,9 @@ def test_the_true_lungs_of_a_sick_chest_are_plausible(name):
 
 @pytest.mark.parametrize("name", ["dependent_25", "dependent_40", "lower_lobe", "lower_lobes", "white_left_lung"])
 def test_lungs_without_their_consolidation_are_doubtful(name):
-    chest = made(name)
+    chest = coarse_chest(name)
     aerated = np.where(chest.consolidation, 0, chest.lungs).astype(np.uint8)
-    quality = judged(chest, aerated)
+    quality = assess_lungs(chest.volume, aerated)
     assert quality.is_doubtful
     if name == "white_left_lung":
         assert "The left lung is missing." in quality.line()
@@ -73,19 +66,19 @@ def test_lung_that_is_not_in_the_mask_is_named():
     chest = made("haze")
     array, lungs, view = axial(chest)
     lungs[:, array.shape[1] // 2 :] = 0
-    quality = judged(chest, view.restore(lungs))
+    quality = assess_lungs(chest.volume, view.restore(lungs))
     assert "Aerated tissue that is not in the mask lies between the left lung and" in quality.line()
 
 
 def test_gas_of_a_pneumothorax_is_seen_inside_and_around_the_mask():
     chest, healthy = made("pneumothorax"), made("emphysema")
-    quality = judged(chest, healthy.lungs)
+    quality = assess_lungs(chest.volume, healthy.lungs)
     assert "gas_inside" in checks(quality)
     gas_ml = np.count_nonzero((healthy.lungs == 2) & (chest.lungs == 0)) * chest.volume.geometry.voxel_ml
     assert quality.measures["gas_inside_ml"] == pytest.approx(gas_ml, rel=0.12)
     assert "mL of gas without lung tissue are counted as lung" in quality.line()
 
-    quality = judged(chest, chest.lungs)
+    quality = assess_lungs(chest.volume, chest.lungs)
     assert {"gas_around", "wall_uncovered"} <= checks(quality)
     assert quality.measures["gas_inside_ml"] < 60
     assert quality.measures["gas_around_ml"] == pytest.approx(gas_ml, rel=0.12)
@@ -93,14 +86,14 @@ def test_gas_of_a_pneumothorax_is_seen_inside_and_around_the_mask():
 
 
 def test_gas_of_stomach_and_trachea_is_no_finding():
-    quality = judged(made("emphysema"), made("emphysema").lungs)
+    quality = assess_lungs(made("emphysema").volume, made("emphysema").lungs)
     assert quality.measures["gas_inside_ml"] == quality.measures["gas_around_ml"] == 0
 
 
 @pytest.mark.parametrize(("side", "name"), [(1, "right"), (2, "left")])
 def test_a_side_that_is_missing_or_far_smaller(side, name):
     chest = made("emphysema")
-    quality = judged(chest, np.where(chest.lungs == side, 0, chest.lungs).astype(np.uint8))
+    quality = assess_lungs(chest.volume, np.where(chest.lungs == side, 0, chest.lungs).astype(np.uint8))
     assert checks(quality) >= {"side_ratio"}
     assert f"The {name} lung is missing." in quality.line()
 
@@ -108,7 +101,7 @@ def test_a_side_that_is_missing_or_far_smaller(side, name):
     part = lungs == side
     part[2 * len(part) // 3 :] = False
     lungs[part] = 0
-    quality = judged(chest, view.restore(lungs))
+    quality = assess_lungs(chest.volume, view.restore(lungs))
     (finding,) = (finding for finding in quality.findings if finding.check == "side_ratio")
     assert finding.value < finding.limit == 0.3
     assert f"The {name} lung is far smaller than the other" in quality.line()
@@ -116,7 +109,7 @@ def test_a_side_that_is_missing_or_far_smaller(side, name):
 
 @pytest.mark.parametrize(("name", "other"), [("right_half", "left"), ("left_half", "right")])
 def test_half_a_chest_is_told_from_a_missing_lung(name, other):
-    quality = judged(made(name), made(name).lungs)
+    quality = assess_lungs(made(name).volume, made(name).lungs)
     assert quality.is_doubtful
     assert f"The {other} half of the chest lies outside the field of view." in quality.line()
     assert checks(quality) == {"side_ratio"}
@@ -124,7 +117,7 @@ def test_half_a_chest_is_told_from_a_missing_lung(name, other):
 
 def test_one_label_for_both_lungs_is_said_and_not_doubtful():
     chest = made("emphysema")
-    quality = judged(chest, (chest.lungs > 0).astype(np.uint8))
+    quality = assess_lungs(chest.volume, (chest.lungs > 0).astype(np.uint8))
     assert quality.verdict == "ok"
     assert [note.check for note in quality.notes] == ["sides"]
     assert quality.line() == "Lungs plausible. Right and left lung are not told apart."
@@ -150,7 +143,7 @@ def test_padding_beside_the_lungs_is_a_cut():
     array[:, :, :25] = -2000
     lungs[:, :, :25] = 0
     volume = Volume(view.restore(array), chest.volume.geometry)
-    assert "cut_by_sides" not in {note.check for note in judged(chest, chest.lungs).notes}
+    assert "cut_by_sides" not in {note.check for note in assess_lungs(chest.volume, chest.lungs).notes}
     assert "cut_by_sides" in {note.check for note in assess_lungs(volume, view.restore(lungs)).notes}
 
 
@@ -159,19 +152,19 @@ def test_a_mask_of_the_whole_body_is_doubtful():
     array, _, view = axial(chest)
     body = (array > -1100) & (np.arange(array.shape[2]) > 20) & (np.arange(array.shape[2]) < 108)
     sides = np.where(np.arange(array.shape[2]) < 64, 1, 2) * body
-    assert "hull_share_high" in checks(judged(chest, view.restore(sides.astype(np.uint8))))
+    assert "hull_share_high" in checks(assess_lungs(chest.volume, view.restore(sides.astype(np.uint8))))
 
 
 def test_lungs_that_fill_little_of_the_ribs_are_doubtful():
     chest = made("emphysema")
     _, lungs, view = axial(chest)
     lungs[:, ::2] = 0
-    assert "hull_share_low" in checks(judged(chest, view.restore(lungs)))
+    assert "hull_share_low" in checks(assess_lungs(chest.volume, view.restore(lungs)))
 
 
 def test_an_empty_mask_is_doubtful():
     chest = made("emphysema")
-    quality = judged(chest, np.zeros_like(chest.lungs))
+    quality = assess_lungs(chest.volume, np.zeros_like(chest.lungs))
     assert quality.line() == "Lungs doubtful: The lung mask is empty."
 
 
@@ -195,10 +188,8 @@ def test_unsided_masks_are_judged_by_both_walls():
 
 
 def test_every_orientation_gives_the_same_verdict():
-    straight, oblique = made("dependent_40"), sick_chest("dependent_40", coarse=True)
-    one, other = (
-        assess_lungs(c.volume, np.where(c.consolidation, 0, c.lungs).astype(np.uint8)) for c in (straight, oblique)
-    )
+    chests = made("dependent_40"), coarse_chest("dependent_40")
+    one, other = (assess_lungs(c.volume, np.where(c.consolidation, 0, c.lungs).astype(np.uint8)) for c in chests)
     assert checks(one) == checks(other)
     for key in ("right_wall_uncovered", "left_wall_uncovered", "hull_share"):
         assert one.measures[key] == pytest.approx(other.measures[key], abs=0.1)
@@ -206,7 +197,7 @@ def test_every_orientation_gives_the_same_verdict():
 
 def test_a_record_survives_json():
     chest = made("pneumothorax")
-    quality = judged(chest, (chest.lungs > 0).astype(np.uint8))
+    quality = assess_lungs(chest.volume, (chest.lungs > 0).astype(np.uint8))
     assert quality.findings and quality.notes
     assert LungQuality.from_json(json.loads(json.dumps(quality.to_json(), allow_nan=False))) == quality
     for other in ({"verdict": "ok"}, ["ok"], None):
@@ -215,7 +206,7 @@ def test_a_record_survives_json():
 
 
 def test_a_record_without_notes_is_read():
-    record = judged(made("pneumothorax"), made("pneumothorax").lungs).to_json()
+    record = assess_lungs(made("pneumothorax").volume, made("pneumothorax").lungs).to_json()
     del record["notes"]
     quality = LungQuality.from_json(record)
     assert quality.findings and quality.notes == ()
