@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the parent has no more use for this process, or run a job."""
     if arguments.job is not None:
-        from .job_runner import run_job
+        from .jobs import run_job
 
         return run_job(arguments.job)
     serve(arguments.kind, arguments.idle)

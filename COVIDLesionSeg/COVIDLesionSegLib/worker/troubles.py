@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 
-from .messages import Failure
+from .protocol import Failure
 from .values import WorkerError
 
 _REPORT = "Try again; if it comes back, copy the diagnostic report for whoever looks after this program."
