@@ -44,13 +44,11 @@ from ..documents import parse_object, read_object
 from ..errors import CancelledError, InputError, OutputError, ReadError
 from ..files import remove_unfinished, write_json
 from ..processes import is_alive, kill_descendants, kill_tree, lead_own_group, start_time
-from .command import child_environment, command_line
-from .faults import failure_of
+from .client import Progress
+from .faults import CHOOSE_PYTHON, WorkerError, WorkerFailedError, failure_of, scrubbed, secrets, told
 from .job_tasks import TASKS
+from .process import WorkerSettings, child_environment, command_line
 from .protocol import to_json
-from .request import WorkerFailedError
-from .scrub import scrubbed, secrets
-from .values import Progress, WorkerError, WorkerSettings
 
 _log = logging.getLogger(__name__)
 
@@ -184,9 +182,8 @@ def start_job(
             )
     except OSError as error:
         (folder / "job.json").unlink()
-        hint = "Choose another Python interpreter in the settings, or leave it empty for the built-in one."
         why = f"The job could not be started: {error.strerror or error}."
-        raise WorkerFailedError(WorkerError("start_failed", why, hint, action="copy_report")) from error
+        raise WorkerFailedError(WorkerError("start_failed", why, CHOOSE_PYTHON, action="copy_report")) from error
     _started.append(process)
     write_json(folder / "launcher.json", _describe_process(process.pid))
     return job
@@ -587,10 +584,8 @@ def run_job(folder: Path) -> int:
         _end(folder, {"state": "cancelled", "message": str(error)})
     except BaseException as error:
         failure = failure_of(error, 0, str(described["parameters"].get("device") or ""))
-        fields = ("kind", "message", "hint", "details", "action", "error_class")
-        told = WorkerError(**{name: getattr(failure, name) for name in fields})
-        _end(folder, {"state": "failed", "error": asdict(told)})
-        sys.stderr.write(told.details)
+        _end(folder, {"state": "failed", "error": asdict(told(failure))})
+        sys.stderr.write(failure.details)
     else:
         _end(folder, {"state": "done", "result": result})
         return 0

@@ -25,11 +25,10 @@ from ..errors import InputError
 from ..files import remove_unfinished
 from ..processes import kill_descendants, lead_own_group
 from . import protocol as p
-from .exchange import read_array, remove_folder, write_array
 from .faults import failure_of
-from .received import ReceivedFiles
+from .process import Kind
 from .tasks import Answer, Work, Worker
-from .values import Kind
+from .transport import ReceivedFiles, read_array, remove_folder, write_array
 
 _HEARTBEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
