@@ -22,7 +22,7 @@ from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .faults import NotOpenError
 from .protocol import geometry_from_json
-from .store_tasks import CaseTasks, OpenStore, StoreTasks
+from .store_tasks import StoreTasks
 from .tasks import Answer, Work, find_lungs_in
 
 #: What the files of a case are called, after its name and an underscore: kind -> endings.
@@ -231,7 +231,6 @@ class Measurements:
     def __init__(self) -> None:
         self.device = ""
         self._studies: dict[str, _Study] = {}
-        stores = OpenStore()
         self.tasks: Mapping[str, Callable[[Work], Answer]] = {
             "open": self.open,
             "update": self.update,
@@ -244,8 +243,7 @@ class Measurements:
             "report": self.report,
             "dicom_seg": self.dicom_seg,
             "lungs": find_lungs_in,
-            **CaseTasks(stores).tasks,
-            **StoreTasks(stores).tasks,
+            **StoreTasks().tasks,
         }
 
     def open(self, work: Work) -> Answer:
