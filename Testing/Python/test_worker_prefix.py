@@ -123,6 +123,8 @@ def test_the_library_runs_from_wherever_it_lies(tmp_path):
     place = tmp_path / "site-packages"
     skipped = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(LIBRARY / "COVIDLesionSegLib", place / "COVIDLesionSegLib", ignore=skipped)
+    # where a wheel has them
+    shutil.copytree(LIBRARY.parent / "Resources", place / "COVIDLesionSegLib" / "Resources", ignore=skipped)
     version = place / "COVIDLesionSegLib" / "__init__.py"
     version.write_text(version.read_text().replace('__version__ = "', '__version__ = "copy-'))
     (place / "numpy.py").write_text("raise SystemExit('a package of another interpreter was loaded')")
