@@ -15,7 +15,6 @@ from worker_children import LIBRARY, ODD, ON_POSIX, environment, gone, pid_of, p
 
 from COVIDLesionSegLib.errors import CancelledError
 from COVIDLesionSegLib.files import sha256_file
-from COVIDLesionSegLib.resources import resources_folder
 from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, wait
 from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
@@ -125,7 +124,8 @@ def test_the_library_runs_from_wherever_it_lies(tmp_path):
     place = tmp_path / "site-packages"
     skipped = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(LIBRARY / "COVIDLesionSegLib", place / "COVIDLesionSegLib", ignore=skipped)
-    shutil.copytree(resources_folder(), place / "COVIDLesionSegLib" / "Resources", ignore=skipped)
+    # where a wheel has them
+    shutil.copytree(LIBRARY.parent / "Resources", place / "COVIDLesionSegLib" / "Resources", ignore=skipped)
     version = place / "COVIDLesionSegLib" / "__init__.py"
     version.write_text(version.read_text().replace('__version__ = "', '__version__ = "copy-'))
     (place / "numpy.py").write_text("raise SystemExit('a package of another interpreter was loaded')")

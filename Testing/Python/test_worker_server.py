@@ -130,7 +130,7 @@ def test_children_of_the_child_end_with_it(children, how):
 
 PARENT = """
 import os, sys, subprocess
-sys.path[:0] = [{tests!r}, {testing!r}, {library!r}]
+sys.path[:0] = [{tests!r}, {library!r}]
 from worker_children import Children, started
 children = Children()
 client = children.odd()
@@ -144,8 +144,7 @@ import time; time.sleep(60)
 
 
 def _with_a_parent_that_is_killed(keep=False):
-    tests = Path(__file__).parent
-    code = PARENT.format(tests=str(tests), testing=str(tests.parent), library=str(LIBRARY), keep=keep)
+    code = PARENT.format(tests=str(Path(__file__).parent), library=str(LIBRARY), keep=keep)
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child, keeper, *family = [int(word) for word in parent.stdout.readline().split()]
     parent.kill()
