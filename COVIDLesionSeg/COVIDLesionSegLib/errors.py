@@ -54,6 +54,10 @@ class LungsNotFoundError(InputError):
     """No lungs where lungs are needed."""
 
 
+class TwoPatientsError(InputError):
+    """Two studies to compare that are hardly of one patient."""
+
+
 class CaseOpenError(InputError):
     """Somebody else has the case of a store open, or has taken it over."""
 

@@ -62,7 +62,7 @@ class COVIDLesionSegModuleTest(unittest.TestCase):
             "heavy = {'torch', 'scipy', 'SimpleITK', 'matplotlib', 'pydicom', 'highdicom'} & set(sys.modules)\n"
             "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
         )
-        from COVIDLesionSegLib.worker.command import own_python
+        from COVIDLesionSegLib.worker.process import own_python
 
         done = subprocess.run([own_python(), "-c", code], capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)

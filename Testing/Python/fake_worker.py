@@ -18,10 +18,10 @@ from COVIDLesionSegLib.imaging import Volume
 from COVIDLesionSegLib.inference import RunRecord
 from COVIDLesionSegLib.inference.record import describe_input
 from COVIDLesionSegLib.worker import protocol as p
-from COVIDLesionSegLib.worker.exchange import read_array, write_array
 from COVIDLesionSegLib.worker.faults import failure_of
 from COVIDLesionSegLib.worker.measurement_tasks import Measurements
 from COVIDLesionSegLib.worker.tasks import Work
+from COVIDLesionSegLib.worker.transport import read_array, write_array
 
 HOLD, DIE, GARBAGE = "hold", "die", "garbage"
 

@@ -100,7 +100,7 @@ import time; time.sleep(60)
 @pytest.mark.parametrize("how", ["SIGKILL", "tree"])
 def test_a_job_outlives_its_parent_and_is_found_again(tmp_path, how):
     code = PARENT.format(library=str(LIBRARY), folder=str(tmp_path / "job"))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, start_new_session=True
     )

@@ -189,6 +189,50 @@ def test_an_earlier_study_gives_the_change(panel, segmentation, ct, mrml, parame
     assert ui.tableView.mrmlTableNode() is parameters.changeTable
 
 
+def of_patient(node, identity):
+    """Put a CT under a DICOM patient, as Slicer's DICOM module does."""
+    import slicer
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), f"patient of {node.GetName()}")
+    hierarchy.SetItemAttribute(patient, "DICOM.PatientID", identity)
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), patient)
+
+
+@pytest.mark.parametrize("why", ["patient IDs", "chests"])
+def test_two_patients_are_compared_only_where_the_reader_says_so(
+    why, panel, segmentation, ct, mrml, parameters, worker, answers
+):
+    from COVIDLesionSegLib.errors import TwoPatientsError
+
+    hu, lesion = chest()
+    earlier = add_ct("earlier", hu)
+    parameters.update(earlierVolume=earlier, earlierSegmentation=mrml.showLesions(earlier, lesion))
+    if why == "patient IDs":
+        of_patient(ct, "A")
+        of_patient(earlier, "B")
+    else:
+
+        def refuse_unless_assumed(values, _arrays):
+            if not values.get("assume_same_patient"):
+                raise TwoPatientsError("The two studies are hardly of one patient: their vessels differ.", "A hint.")
+            child = worker.children[-1]
+            return child._own("compare")(values, _arrays)
+
+        worker.tasks["compare"] = refuse_unless_assumed
+    answers.next = False
+    panel.measure.ui.compareButton.click()
+    wait_for(lambda: answers.asked and not panel.session.tools.busy, "the question")
+    settle(panel)
+    assert len(answers.asked) == 1 and parameters.changeTable is None
+    assert "A hint." not in said(panel) and "A" not in answers.asked[0].split()
+    answers.next = True
+    panel.measure.ui.compareButton.click()
+    wait_for(lambda: parameters.changeTable is not None, "the change", seconds=60)
+    assert panel.session.tools.comparison["same_patient"]["assumed"]
+    assert worker.named("compare")[-1].parameters["assume_same_patient"] is True
+
+
 @pytest.mark.parametrize("task", ["compare", "error_map"])
 def test_an_answer_that_comes_after_another_ct_was_chosen_is_not_shown(
     task, panel, segmentation, ct, mrml, parameters, worker, monkeypatch

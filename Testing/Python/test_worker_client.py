@@ -9,8 +9,8 @@ import pytest
 from worker_world import HELLO, VOLUME, sentence
 
 from COVIDLesionSegLib.errors import InputError
-from COVIDLesionSegLib.worker import exchange
 from COVIDLesionSegLib.worker import protocol as p
+from COVIDLesionSegLib.worker import transport
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
 
@@ -28,7 +28,7 @@ def test_a_request_starts_the_child_travels_and_is_answered(world):
     world.run()
     (ask,) = world.process.asked
     assert (ask.id, ask.task, ask.parameters) == (request.number, "segment", {"tta": True})
-    sent = {header.name: exchange.read_array(Path(ask.folder), header) for header in ask.arrays}
+    sent = {header.name: transport.read_array(Path(ask.folder), header) for header in ask.arrays}
     np.testing.assert_array_equal(sent["volume"], VOLUME)
     np.testing.assert_array_equal(sent["lungs"], VOLUME > 3)
 
@@ -36,7 +36,7 @@ def test_a_request_starts_the_child_travels_and_is_answered(world):
     world.process.say(p.Note(request.number, "Padding was clipped."))
     mask = (VOLUME > 9).astype(np.uint8)
     header = p.ArrayHeader.of("mask", mask, "reply.npy")
-    assert list(exchange.write_array(Path(ask.folder) / header.file, mask))
+    assert list(transport.write_array(Path(ask.folder) / header.file, mask))
     assert not request.done
     world.process.say(p.Result(request.number, {"summary": {"lesion_ml": 3.5}}, [header]))
     (reply,) = world.replies
@@ -153,7 +153,7 @@ def test_a_request_that_crosses_with_the_idle_end_goes_to_a_new_child(world):
     world.process.say(HELLO)
     world.run()
     (ask,) = world.process.asked
-    np.testing.assert_array_equal(exchange.read_array(Path(ask.folder), ask.arrays[0]), VOLUME)
+    np.testing.assert_array_equal(transport.read_array(Path(ask.folder), ask.arrays[0]), VOLUME)
     world.process.say(p.Result(ask.id, {"ok": 1}))
     assert world.replies[-1].values == {"ok": 1} and not world.errors
 

@@ -9,8 +9,8 @@ import pytest
 from file_faults import small_disk
 from worker_world import HELLO, VOLUME, World, sentence
 
-from COVIDLesionSegLib.worker import WorkerError, exchange
-from COVIDLesionSegLib.worker import connection as connection_module
+from COVIDLesionSegLib.worker import WorkerError, transport
+from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
@@ -164,9 +164,9 @@ def test_a_parent_that_was_busy_itself_reads_first_and_judges_then():
 
 def test_a_full_disk_on_this_side(monkeypatch, world):
     with small_disk(0.2) as place:
-        folder = place / f"{exchange.PREFIX}test"
+        folder = place / f"{transport.PREFIX}test"
         folder.mkdir()
-        monkeypatch.setattr(connection_module, "make_folder", lambda: folder)
+        monkeypatch.setattr(client_module, "make_folder", lambda: folder)
         world.ask(arrays={"volume": np.zeros((8, 512, 512), np.int16)})
         world.run()
         world.process.say(HELLO)
@@ -182,7 +182,7 @@ def test_a_folder_for_temporary_files_that_can_not_be_made(monkeypatch, world):
     def refuse():
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(connection_module, "make_folder", refuse)
+    monkeypatch.setattr(client_module, "make_folder", refuse)
     world.ready(arrays={"volume": VOLUME})
     assert sentence(world.error).kind == "internal" and "Permission denied" in world.error.message
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from worker_world import HELLO, VOLUME, World
 
-from COVIDLesionSegLib.worker import connection as connection_module
+from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
 
 @pytest.mark.parametrize("compress", [True, False])
 def test_behind_a_prefix_arrays_travel_through_the_pipe_and_no_file_is_made(monkeypatch, compress):
-    monkeypatch.setattr(connection_module, "make_folder", lambda: pytest.fail("a folder was made"))
+    monkeypatch.setattr(client_module, "make_folder", lambda: pytest.fail("a folder was made"))
     world = World(prefix=("ssh", "gpu-box"), compress=compress)
     request = world.ready(arrays={"volume": VOLUME})
     assert world.process.command[:2] == ["ssh", "gpu-box"]

@@ -15,7 +15,8 @@ from worker_children import LIBRARY, ODD, ON_POSIX, environment, gone, pid_of, p
 
 from COVIDLesionSegLib.errors import CancelledError
 from COVIDLesionSegLib.files import sha256_file
-from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, exchange, wait
+from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, wait
+from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
 
 pytestmark = ON_POSIX
@@ -28,7 +29,7 @@ exec env -i PATH=/usr/bin:/bin HOME={home} TMPDIR={home}/tmp PYTHONPATH={library
 
 
 def test_behind_a_prefix_the_far_side_needs_nothing_of_this_one(children, chest, tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "make_folder", lambda: pytest.fail("a folder was made"))
+    monkeypatch.setattr(client_module, "make_folder", lambda: pytest.fail("a folder was made"))
     home = tmp_path / "far home"
     (home / "tmp").mkdir(parents=True)
     script = tmp_path / "far"
@@ -123,6 +124,8 @@ def test_the_library_runs_from_wherever_it_lies(tmp_path):
     place = tmp_path / "site-packages"
     skipped = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(LIBRARY / "COVIDLesionSegLib", place / "COVIDLesionSegLib", ignore=skipped)
+    # where a wheel has them
+    shutil.copytree(LIBRARY.parent / "Resources", place / "COVIDLesionSegLib" / "Resources", ignore=skipped)
     version = place / "COVIDLesionSegLib" / "__init__.py"
     version.write_text(version.read_text().replace('__version__ = "', '__version__ = "copy-'))
     (place / "numpy.py").write_text("raise SystemExit('a package of another interpreter was loaded')")

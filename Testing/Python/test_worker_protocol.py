@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from COVIDLesionSegLib.errors import GeometryError, InputError
 from COVIDLesionSegLib.imaging import Geometry
-from COVIDLesionSegLib.worker import exchange
 from COVIDLesionSegLib.worker import protocol as p
+from COVIDLesionSegLib.worker import transport
 
 HEADER = p.ArrayHeader("volume", "<i2", [2, 3, 4], "1-0.npy")
 RESULT = b'{"v": 1, "type": "result", "id": 7, "values": {}, "arrays": [%s]}'
@@ -231,22 +231,22 @@ def test_arrays_of_something_else_than_numbers_are_refused():
 
 @pytest.fixture
 def folder():
-    made = exchange.make_folder()
+    made = transport.make_folder()
     yield made
-    exchange.remove_folder(made)
+    transport.remove_folder(made)
     assert not made.exists()
 
 
 def written(folder, array, name="volume", file="1-0.npy"):
     header = p.ArrayHeader.of(name, array, file)
-    done = list(exchange.write_array(folder / file, array))
+    done = list(transport.write_array(folder / file, array))
     assert done == sorted(done) and (not done or done[-1] == array.nbytes)
     return header
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=range(len(ARRAYS)))
 def test_arrays_come_back_from_files_which_are_gone_then(folder, array):
-    found = exchange.read_array(folder, written(folder, array))
+    found = transport.read_array(folder, written(folder, array))
     np.testing.assert_array_equal(found, array)
     found[...] = 1
     assert list(folder.iterdir()) == []
@@ -259,40 +259,40 @@ def test_the_folder_is_for_this_user_only(folder):
 def test_a_file_that_is_not_what_was_announced_is_an_error(folder):
     array = np.arange(24, dtype=np.int16)
     with pytest.raises(p.ProtocolError, match="int16"):
-        exchange.read_array(folder, p.ArrayHeader("volume", "<i2", [12], written(folder, array).file))
+        transport.read_array(folder, p.ArrayHeader("volume", "<i2", [12], written(folder, array).file))
     header = written(folder, array, file="cut.npy")
     (folder / "cut.npy").write_bytes((folder / "cut.npy").read_bytes()[:-5])
     with pytest.raises(p.ProtocolError, match="did not arrive whole"):
-        exchange.read_array(folder, header)
+        transport.read_array(folder, header)
     with pytest.raises(p.ProtocolError):
-        exchange.read_array(folder, p.ArrayHeader("volume", "<i2", [24], "absent.npy"))
+        transport.read_array(folder, p.ArrayHeader("volume", "<i2", [24], "absent.npy"))
 
 
 @pytest.mark.parametrize("name", ["../other.npy", "/etc/passwd", ".."])
 def test_a_file_outside_the_folder_is_never_read(folder, name):
     with pytest.raises(p.ProtocolError, match="announced"):
-        exchange.read_array(folder, p.ArrayHeader("volume", "|u1", [1], name))
+        transport.read_array(folder, p.ArrayHeader("volume", "|u1", [1], name))
 
 
 def test_what_a_power_cut_has_left_is_removed_and_what_is_in_use_is_not(monkeypatch, tmp_path):
-    monkeypatch.setattr(exchange, "_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(exchange.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transport, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
     day = 2 * 24 * 3600
     cases = {"dead-old": (2**22, day, False), "dead-new": (2**22, 60, True), "alive-old": (os.getpid(), day, True)}
     for name, (pid, age, _) in cases.items():
-        folder = tmp_path / f"{exchange.PREFIX}{pid}-{name}"
+        folder = tmp_path / f"{transport.PREFIX}{pid}-{name}"
         folder.mkdir()
         (folder / "1-0.npy").touch()
         os.utime(folder, (time.time() - age,) * 2)
     (tmp_path / "somebody-elses").mkdir()
-    made = exchange.make_folder()
+    made = transport.make_folder()
     for name, (pid, _, stays) in cases.items():
-        assert (tmp_path / f"{exchange.PREFIX}{pid}-{name}").exists() == stays, name
+        assert (tmp_path / f"{transport.PREFIX}{pid}-{name}").exists() == stays, name
     assert made.is_dir() and (tmp_path / "somebody-elses").is_dir()
 
 
 def test_only_folders_of_our_own_are_removed(tmp_path):
-    exchange.remove_folder(tmp_path)
+    transport.remove_folder(tmp_path)
     assert tmp_path.is_dir()
 
 

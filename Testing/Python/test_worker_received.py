@@ -11,7 +11,7 @@ from file_faults import small_disk
 
 from COVIDLesionSegLib.errors import InputError, OutputError
 from COVIDLesionSegLib.worker.faults import FileMissingError, failure_of
-from COVIDLesionSegLib.worker.received import ReceivedFiles, array_of_file, reference_to_file
+from COVIDLesionSegLib.worker.transport import ReceivedFiles, array_of_file, reference_to_file
 
 CONTENT = np.arange(256, dtype=np.uint8)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

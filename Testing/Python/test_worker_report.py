@@ -9,8 +9,7 @@ from COVIDLesionSegLib import errors
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.worker import WorkerError, WorkerFailedError, wait
 from COVIDLesionSegLib.worker import protocol as p
-from COVIDLesionSegLib.worker.request import exception_of
-from COVIDLesionSegLib.worker.scrub import scrubbed
+from COVIDLesionSegLib.worker.faults import exception_of, scrubbed
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
 

@@ -18,7 +18,7 @@ from worker_children import ARRAY, LIBRARY, ODD, ON_POSIX, Children, environment
 from COVIDLesionSegLib.errors import CancelledError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import Geometry
 from COVIDLesionSegLib.processes import is_alive
-from COVIDLesionSegLib.worker import WorkerFailedError, exchange, wait
+from COVIDLesionSegLib.worker import WorkerFailedError, transport, wait
 from COVIDLesionSegLib.worker import protocol as p
 
 pytestmark = ON_POSIX
@@ -222,8 +222,8 @@ def test_an_interpreter_that_is_none(children, python, words):
 
 
 def test_fifty_requests_in_a_row_leave_nothing_behind(children, monkeypatch, tmp_path):
-    monkeypatch.setattr(exchange, "_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(exchange.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transport, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
     client = children.odd()
     descriptors = None
     for number in range(50):
@@ -244,8 +244,8 @@ def test_fifty_requests_in_a_row_leave_nothing_behind(children, monkeypatch, tmp
 
 def test_a_disk_that_is_full_when_the_child_answers(children, monkeypatch):
     with small_disk(1) as place:
-        monkeypatch.setattr(exchange, "_MEMORY", place / "none")
-        monkeypatch.setattr(exchange.tempfile, "tempdir", str(place))
+        monkeypatch.setattr(transport, "_MEMORY", place / "none")
+        monkeypatch.setattr(transport.tempfile, "tempdir", str(place))
         client = children.real()
         big = np.zeros((20, 128, 128), np.uint8)
         grid = p.geometry_to_json(Geometry((128, 128, 20)))
@@ -253,7 +253,7 @@ def test_a_disk_that_is_full_when_the_child_answers(children, monkeypatch):
         hu[:, :40] = 40
         wait(client.request("open", {"study": "a", "geometry": grid}, {"volume": hu, "lesion": big + 1}))
         wait(client.request("update", {"study": "a"}, {"reference": big + 1}))
-        (folder,) = place.glob(f"{exchange.PREFIX}*")
+        (folder,) = place.glob(f"{transport.PREFIX}*")
         left = shutil.disk_usage(place).free
         (place / "filler").write_bytes(bytes(max(0, left - 100_000)))
         request = client.request("error_map", {"study": "a"})

@@ -6,7 +6,7 @@ import pytest
 
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.worker import Client, WorkerSettings
-from COVIDLesionSegLib.worker.command import child_environment, command_line, split_prefix
+from COVIDLesionSegLib.worker.process import child_environment, command_line, split_prefix
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
 
@@ -52,14 +52,14 @@ def test_the_command(settings, begin, end):
 
 
 def test_the_library_is_found_without_putting_others_on_the_path(monkeypatch, tmp_path):
-    from COVIDLesionSegLib.worker import command
+    from COVIDLesionSegLib.worker import process
 
     given = {"PYTHONPATH": "/mine", "HOME": "/home/me"}
-    monkeypatch.setattr(command, "_PACKAGE", tmp_path / "source" / "COVIDLesionSegLib")
+    monkeypatch.setattr(process, "_PACKAGE", tmp_path / "source" / "COVIDLesionSegLib")
     found = child_environment(WorkerSettings(environment=given))
     assert found["PYTHONPATH"].split(":") == [str(tmp_path / "source"), "/mine"] and found["HOME"] == "/home/me"
     for shared in ("site-packages", "qt-scripted-modules"):
-        monkeypatch.setattr(command, "_PACKAGE", tmp_path / shared / "COVIDLesionSegLib")
+        monkeypatch.setattr(process, "_PACKAGE", tmp_path / shared / "COVIDLesionSegLib")
         assert child_environment(WorkerSettings(environment=given))["PYTHONPATH"] == "/mine"
         assert str(tmp_path / shared / "COVIDLesionSegLib" / "worker") in command_line(WorkerSettings(), [])[2]
     assert given == {"PYTHONPATH": "/mine", "HOME": "/home/me"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from COVIDLesionSegLib.worker import ACTIONS, ERROR_KINDS, Client, WorkerSettings, exchange
+from COVIDLesionSegLib.worker import ACTIONS, ERROR_KINDS, Client, WorkerSettings, transport
 from COVIDLesionSegLib.worker import protocol as p
 
 HELLO = p.Hello("lesions", "0.1.0", "3.12", "Linux", 42, {"tasks": ["segment"]})
@@ -136,10 +136,10 @@ class World:
 
 @pytest.fixture
 def nothing_lies_about_afterwards(monkeypatch, tmp_path):
-    monkeypatch.setattr(exchange, "_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(exchange.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transport, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
     yield
-    assert not list(tmp_path.glob(f"{exchange.PREFIX}*"))
+    assert not list(tmp_path.glob(f"{transport.PREFIX}*"))
 
 
 @pytest.fixture

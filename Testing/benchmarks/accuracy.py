@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+
+from shared_data import DATA, NEGATIVES, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels, read_volume
 from COVIDLesionSegLib.inference import PostProcessing, Predictor, apply_postprocessing
 from COVIDLesionSegLib.learning.store import read_picture
 from COVIDLesionSegLib.measurement import dice, hausdorff_distance_95, relative_volume_error
 from COVIDLesionSegLib.reproduction.pictures import normalize
-from shared_data import DATA, NEGATIVES, ct_seg, ct_seg_names
 
 POSITIVE_MM2 = 20.0
 # how far from the lungs lesion counts; figures with and without it are told for networks whose card names no limit

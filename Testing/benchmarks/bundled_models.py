@@ -42,12 +42,12 @@ from accuracy import (
     smoothing_of,
 )
 from matplotlib import pyplot
+from shared_data import DATA, NEGATIVES, ct_seg
 
 from COVIDLesionSegLib.cli._progress import ProgressBar
 from COVIDLesionSegLib.files import write_json
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
-from shared_data import DATA, NEGATIVES, ct_seg
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
 # who judges

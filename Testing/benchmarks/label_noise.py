@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+
+from shared_data import NEGATIVES, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.cli._progress import ProgressBar
 from COVIDLesionSegLib.files import write_text
 from COVIDLesionSegLib.inference.devices import cpu_name
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
-from shared_data import NEGATIVES, ct_seg, ct_seg_names
 
 NOISE = {"kind": "mixed", "strength": 6.0}
 # name -> loss, self-ensembling, label noise

@@ -19,7 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "COVIDLesionSeg"), str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[2] / "COVIDLesionSeg"),
+    str(Path(__file__).resolve().parents[1] / "Python"),
+]
+
+from shared_data import DATA, LCTSC, NEGATIVES, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.errors import LungsNotFoundError
 from COVIDLesionSegLib.imaging import (
@@ -39,7 +44,6 @@ from COVIDLesionSegLib.models import read_card
 from COVIDLesionSegLib.phantom.sick import SICK_CHESTS, sick_chest
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.resources import resource
-from shared_data import DATA, LCTSC, NEGATIVES, ct_seg, ct_seg_names
 
 BARS = ("dependent_25", "dependent_40", "lower_lobe", "lower_lobes", "white_left_lung")
 KEPT, EXPERTS, LUNG_CANCER = 0.90, 0.98, 0.96

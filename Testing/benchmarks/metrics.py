@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+
+from shared_data import DATA, SHARED, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.measurement import (
     LiveEvaluation,
@@ -36,7 +38,6 @@ from COVIDLesionSegLib.measurement import (
     hausdorff_distance_95,
     relative_volume_error,
 )
-from shared_data import DATA, SHARED, ct_seg, ct_seg_names
 
 SHAPE = (300, 512, 512)
 FEW = ("coronacases_001", "coronacases_004", "coronacases_008", "study_0255", "study_0269", "study_0297")

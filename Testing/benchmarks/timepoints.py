@@ -26,12 +26,13 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+
+from shared_data import DATA, NEGATIVES, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.imaging import Geometry, Volume, find_lungs, read_volume
 from COVIDLesionSegLib.measurement.registration import register_lungs
-from shared_data import DATA, NEGATIVES, ct_seg, ct_seg_names
 
 Chest = tuple[Volume, NDArray[np.bool_]]
 FIGURES = ("dice", "surface_distance_mm", "correlation", "structure", "bones")

@@ -28,7 +28,7 @@ from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputErro
 from ..files import read_bytes, write_text
 from ..manifest import case_id
 from ..processes import TerminatedError, ending_by_sigterm
-from ..worker.scrub import scrubbed
+from ..worker.faults import scrubbed
 from ._progress import ProgressBar
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, LungsNotFoundError
+from ..errors import LungsNotFoundError, TwoPatientsError
 from ..imaging import Geometry, LabelVolume, LocatedLungs, LungQuality, Volume
 from ..imaging.masks import binary_mask, surface_points
 from . import zones
@@ -89,7 +89,8 @@ def compare_timepoints(
 
     Raises:
         LungsNotFoundError: a study has no lungs.
-        InputError: studies that can't be compared, or hardly of one patient; the message says why.
+        TwoPatientsError: studies that are hardly of one patient; the message says why.
+        InputError: studies that can't be compared for another reason.
         GridMismatchError: a mask is not on its CT's grid.
     """
     threshold = consolidation_limit(consolidation_from)
@@ -139,7 +140,7 @@ def compare_timepoints(
 def _doubt(reason: str, doubts: list[str], assume_same_patient: bool) -> None:
     """Keep a reason to think of two patients, or refuse the comparison for it."""
     if not assume_same_patient:
-        raise InputError(
+        raise TwoPatientsError(
             f"The two studies are hardly of one patient: {reason}.",
             "If they are, compare them with --assume-same-patient (in Python assume_same_patient=True).",
         )

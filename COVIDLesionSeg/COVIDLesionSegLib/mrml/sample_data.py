@@ -14,7 +14,7 @@ from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 from ..phantom.samples import Sample, sample_category, samples
 from ..phantom.samples import sample as sample_named
 from ..worker import BlockingLoop, Process, WorkerSettings
-from ..worker.command import child_environment, own_python
+from ..worker.process import child_environment, own_python
 
 _log = logging.getLogger("COVIDLesionSeg")
 _COMMAND = Path(__file__).resolve().parent.parent / "__main__.py"

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import mrml
 from ..worker import Reply
-from ..worker.case_jobs import PREDICT
+from ..worker.job_tasks import PREDICT
 from ..worker.jobs import JobStatus
 from ..worker.protocol import geometry_to_json
 from .forms import connectPath, showText

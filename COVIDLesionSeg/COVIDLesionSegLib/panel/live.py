@@ -16,8 +16,8 @@ from ..imaging import LungQuality
 from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Client, Reply, Request, Timer, WorkerError
+from ..worker.faults import CANCELLED
 from ..worker.protocol import geometry_to_json
-from ..worker.troubles import CANCELLED
 from .events import Signal
 from .notices import Notice, noticeOf
 from .steps import Steps

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..models import ModelRegistry
 from ..models.catalog import INSTALLED
 from ..worker import Client, Process, Timer, WorkerSettings
-from ..worker.command import split_prefix
+from ..worker.process import split_prefix
 from .devices import Devices
 from .events import Signal
 from .live import LiveMeasurement

@@ -37,7 +37,7 @@ class StoreClient:
     Attributes:
         changed: signal: another store, another overview, something begins or ends.
         noted: signal: a :class:`.notices.Notice`.
-        overview: what ``worker.case_overview.overview`` gives; empty before it is there.
+        overview: what ``worker.store_tasks.overview`` gives; empty before it is there.
     """
 
     def __init__(self, session: Session) -> None:
@@ -131,7 +131,7 @@ class StoreClient:
         """Ask for something on the store; afterwards the overview is another one.
 
         Args:
-            task: see ``worker.case_tasks`` and ``worker.store_tasks``.
+            task: see ``worker.store_tasks``.
             values: its parameters; ``store`` only where it is another one than the chosen store.
             done: called with the answer.
             arrays: of the request.

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import mrml
+from ..errors import TwoPatientsError
 from ..worker import Reply, WorkerError
 from ..worker.protocol import geometry_to_json
 from .live import StudyRequest, segmentOrLesions
-from .notices import Notice, attempt, noticeOf
+from .notices import Notice, attempt, confirm, noticeOf
 from .steps import Steps
 from .text import _, figure_text
 
@@ -111,11 +112,15 @@ class MeasurementTools:
         self._steps.start([show], self._onError)
 
     def compare(self) -> None:
-        """Compare with the earlier study that the parameters name."""
+        """Compare with the earlier study that the parameters name; asks before two patients are compared."""
         if self._request is not None:
             return
         arrays: dict[str, NDArray[Any]] = {}
         values: dict[str, Any] = {}
+        parameters = mrml.moduleParameters()
+        patients = {mrml.patientOf(node) for node in (parameters.inputVolume, parameters.earlierVolume)}
+        if "" not in patients and len(patients) > 1 and not self._assumed(_("The CTs have two patient IDs."), values):
+            return
 
         def readVolume() -> None:
             parameters, _mask = self._live.require()
@@ -135,9 +140,25 @@ class MeasurementTools:
                 arrays["lungs"] = mrml.lungsFromSegmentation(known[-1], parameters.earlierVolume)
 
         def send() -> None:
-            self._ask("compare", values, arrays, self._onCompared)
+            self._ask("compare", values, arrays, self._onCompared, refused)
+
+        def refused(error: WorkerError) -> bool:
+            # the worker tells two people's chests apart, whatever their files say
+            if error.error_class != TwoPatientsError.__name__:
+                return False
+            self._request = None
+            if self._assumed(error.message, values):
+                send()
+            else:
+                self._live.changed.emit()
+            return True
 
         self._steps.start([readVolume, readLesions, readLungs, send], self._onError)
+
+    def _assumed(self, reason: str, values: dict[str, Any]) -> bool:
+        """Whether two studies are to be compared as one patient's all the same."""
+        values["assume_same_patient"] = confirm(reason, _("Compare them as studies of one patient all the same?"))
+        return bool(values["assume_same_patient"])
 
     def _ask(
         self,
@@ -145,6 +166,7 @@ class MeasurementTools:
         values: Mapping[str, Any],
         arrays: Mapping[str, NDArray[Any]],
         finished: Callable[[Reply], None],
+        refused: Callable[[WorkerError], bool] = lambda _error: False,
     ) -> None:
         def done(reply: Reply) -> None:
             if self._request is request:
@@ -153,7 +175,7 @@ class MeasurementTools:
                 self._live.changed.emit()
 
         def failed(error: WorkerError) -> None:
-            if self._request is request:
+            if self._request is request and not refused(error):
                 self._onFailed(error)
 
         self._request = request = StudyRequest(self._live, task, values, arrays, done, failed)

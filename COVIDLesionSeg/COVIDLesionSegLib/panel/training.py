@@ -10,9 +10,9 @@ from ..cases import Store
 from ..errors import CancelledError, InputError
 from ..models.catalog import default_folder
 from ..worker import WorkerSettings
-from ..worker.case_jobs import COMPARE, ESTIMATE, PREDICT, VALIDATE
+from ..worker.faults import exception_of
+from ..worker.job_tasks import COMPARE, ESTIMATE, PREDICT, VALIDATE
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
-from ..worker.request import exception_of
 from .session import readSettings
 
 FINE_TUNE = "fine_tune"

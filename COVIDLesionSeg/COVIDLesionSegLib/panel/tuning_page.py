@@ -10,7 +10,7 @@ import qt
 from .. import mrml
 from ..models.catalog import ModelEntry
 from ..worker import Reply
-from ..worker.case_jobs import ESTIMATE, VALIDATE
+from ..worker.job_tasks import ESTIMATE, VALIDATE
 from ..worker.jobs import JobStatus
 from .adding_page import endOf, jobText, showProgress
 from .forms import chosenData, showText

@@ -4,20 +4,9 @@
 for scripts. :mod:`.jobs` holds detached jobs that outlive their parent.
 """
 
-from .blocking import BlockingLoop, SubprocessProcess, blocking_client
-from .client import Client
-from .request import Request, WorkerFailedError, wait
-from .values import (
-    ACTIONS,
-    ERROR_KINDS,
-    Process,
-    ProcessListener,
-    Progress,
-    Reply,
-    Timer,
-    WorkerError,
-    WorkerSettings,
-)
+from .client import Client, Progress, Reply, Request, blocking_client, wait
+from .faults import ACTIONS, ERROR_KINDS, WorkerError, WorkerFailedError
+from .process import BlockingLoop, Process, ProcessListener, SubprocessProcess, Timer, WorkerSettings
 
 __all__ = [
     "ACTIONS",

@@ -1,4 +1,7 @@
-"""What detached jobs can do. Names only: the modules are loaded by the process that runs the job."""
+"""What detached jobs can do: fine-tuning, and on a case store predictions, estimates and validation; see :mod:`.jobs`.
+
+The tasks need PyTorch, which is loaded by the process that runs the job.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from ..errors import InputError
 from .faults import require_torch
 
 if TYPE_CHECKING:
+    from ..cases import Store
     from ..learning import TrainingConfig
-    from .job_runner import JobContext
+    from .jobs import JobContext
 
-Progress = Callable[[str, int, int], None]
+PREDICT, ESTIMATE, COMPARE, VALIDATE = "predict", "estimate", "compare", "validate"
 
 #: task -> where its function is; it takes the job's context and returns plain values
-TASKS = {"fine_tune": "COVIDLesionSegLib.worker.job_tasks:fine_tune"}
+TASKS = {name: f"{__name__}:{name}" for name in ("fine_tune", PREDICT, ESTIMATE, COMPARE, VALIDATE)}
+
+Progress = Callable[[str, int, int], None]
 
 _POINTS = 500
 _PARAMETERS = ("cases", "base_model", "config", "device", "steps", "resume")
@@ -134,3 +140,69 @@ class _Curves:
             for network in ("student", "teacher"):
                 if network in entry:
                     self._job.point(f"{network}_dice", entry["step"], entry[network]["dice"])
+
+
+def predict(job: JobContext) -> dict[str, Any]:
+    """Let a model answer waiting cases: ``cases`` (the store), ``model``, ``ids``, ``device``.
+
+    Returns:
+        ``done``: case -> mL; ``failed``: case -> why; ``skipped``: what the model had answered.
+    """
+    store, given = _store(job), job.parameters
+    report = store.predict(
+        given.get("model"),
+        cases=given.get("ids") or (),
+        device=given.get("device") or "auto",
+        progress=job.progress,
+        cancelled=job.is_cancelled,
+    )
+    done = {case: prediction.lesion_ml for case, prediction in report.done.items()}
+    return {"done": done, "failed": dict(report.failed), "skipped": list(report.skipped)}
+
+
+def estimate(job: JobContext) -> dict[str, Any]:
+    """What a fine-tuning would take here: ``cases`` (the store), ``base_model``, ``steps``, ``config``, ``device``.
+
+    Returns:
+        What ``learning.estimate.TimeEstimate`` holds, and its ``text``.
+    """
+    store, given = _store(job), job.parameters
+    from ..learning import TrainingConfig
+
+    config = TrainingConfig.from_toml(given["config"]) if given.get("config") else None
+    found = store.training.estimate(given.get("base_model"), given.get("steps"), config, given.get("device"))
+    return {**found.to_json(), "text": found.text}
+
+
+def compare(job: JobContext) -> dict[str, Any]:
+    """Validate models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
+
+    Returns:
+        What ``cases.running.Comparison.to_json`` gives.
+    """
+    store, given = _store(job), job.parameters
+    device = given.get("device") or "auto"
+    found = store.compare(given["models"], device=device, progress=job.progress, cancelled=job.is_cancelled)
+    return found.to_json()
+
+
+def validate(job: JobContext) -> dict[str, Any]:
+    """Validate a model of the store; it is active if it passes: ``cases`` (the store), ``model``, ``device``.
+
+    Returns:
+        ``model`` and the ``gate``'s decision, as a fine-tuning does.
+    """
+    store, given = _store(job), job.parameters
+    device = given.get("device") or "auto"
+    gate = store.validation.decide(given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
+    return {"model": given["model"], "gate": gate.told()}
+
+
+def _store(job: JobContext) -> Store:
+    from ..cases import Store
+
+    job.progress("loading", 0, 1)
+    store = Store(job.parameters["cases"])
+    require_torch()
+    job.progress("loading", 1, 1)
+    return store

@@ -14,46 +14,121 @@ A job has a folder of its own with these files, all readable by people:
 ``work/``                 what the task makes
 ========================  =============================================================================================
 
-Nothing here needs PyTorch, no thread is started, and no call waits for the job but :meth:`Job.wait`.
+On the parent's side, :class:`Job`, nothing needs PyTorch, no thread is started, and no call waits for the job but
+:meth:`Job.wait`. :func:`run_job` is the process that works.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import logging
 import os
 import platform
 import shutil
+import signal
+import socket
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..documents import parse_object, read_object
-from ..errors import InputError, OutputError, ReadError
-from ..files import write_json
-from ..processes import kill_tree, start_time
-from .command import child_environment, command_line
-from .job_status import ACTIVE, Events, JobStatus, boot_of, describe_process, is_here, is_same
-from .request import WorkerFailedError
-from .scrub import scrubbed, secrets
-from .values import WorkerError, WorkerSettings
+from ..errors import CancelledError, InputError, OutputError, ReadError
+from ..files import remove_unfinished, write_json
+from ..processes import is_alive, kill_descendants, kill_tree, lead_own_group, start_time
+from .client import Progress
+from .faults import CHOOSE_PYTHON, WorkerError, WorkerFailedError, failure_of, scrubbed, secrets, told
+from .job_tasks import TASKS
+from .process import WorkerSettings, child_environment, command_line
+from .protocol import to_json
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["GRACE_SECONDS", "SILENCE_SECONDS", "Job", "JobStatus", "find_jobs", "start_job"]
-
-VERSION = 1
+_VERSION = 1
 GRACE_SECONDS = 60.0
 # a job that has not reported for this long is said to be silent
 SILENCE_SECONDS = 120.0
 _START_SECONDS = 60.0
 _LINES = 40
+_ACTIVE = ("starting", "running", "cancelling")
+_HEARTBEAT_SECONDS = 1.0
+_EVENT_SECONDS = 0.5
+# the disk may be full when there is most to say
+_RESERVE = 64 << 10
 
 # processes started here; asked now and then, so that none stays behind as a zombie
 _started: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job stands.
+
+    Attributes:
+        state: "starting", "running", "cancelling"; "done", "failed", "cancelled"; or "died": it ended without a word,
+            by a crash, a kill or a restart of the machine.
+        progress: the last step it reported, None before the first.
+        seconds_left: estimated, None where it is not known.
+        curves: name -> [x, y] points, e.g. "loss" and "teacher_dice" over the training step; y may be None.
+        messages: sentences for people.
+        error: why it failed or died; of the kind "silent" where it runs but has not reported for long.
+        result: what its task gave back, None before the end.
+        seconds: how long it has been running, or ran.
+    """
+
+    state: str
+    progress: Progress | None = None
+    seconds_left: float | None = None
+    curves: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+    error: WorkerError | None = None
+    result: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in _ACTIVE
+
+
+class _Events:
+    """What the events say so far."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.seconds_left: float | None = None
+        self.curves: dict[str, list[list[float | None]]] = {}
+        self.messages: list[str] = []
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """One more event."""
+        kind = event.get("type")
+        if kind == "progress":
+            self.seconds_left = event.get("seconds_left")
+            self.progress = Progress(
+                str(event["phase"]),
+                int(event["done"]),
+                max(1, int(event["total"])),
+                event.get("fraction"),
+                self.seconds_left,
+                str(event.get("message", "")),
+            )
+        elif kind == "point":
+            points = self.curves.setdefault(str(event["curve"]), [])
+            # a resumed job repeats the steps after its last saved state
+            while points and points[-1][0] is not None and points[-1][0] >= event["x"]:
+                points.pop()
+            points.append([event["x"], event["y"]])
+        elif kind == "message":
+            self.messages.append(str(event["text"]))
 
 
 def start_job(
@@ -91,7 +166,7 @@ def start_job(
             raise InputError(f"The folder {folder.name} holds another job.", "Resume that, or choose another folder.")
         for name in ("state.json", "cancel.json", "process.json", "launcher.json", "heartbeat"):
             (folder / name).unlink(missing_ok=True)
-    described = {"version": VERSION, "task": task, "parameters": parameters, "created": _now()}
+    described = {"version": _VERSION, "task": task, "parameters": parameters, "created": _now()}
     write_json(folder / "job.json", described)
     try:
         with (folder / "output.log").open("ab") as output:
@@ -107,11 +182,10 @@ def start_job(
             )
     except OSError as error:
         (folder / "job.json").unlink()
-        hint = "Choose another Python interpreter in the settings, or leave it empty for the built-in one."
         why = f"The job could not be started: {error.strerror or error}."
-        raise WorkerFailedError(WorkerError("start_failed", why, hint, action="copy_report")) from error
+        raise WorkerFailedError(WorkerError("start_failed", why, CHOOSE_PYTHON, action="copy_report")) from error
     _started.append(process)
-    write_json(folder / "launcher.json", describe_process(process.pid))
+    write_json(folder / "launcher.json", _describe_process(process.pid))
     return job
 
 
@@ -138,7 +212,7 @@ class Job:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._offset = 0
-        self._events = Events()
+        self._events = _Events()
 
     def __repr__(self) -> str:
         return f"Job({str(self.folder)!r})"
@@ -194,7 +268,7 @@ class Job:
             name = "starting"
         else:
             error = self._silence()
-        ended = name not in ACTIVE
+        ended = name not in _ACTIVE
         return JobStatus(
             name,
             events.progress,
@@ -281,9 +355,9 @@ class Job:
         value = _read(self.folder / "job.json")
         if value is None:
             raise ReadError(f"There is no job in {self.folder.name}.")
-        if value.get("version") != VERSION:
+        if value.get("version") != _VERSION:
             raise ReadError(
-                f"The job in {self.folder.name} is of version {value.get('version')!r}; this program knows {VERSION}.",
+                f"The job in {self.folder.name} is of version {value.get('version')!r}; this program knows {_VERSION}.",
                 "Use the program that has started it.",
             )
         return value
@@ -296,15 +370,15 @@ class Job:
         if process is None:
             # between job.json and the first sign of the process
             return self._age("job.json") < _START_SECONDS
-        if not is_here(process):
+        if not _is_here(process):
             # another machine's processes can't be looked at; its heartbeat can, through a shared folder
             return self._age("heartbeat") < SILENCE_SECONDS
-        return is_same(process)
+        return _is_same(process)
 
     def _kill(self) -> None:
         for name in ("process.json", "launcher.json"):
             process = _read(self.folder / name)
-            if process is not None and is_here(process) and is_same(process):
+            if process is not None and _is_here(process) and _is_same(process):
                 kill_tree(int(process["pid"]))
 
     def _age(self, name: str) -> float:
@@ -333,8 +407,8 @@ class Job:
 
     def _death(self) -> WorkerError:
         process = self._process()
-        known = process is not None and is_here(process) and boot_of(process["start_time"])
-        restarted = known and known != boot_of(start_time(os.getpid()))
+        known = process is not None and _is_here(process) and _boot_of(process["start_time"])
+        restarted = known and known != _boot_of(start_time(os.getpid()))
         why = "the machine was restarted" if restarted else "its process is gone and left no word"
         return WorkerError(
             "died",
@@ -388,3 +462,164 @@ def _detached_flags() -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _describe_process(pid: int) -> dict[str, Any]:
+    """What tells a process from all others, also after a restart."""
+    return {"pid": pid, "start_time": start_time(pid), "machine": socket.gethostname(), "time": time.time()}
+
+
+def _is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process runs, or ran, on this machine; its name may change, what a start of it is called does not."""
+    boot = _boot_of(process["start_time"])
+    return process["machine"] == socket.gethostname() or (bool(boot) and boot == _boot_of(start_time(os.getpid())))
+
+
+def _boot_of(started: str | None) -> str:
+    """The start of the machine in a start time of a process, "" where the system does not name it."""
+    boot, space, _ = (started or "").partition(" ")
+    return boot if space and sys.platform == "linux" else ""
+
+
+def _is_same(process: Mapping[str, Any]) -> bool:
+    """Whether the process lives, and not another one that has got its number."""
+    pid = int(process["pid"])
+    return is_alive(pid) and start_time(pid) == process["start_time"]
+
+
+# ---- the process that works ------------------------------------------------------------------------------------------
+
+
+class JobContext:
+    """What a task is given: its parameters, a folder to work in, and ways to say how it goes.
+
+    Args:
+        folder: of the job.
+        parameters: what was asked for.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, Any]) -> None:
+        self.work = folder / "work"
+        self.parameters = parameters
+        self._events = (folder / "events.jsonl").open("ab", buffering=0)
+        # after a line that a kill has torn
+        self._events.write(b"\n")
+        self._cancel = folder / "cancel.json"
+        self._told: tuple[str, float] = ("", 0.0)
+        self._looked = 0.0
+        self._asked = False
+        self._stopped = False
+        self._pace: dict[str, tuple[float, int]] = {}
+        self._largest = 0
+        self._left: float | None = None
+        self._fraction: float | None = None
+
+    def stop(self) -> None:
+        """Stop at the next occasion, as if Cancel had been asked for."""
+        self._stopped = True
+
+    def is_cancelled(self) -> bool:
+        """Whether the job was asked to stop."""
+        now = time.monotonic()
+        if not self._asked and now - self._looked > 0.2:
+            self._looked, self._asked = now, self._cancel.exists()
+        return self._asked or self._stopped
+
+    def progress(self, phase: str, done: int, total: int, message: str = "") -> None:
+        """Say that ``done`` of ``total`` steps of a phase are finished."""
+        now = time.monotonic()
+        began, first = self._pace.setdefault(phase, (now, done))
+        if total >= self._largest:
+            # the phase with the most steps is what takes the time; others come in between
+            self._largest = total
+            self._fraction = done / max(total, 1)
+            if done > first and now - began >= 1:
+                self._left = (now - began) / (done - first) * (total - done)
+        if phase != self._told[0] or done >= total or now - self._told[1] >= _EVENT_SECONDS:
+            self._told = (phase, now)
+            self.event(
+                "progress",
+                phase=phase,
+                done=int(done),
+                total=int(total),
+                message=message,
+                fraction=self._fraction,
+                seconds_left=self._left,
+            )
+
+    def point(self, curve: str, x: float, y: float | None) -> None:
+        """A point of a curve; x must grow."""
+        self.event("point", curve=curve, x=x, y=y)
+
+    def note(self, text: str) -> None:
+        """A sentence for people."""
+        self.event("message", text=text)
+
+    def event(self, kind: str, **content: Any) -> None:
+        """Write an event.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        line = json.dumps({"time": round(time.time(), 3), "type": kind, **to_json(content)}) + "\n"
+        self._events.write(line.encode())
+
+
+def run_job(folder: Path) -> int:
+    """Run the job in a folder; the exit status is 0 if it is done, else 1."""
+    lead_own_group()
+    described = read_object(folder / "job.json")
+    write_json(folder / "process.json", _describe_process(os.getpid()))
+    (folder / "heartbeat").touch()
+    (folder / "reserve").write_bytes(bytes(_RESERVE))
+    context = JobContext(folder, described["parameters"])
+    context.work.mkdir(exist_ok=True)
+    # also at a shutdown of the machine: what can be saved is saved
+    signal.signal(signal.SIGTERM, lambda *_: context.stop())
+    threading.Thread(target=_watch, args=(folder,), daemon=True).start()
+    try:
+        context.event("started", task=described["task"])
+        result = to_json(_callable(described["task"])(context))
+    except CancelledError as error:
+        _end(folder, {"state": "cancelled", "message": str(error)})
+    except BaseException as error:
+        failure = failure_of(error, 0, str(described["parameters"].get("device") or ""))
+        _end(folder, {"state": "failed", "error": asdict(told(failure))})
+        sys.stderr.write(failure.details)
+    else:
+        _end(folder, {"state": "done", "result": result})
+        return 0
+    return 1
+
+
+def _callable(task: str) -> Callable[[JobContext], dict[str, Any]]:
+    module, _, name = TASKS.get(task, task).partition(":")
+    if not name:
+        raise InputError(f"There is no job {task!r}; there are {', '.join(TASKS)}.")
+    try:
+        found: Callable[[JobContext], dict[str, Any]] = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise InputError(f"There is no function {name} in {module}.") from error
+    return found
+
+
+def _end(folder: Path, state: dict[str, Any]) -> None:
+    """Write the last word; on a full disk into the space that was kept for it."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "reserve").unlink()
+    write_json(folder / "state.json", state)
+    kill_descendants()
+
+
+def _watch(folder: Path) -> None:
+    """The heartbeat, and the end of a job that does not stop within the grace time."""
+    while True:
+        with contextlib.suppress(OSError):
+            os.utime(folder / "heartbeat")
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            cancel = read_object(folder / "cancel.json")
+            if time.time() > cancel["time"] + cancel["grace"] and not (folder / "state.json").exists():
+                _end(folder, {"state": "cancelled", "message": "Stopped after the grace time."})
+                remove_unfinished()
+                os._exit(1)
+        time.sleep(_HEARTBEAT_SECONDS)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..measurement import compare_timepoints, error_map, evaluate
+from ..cores import run_all
+from ..errors import GridMismatchError, InputError
+from ..imaging import LocatedLungs, Volume, locate_lungs
+from ..imaging.lungs.engines import CLASSICAL
+from ..imaging.masks import Box, Mask
+from ..measurement import LiveEvaluation, compare_timepoints, error_map, evaluate, quantify, zones
+from ..measurement.catalog import consolidation_limit
 from ..measurement.lesions import component_at
-from .case_overview import OpenStore
-from .case_tasks import CaseTasks
+from ..measurement.longitudinal import TimePoint
+from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .faults import NotOpenError
 from .protocol import geometry_from_json
 from .store_tasks import StoreTasks
-from .study import MASKS, Study, open_study
 from .tasks import Answer, Work, find_lungs_in
 
 #: What the files of a case are called, after its name and an underscore: kind -> endings.
@@ -26,6 +32,161 @@ REPORT_FILES = {
     "json": ("report.json",),
     "dicom": ("lesions.dcm",),
 }
+
+_MASKS = ("lesion", "reference")
+
+
+@dataclass(eq=False)
+class _Study:
+    """A CT with its masks, and what was found out about them."""
+
+    volume: Volume
+    lungs: zones.Lungs | None
+    lobes: zones.Lobes | None
+    tolerance: float
+    minimum_overlap: float
+    consolidation_from: float
+    lobe_map: Any
+    lesion: Mask | None = None
+    reference: Mask | None = None
+    _live: LiveEvaluation | None = None
+    # what changed since the last evaluation; None: anything may have
+    _changed: Box | None = None
+    _is_evaluated: bool = False
+
+    def mask(self, name: str) -> Mask | None:
+        """Lesion or reference."""
+        return self.lesion if name == "lesion" else self.reference
+
+    def change(self, name: str, array: NDArray[Any], box: Any) -> None:
+        """Put a mask, or a box of it, in place."""
+        old = self.mask(name)
+        place = _box(box, self.volume.geometry.shape)
+        if place is None:
+            self.volume.geometry.require_shape(array, name)
+            new = np.array(array, dtype=bool)
+        elif old is None:
+            raise InputError(f"There is no {name} yet, so a part of it can't change; send the whole.")
+        else:
+            part = old[place]
+            if part.shape != array.shape:
+                raise GridMismatchError(f"The box has the shape {part.shape}, but {array.shape} was sent (z, y, x).")
+            part[:] = array
+            new = old
+        if name == "reference":
+            self.reference, self._live = new, None
+        else:
+            self.lesion = new
+            self._changed = place if self._is_evaluated else None
+            self._is_evaluated = False
+
+    def drop(self, name: str) -> None:
+        """Take a mask away."""
+        if name == "reference":
+            self.reference, self._live = None, None
+        else:
+            self.lesion, self._changed, self._is_evaluated = None, None, False
+
+    def figures(self, work: Work) -> dict[str, Any]:
+        """The whole table."""
+        work.check()
+        if self.lesion is None:
+            return {"quantities": None, "evaluation": None, **self.facts()}
+        jobs: list[Callable[[], Any]] = [self.quantities]
+        if self.reference is not None:
+            jobs.append(self._evaluation)
+        found = run_all(jobs)
+        return {"quantities": found[0], "evaluation": found[1] if len(found) > 1 else None, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What is to be said of the CT and the lungs beside every figure."""
+        quality = None if self.lungs is None else self.lungs.quality
+        return {"notes": list(self.volume.warnings), "lung_quality": None if quality is None else quality.to_json()}
+
+    def quantities(self) -> dict[str, Any]:
+        """Everything that needs no reference."""
+        assert self.lesion is not None  # noqa: S101  # whoever calls has looked
+        return quantify(self.volume, self.lesion, self.lungs, self.lobes, consolidation_from=self.consolidation_from)
+
+    def pair(self) -> tuple[Mask, Mask]:
+        """Lesion and reference.
+
+        Raises:
+            InputError: one is not there.
+        """
+        if self.lesion is None or self.reference is None:
+            missing = "lesion mask" if self.lesion is None else "reference"
+            raise InputError(f"There is no {missing} to compare.")
+        return self.lesion, self.reference
+
+    def time_point(self) -> TimePoint:
+        """The study for comparison and report.
+
+        Raises:
+            InputError: there is no lesion mask.
+        """
+        if self.lesion is None:
+            raise InputError("There is no lesion mask to measure.")
+        return TimePoint(self.volume, self.lesion, self.lungs, self.lobes)
+
+    def _evaluation(self) -> dict[str, Any]:
+        lesion, reference = self.pair()
+        if self._live is None:
+            spacing = self.volume.geometry.spacing_zyx
+            self._live = LiveEvaluation(
+                reference, spacing, tolerance=self.tolerance, minimum_overlap=self.minimum_overlap
+            )
+            self._changed = None
+        found = dict(self._live.update(lesion, self._changed))
+        self._is_evaluated = True
+        return found
+
+
+def _open_study(work: Work, needs_lungs: bool = False) -> tuple[_Study, dict[str, NDArray[Any]]]:
+    """The study that a request describes, and the lungs if they were found here."""
+    volume = work.volume()
+    grid = volume.geometry
+    arrays = {name: work.array(name) for name in ("lungs", "lobes", *_MASKS)}
+    for name, array in arrays.items():
+        if array is not None:
+            grid.require_shape(array, name)
+    lobe_map = work.take("lobe_map", (str, dict))
+    if isinstance(lobe_map, dict):
+        lobe_map = {int(value): lobe for value, lobe in lobe_map.items()}
+    settings = (
+        work.take("tolerance", (int, float), DEFAULT_TOLERANCE_MM),
+        work.take("minimum_overlap", (int, float), 0.0),
+        consolidation_limit(work.take("consolidation_from", (int, float))),
+    )
+    engine = work.take("lung_engine", str, CLASSICAL)
+    found: dict[str, NDArray[Any]] = {}
+    given: NDArray[Any] | LocatedLungs | None = arrays["lungs"]
+    if work.take("find_lungs", bool, needs_lungs) and given is None and arrays["lobes"] is None:
+        given = locate_lungs(volume, work.progress, work.is_cancelled, engine=engine)
+        found["lungs"] = given.labels
+    lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], volume, lobe_map)
+    lungs = None
+    if given is not None or lobes is not None:
+        lungs = zones.Lungs.read(given, lobes, volume)
+    study = _Study(volume, lungs, lobes, *settings, lobe_map)
+    for name in _MASKS:
+        mask = arrays[name]
+        if mask is not None:
+            study.change(name, mask, None)
+    return study, found
+
+
+def _box(value: Any, shape: tuple[int, ...]) -> Box | None:
+    if value is None:
+        return None
+    try:
+        sides = [(int(start), int(stop)) for start, stop in value]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The box {value!r} is no list of three starts and stops (z, y, x).") from error
+    if len(sides) != 3 or any(not 0 <= a <= b <= n for (a, b), n in zip(sides, shape, strict=False)):
+        raise InputError(f"The box {sides} does not lie in the volume of {shape} voxels (z, y, x).")
+    z, y, x = (slice(start, stop) for start, stop in sides)
+    return z, y, x
 
 
 class Measurements:
@@ -64,13 +225,12 @@ class Measurements:
     default the study's lesion. Answers ``files`` and ``notes``. It carries the patient's identity: say so first.
     ``lungs``: as the worker of kind "lesions" does.
 
-    Those about a case store are in :mod:`.case_tasks` and :mod:`.store_tasks`.
+    Those about a case store are in :mod:`.store_tasks`.
     """
 
     def __init__(self) -> None:
         self.device = ""
-        self._studies: dict[str, Study] = {}
-        stores = OpenStore()
+        self._studies: dict[str, _Study] = {}
         self.tasks: Mapping[str, Callable[[Work], Answer]] = {
             "open": self.open,
             "update": self.update,
@@ -83,14 +243,13 @@ class Measurements:
             "report": self.report,
             "dicom_seg": self.dicom_seg,
             "lungs": find_lungs_in,
-            **CaseTasks(stores).tasks,
-            **StoreTasks(stores).tasks,
+            **StoreTasks().tasks,
         }
 
     def open(self, work: Work) -> Answer:
         """Hold a study."""
         name = work.need("study", str)
-        study, found = open_study(work)
+        study, found = _open_study(work)
         work.finish()
         self._studies[name] = study
         return Answer(study.figures(work), found)
@@ -99,12 +258,12 @@ class Measurements:
         """Change a study's masks and measure it."""
         study = self._study(work)
         boxes = {"lesion": work.take("box", list), "reference": work.take("reference_box", list)}
-        arrays = {name: array for name in MASKS if (array := work.array(name)) is not None}
+        arrays = {name: array for name in _MASKS if (array := work.array(name)) is not None}
         dropped = work.take("drop", list, [])
         work.finish()
         for name in dropped:
-            if name not in MASKS:
-                raise InputError(f"There is no mask {name!r}; masks are {' and '.join(MASKS)}.")
+            if name not in _MASKS:
+                raise InputError(f"There is no mask {name!r}; masks are {' and '.join(_MASKS)}.")
         for name, array in arrays.items():
             study.change(name, array, boxes[name])
         for name in dropped:
@@ -161,7 +320,7 @@ class Measurements:
         later = self._study(work)
         registration = work.take("registration", str, "rigid")
         assumed = work.take("assume_same_patient", bool, False)
-        earlier = self._study(work, "earlier") if "earlier" in work else open_study(work, needs_lungs=True)[0]
+        earlier = self._study(work, "earlier") if "earlier" in work else _open_study(work, needs_lungs=True)[0]
         work.finish()
         work.progress("comparing", 0, 1)
         found = compare_timepoints(
@@ -239,7 +398,7 @@ class Measurements:
         for item in work.take("segments", list, [{"name": "lesion", "array": "lesion", "edited": True}]):
             name = str(item.get("array", "lesion"))
             mask = work.array(name)
-            if mask is None and name in MASKS:
+            if mask is None and name in _MASKS:
                 mask = study.mask(name)
             if mask is None:
                 raise InputError(f"There is no array {name!r} for the segment {item.get('name')!r}.")
@@ -257,13 +416,13 @@ class Measurements:
         work.progress("writing", 1, 1)
         return Answer({"files": [str(output)], "notes": list(notes)})
 
-    def _study(self, work: Work, parameter: str = "study") -> Study:
+    def _study(self, work: Work, parameter: str = "study") -> _Study:
         name = work.need(parameter, str)
         if name not in self._studies:
             raise NotOpenError("The study is not open for measuring (any more).", "Open it again.")
         return self._studies[name]
 
-    def _given(self, work: Work) -> Study:
-        study = self._study(work) if "study" in work else open_study(work)[0]
+    def _given(self, work: Work) -> _Study:
+        study = self._study(work) if "study" in work else _open_study(work)[0]
         work.finish()
         return study

@@ -25,11 +25,10 @@ from ..errors import InputError
 from ..files import remove_unfinished
 from ..processes import kill_descendants, lead_own_group
 from . import protocol as p
-from .exchange import read_array, remove_folder, write_array
 from .faults import failure_of
-from .received import ReceivedFiles
+from .process import Kind
 from .tasks import Answer, Work, Worker
-from .values import Kind
+from .transport import ReceivedFiles, read_array, remove_folder, write_array
 
 _HEARTBEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the parent has no more use for this process, or run a job."""
     if arguments.job is not None:
-        from .job_runner import run_job
+        from .jobs import run_job
 
         return run_job(arguments.job)
     serve(arguments.kind, arguments.idle)

@@ -1,9 +1,10 @@
-"""A worker for programs without an event loop: the Python console outside Slicer, scripts, tests, the command.
+"""The child process: how it is started and watched, and what runs it.
 
-One :class:`BlockingLoop` makes processes and timers; what they have to say is handled while somebody waits
-(:func:`.client.wait`), on the thread that waits. There is no thread behind it. On POSIX it sleeps until a pipe is
-ready; Windows can't wait for pipes, so there it looks every few milliseconds (needs Python 3.12, whose pipes need not
-block).
+The client needs a :class:`Process` and a :class:`Timer`. In Slicer they are made of Qt's. For programs without an event
+loop (the Python console outside Slicer, scripts, tests, the command) one :class:`BlockingLoop` makes both; what they
+have to say is handled while somebody waits (:func:`.wait`), on the thread that waits. There is no thread behind it. On
+POSIX it sleeps until a pipe is ready; Windows can't wait for pipes, so there it looks every few milliseconds (needs
+Python 3.12, whose pipes need not block).
 """
 
 from __future__ import annotations
@@ -11,31 +12,202 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import IO
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Literal, Protocol
 
 from ..errors import InputError
 from ..processes import kill_tree
-from .client import Client
-from .values import Kind, ProcessListener, WorkerSettings
 
+Kind = Literal["lesions", "measurement"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# folders in which other packages lie beside ours; putting them on another interpreter's path would mix the two
+_SHARED_FOLDERS = ("site-packages", "dist-packages", "qt-scripted-modules")
+_COMMAND = "covid-lesion-seg"
 _PIECE = 1 << 20
 _LOOK = 0.005
 
 
-def blocking_client(settings: WorkerSettings | None = None, kind: Kind = "lesions") -> Client:
-    """A client whose requests :func:`.client.wait` waits for.
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker is started and watched.
 
-    Example:
-        >>> client = blocking_client(kind="measurement")  # doctest: +SKIP
-        >>> wait(client.request("lungs", {"geometry": geometry_to_json(grid)}, {"volume": hu}))  # doctest: +SKIP
+    Attributes:
+        python: the interpreter; a path or a name found on the PATH. Its file name may also be ``covid-lesion-seg``, the
+            command that comes with the library. None takes Slicer's own interpreter inside Slicer, else the running
+            one; behind a prefix ``python3``.
+        prefix: command that is put in front, e.g. ("ssh", "gpu-box") or ("docker", "run", "-i", "image"). The library
+            must be installed where it leads; arrays travel through the pipe.
+        environment: variables of the child; None takes the running process's. A prefix, and an interpreter other than
+            Slicer's own, need what ``slicer.util.startupEnvironment()`` gives.
+        idle_seconds: the child ends by itself after this long without a request.
+        silence_seconds: a working child that sends nothing (not even its heartbeat) for this long is given up.
+        start_seconds: a child that does not report within this time is given up.
+        cancel_seconds: time that a cancelled child has to stop by itself before its process tree is killed.
+        transport: "file" (arrays through a private temporary folder), "pipe", or "auto": pipe with a prefix.
+        compress: whether arrays that shrink well (masks) are compressed on their way through the pipe. For a slow
+            network let the prefix compress all, e.g. ``ssh -C``.
+
+    Raises:
+        InputError: a value that is not allowed.
     """
-    loop = BlockingLoop()
-    return Client(loop.spawn, loop.timer, settings, kind, pump=loop.run_once)
+
+    python: str | None = None
+    prefix: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
+    idle_seconds: float = 900.0
+    silence_seconds: float = 120.0
+    start_seconds: float = 60.0
+    cancel_seconds: float = 0.25
+    transport: Literal["auto", "file", "pipe"] = "auto"
+    compress: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prefix, str):
+            raise InputError(f"The command prefix is {self.prefix!r}; a list of words is needed (see split_prefix).")
+        object.__setattr__(self, "prefix", tuple(self.prefix))
+        for name in ("idle_seconds", "silence_seconds", "start_seconds", "cancel_seconds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"The worker's {name} is {value!r}; a number of seconds above 0 is needed.")
+        if self.transport not in ("auto", "file", "pipe"):
+            raise InputError(f"The transport is {self.transport!r}; it is auto, file or pipe.")
+        if self.transport == "file" and self.prefix:
+            raise InputError(
+                "Behind a command prefix arrays can't travel as files; the transport must be auto or pipe."
+            )
+
+    def on_this_machine(self) -> WorkerSettings:
+        """The same without a prefix; interpreter and environment go with it, they are those that the prefix needs."""
+        return replace(self, prefix=(), python=None, environment=None, transport="auto") if self.prefix else self
+
+    @property
+    def uses_pipe(self) -> bool:
+        """Whether arrays travel through the pipe."""
+        return self.transport == "pipe" or (self.transport == "auto" and bool(self.prefix))
+
+
+class ProcessListener(Protocol):
+    """What a process tells; called on the thread that pumps it, never from inside a method of the process."""
+
+    def output(self, data: bytes) -> None:
+        """Bytes from the standard output, in order."""
+
+    def diagnostics(self, data: bytes) -> None:
+        """Bytes from the standard error, in order."""
+
+    def ended(self, exit_code: int | None, problem: str) -> None:
+        """The process is gone, and all its output has been told.
+
+        Args:
+            exit_code: its exit status; a negative number is the signal that ended it; None if it never ran.
+            problem: why it could not be started, or "".
+        """
+
+
+class Process(Protocol):
+    """A child process with pipes, as the client needs it; ``spawn(command, environment)`` makes one, not started.
+
+    No method may block. The adapter for QProcess is in the panel, the one for ``subprocess`` is
+    :class:`SubprocessProcess`.
+    """
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the start."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process was started and has not ended."""
+
+    def start(self, listener: ProcessListener) -> None:
+        """Start; failures are told by ``listener.ended(None, problem)``."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Queue bytes for the standard input; silently dropped once the process has ended."""
+
+    def pending(self) -> int:
+        """How many queued bytes the process has not taken yet."""
+
+    def close_input(self) -> None:
+        """End of input, after what is queued."""
+
+    def kill_tree(self) -> None:
+        """Kill the process and all its descendants at once (:func:`~..processes.kill_tree`), without waiting."""
+
+
+class Timer(Protocol):
+    """A timer that ``timer(milliseconds, callback)`` has started; it calls once."""
+
+    def stop(self) -> None:
+        """Never call; nothing happens where it has called already."""
+
+
+def command_line(settings: WorkerSettings, arguments: list[str]) -> list[str]:
+    """The command that starts ``COVIDLesionSegLib.worker``.
+
+    On this machine the library is the one that is running here, wherever it lies: the interpreter is given the file.
+    Behind a prefix it is the one that is installed there.
+
+    Args:
+        settings: interpreter and prefix.
+        arguments: of the worker.
+    """
+    if settings.prefix:
+        python = settings.python or "python3"
+        if _is_command(python):
+            return [*settings.prefix, python, "worker", *arguments]
+        # -P: nothing that lies in the current folder is taken for a package
+        return [*settings.prefix, python, "-P", "-m", "COVIDLesionSegLib.worker", *arguments]
+    python = settings.python or own_python()
+    if _is_command(python):
+        return [python, "worker", *arguments]
+    return [python, "-P", str(_PACKAGE / "worker" / "__main__.py"), *arguments]
+
+
+def child_environment(settings: WorkerSettings) -> dict[str, str]:
+    """The child's environment: the given one or this process's, with the library on the path where it lies alone."""
+    environment = dict(os.environ if settings.environment is None else settings.environment)
+    folder = _PACKAGE.parent
+    if folder.name not in _SHARED_FOLDERS:
+        others = [item for item in environment.get("PYTHONPATH", "").split(os.pathsep) if item]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(folder), *others]))
+    # text on the standard error in one encoding, at once
+    environment |= {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    return environment
+
+
+def own_python() -> str:
+    """Slicer's own interpreter inside Slicer, else the running one."""
+    slicers = shutil.which("PythonSlicer") if "slicer" in sys.modules else None
+    return slicers or sys.executable or "python3"
+
+
+def split_prefix(text: str) -> tuple[str, ...]:
+    """A command prefix as a user types it, as words.
+
+    Raises:
+        InputError: a quotation mark that is not closed.
+    """
+    try:
+        return tuple(shlex.split(text, posix=os.name == "posix"))
+    except ValueError as error:
+        raise InputError(f"The command prefix {text!r} can't be understood: {error}.") from error
+
+
+def _is_command(python: str) -> bool:
+    return Path(python).stem == _COMMAND
+
+
+# ---- without an event loop ------------------------------------------------------------------------------------------
 
 
 class BlockingTimer:
@@ -107,7 +279,7 @@ class BlockingLoop:
 
 
 class SubprocessProcess:
-    """A child process by :mod:`subprocess`; see :class:`.values.Process`.
+    """A child process by :mod:`subprocess`; see :class:`Process`.
 
     Args:
         command: program and arguments.
@@ -139,7 +311,7 @@ class SubprocessProcess:
         return self._popen is not None and self._popen.poll() is None
 
     def start(self, listener: ProcessListener) -> None:
-        """Start; see :meth:`.values.Process.start`."""
+        """Start; see :meth:`Process.start`."""
         self._listener = listener
         self._running.append(self)
         try:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 DATA = SHARED / "data"
 CT_SEG = DATA / "covid19-ct-seg"
 LCTSC = DATA / "lctsc"
