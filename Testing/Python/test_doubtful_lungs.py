@@ -294,17 +294,8 @@ def test_tables_and_changes_carry_it(chest_of_boxes):
 def test_segment_warns_and_ends_with_0(sick, a_perfect_model, files, monkeypatch, capsys):
     monkeypatch.setattr(predictor_module, "_loaded", lambda _model: a_perfect_model)
     _, lesion, truth = sick
-    words = [
-        "segment",
-        files / "ct.nii.gz",
-        "-o",
-        files / "out",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--quiet",
-    ]
+    words = ["segment", files / "ct.nii.gz", "-o", files / "out"]
+    words += ["--device", "cpu", "--precision", "float32", "--quiet"]
     # a format that keeps the names, since one label without a name can stand for both lungs
     words += ["--lungs", files / "right.seg.nrrd"]
     assert main([str(word) for word in words]) == 0

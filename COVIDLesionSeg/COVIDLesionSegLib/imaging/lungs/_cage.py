@@ -90,12 +90,7 @@ class RibCage(Polar):
 
     @classmethod
     def seen(cls, hu: NDArray[np.float32], spacing: Spacing) -> RibCage | None:
-        """The rib cage of a CT, or None where no vertebral column is seen.
-
-        Args:
-            hu: float32 (z, y, x) of the axial view.
-            spacing: (z, y, x) mm.
-        """
+        """The rib cage of a CT, float32 (z, y, x) of the axial view, or None where no vertebral column is seen."""
         bone = hu > _BONE
         axis = _spine(bone, spacing)
         if axis is None:

@@ -109,7 +109,7 @@ def find_lungs(
             progress("lungs", int(done), 100)
 
     reduced, factors = reduce_volume(array, view.geometry.spacing_zyx, lambda slices: step(20 * slices / len(array)))
-    regions = find_regions(reduced, lambda: step(50 / 8))
+    regions = _find_regions(reduced, lambda: step(50 / 8))
     if regions is None:
         raise LungsNotFoundError(
             f"No lungs were found in {volume.name}: no large air-filled region with the density of lung lies inside "
@@ -210,7 +210,7 @@ def _interpolation(size: int, factor: int, count: int) -> NDArray[np.float32]:
 
 
 def _refine(
-    array: NDArray, factors: tuple[int, ...], regions: LungRegions, working: Spacing, check: Callable[[], None]
+    array: NDArray, factors: tuple[int, ...], regions: _LungRegions, working: Spacing, check: Callable[[], None]
 ) -> NDArray[np.uint8]:
     """Carry the regions to the full resolution and set their border there.
 
@@ -262,7 +262,7 @@ def _refine(
 
 
 @dataclass(frozen=True)
-class LungRegions:
+class _LungRegions:
     """What was found, on the part of the working grid that holds it.
 
     Attributes:
@@ -279,16 +279,8 @@ class LungRegions:
     other_air: Mask
 
 
-def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegions | None:
-    """Find the lungs on the working grid.
-
-    Args:
-        volume: the CT, axial view.
-        check: called between the steps; may raise to stop.
-
-    Returns:
-        The regions, or None where nothing looks like a lung.
-    """
+def _find_regions(volume: ReducedVolume, check: Callable[[], None]) -> _LungRegions | None:
+    """The lungs on the working grid, or None where nothing looks like a lung; ``check`` may raise to stop."""
     spacing = volume.spacing
     # with the half-filled voxels between that air and skin, table or padding
     outside = dilate(_outside_air(volume), spacing, spacing[1])
@@ -339,7 +331,7 @@ def find_regions(volume: ReducedVolume, check: Callable[[], None]) -> LungRegion
     other_air = ((airway_wall | inside) & (sides == 0)) | outside
     dense = (sides > 0) & ((air_sides == 0) | haze[part])
     z, y, x = (slice(o.start + i.start, o.start + i.stop) for o, i in zip(box, part, strict=True))
-    return LungRegions((z, y, x), sides, dense, other_air)
+    return _LungRegions((z, y, x), sides, dense, other_air)
 
 
 def _section(mask: Mask, spacing: Spacing) -> float:
@@ -573,16 +565,8 @@ def _attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, 
     """Add aerated pieces that a consolidation cuts off from the rest.
 
     Bowel beneath the diaphragm must not come with them, so a piece lies either towards the chest wall, or behind a
-    layer of the rest of the lung thinner than the diaphragm and the wall of a bowel.
-
-    Args:
-        volume: the CT.
-        sides: the lungs so far, uint8 (z, y, x).
-        free: air inside the body that is no airway, bool (z, y, x).
-        polar: coordinates about the lungs.
-
-    Returns:
-        ``sides`` with the pieces.
+    layer of the rest of the lung thinner than the diaphragm and the wall of a bowel. ``free`` is air inside the body
+    that is no airway.
     """
     spacing = volume.spacing
     thin_layer = 1.5 * max(spacing)
@@ -614,17 +598,9 @@ def _attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, 
 def _fill(
     volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask, polar: Polar, check: Callable[[], None]
 ) -> NDArray[np.uint8]:
-    """Take vessels, nodules, ground glass and consolidation back into each lung.
+    """The air of each lung with its vessels, nodules, ground glass and consolidation.
 
-    Args:
-        volume: the CT.
-        sides: the air of the lungs, uint8 (z, y, x).
-        barred: what is never lung (airways, air outside), bool (z, y, x).
-        polar: coordinates about the lungs.
-        check: called between the steps; may raise to stop.
-
-    Returns:
-        The whole lungs, uint8 (z, y, x).
+    What is barred (airways, air outside) is never lung.
     """
     filled = np.zeros_like(sides)
     for side in (1, 2):
@@ -659,15 +635,6 @@ def _fill_to_ribs(volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask,
 
     What lies between the lung and the ribs, above the diaphragm as the rest of the lung shows it, is lung or fluid; the
     two can't be told apart. Only a large part is filled: beside healthy lung there is none.
-
-    Args:
-        volume: the CT.
-        sides: the lungs so far, uint8 (z, y, x).
-        barred: what is never lung.
-        cage: the ribs.
-
-    Returns:
-        ``sides`` with the consolidation.
     """
     spacing = volume.spacing
     filled = sides.copy()

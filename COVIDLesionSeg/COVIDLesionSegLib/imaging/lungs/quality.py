@@ -148,7 +148,6 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, 
     assessment = _Assessment(*_on_reduced_grid(volume, lungs), sided)
     ml = {side: float(np.count_nonzero(lungs == side)) * volume.geometry.voxel_ml for side in (RIGHT, LEFT)}
     assessment.sizes(ml)
-    # a mask of few voxels may have none on the working grid
     if assessment.shows_lungs:
         assessment.wall()
         assessment.hull(sum(ml.values()))
@@ -178,16 +177,13 @@ class _Assessment:
     def __init__(self, volume: ReducedVolume, lungs: NDArray[np.uint8], sided: bool) -> None:
         self._volume, self._lungs = volume, lungs
         self._spacing = volume.spacing
+        # a mask of few voxels may have none on the working grid
+        self.shows_lungs = bool(lungs.any())
         self._cage = RibCage.seen(volume.hu, volume.spacing)
         self._sided = sided and not self._both_in_one_label()
         self._checks = load_json("LungQuality.json")["checks"]
         self.measures: dict[str, float | None] = {}
         self.findings: list[LungFinding] = []
-
-    @property
-    def shows_lungs(self) -> bool:
-        """Whether the working grid has any voxel of the mask."""
-        return bool(self._lungs.any())
 
     def _find(self, check: str, value: float | None, sentence: str) -> None:
         limit = self._checks[check]
@@ -231,7 +227,7 @@ class _Assessment:
     def _share_on_the_right(self) -> float:
         """Share of the mask on the right of the spine, or of the body's middle where no ribs are seen."""
         inside = self._lungs > 0
-        if not inside.any():
+        if not self.shows_lungs:
             return 0.5
         if self._cage is not None:
             return float(self._cage.shares(inside)[0])
