@@ -45,7 +45,6 @@ class Chest:
         self,
         spacing=(4.0, 2.0, 2.0),
         extent=(280.0, 260.0, 360.0),
-        shape=None,
         lung=-850.0,
         sides=(1, 2),
         touching=False,
@@ -54,7 +53,7 @@ class Chest:
         heart=45.0,
     ):
         self.spacing = spacing
-        shape = shape or tuple(max(1, round(e / s)) for e, s in zip(extent, spacing, strict=True))
+        shape = tuple(max(1, round(e / s)) for e, s in zip(extent, spacing, strict=True))
         self.grid = millimeters(shape, spacing)
         _, y, x = self.grid
         everywhere = np.ones(shape, dtype=bool)

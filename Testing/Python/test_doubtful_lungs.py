@@ -434,17 +434,12 @@ def test_a_stray_voxel_adds_no_point(chest_of_boxes):
 def test_a_limit_of_consolidation_that_is_no_number_is_refused(chest_of_boxes, limit):
     volume, lesion, lungs, _ = chest_of_boxes
     study = TimePoint(volume, lesion, lungs)
+    request = {"study": "a", "geometry": geometry_to_json(volume.geometry), "consolidation_from": limit}
     calls = [
         lambda: quantify(*study, consolidation_from=limit),
         lambda: compare_timepoints(study, study, consolidation_from=limit),
         lambda: Report("a", study, consolidation_from=limit),
-        lambda: Measurements().open(
-            Work(
-                "open",
-                {"study": "a", "geometry": geometry_to_json(volume.geometry), "consolidation_from": limit},
-                {"volume": volume.array, "lesion": lesion},
-            )
-        ),
+        lambda: Measurements().open(Work("open", request, {"volume": volume.array, "lesion": lesion})),
     ]
     for call in calls:
         with pytest.raises(COVIDLesionSegError, match="consolidation"):

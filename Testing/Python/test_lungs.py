@@ -118,9 +118,8 @@ def test_stomach_and_bowel_gas_beneath_the_lungs_is_left_out():
     ):
         gas |= ellipsoid(chest.grid, center, radii) & (chest.truth == 0)
     chest.hu[gas] = -990
-    near = gas & (chest.hu == -990)
     found = find_lungs(chest.volume(20))
-    assert np.count_nonzero(found[near]) < 0.02 * np.count_nonzero(near)
+    assert np.count_nonzero(found[gas]) < 0.02 * np.count_nonzero(gas)
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -182,9 +181,8 @@ def test_field_of_view_within_the_chest():
 def test_float_and_integer_voxels_give_the_same():
     chest = Chest((5.0, 3.0, 3.0))
     whole = np.rint(chest.hu)
-    assert np.array_equal(
-        find_lungs(as_volume(whole, chest.spacing)), find_lungs(as_volume(whole, chest.spacing, np.float32))
-    )
+    integers, floats = (find_lungs(as_volume(whole, chest.spacing, kind)) for kind in (np.int16, np.float32))
+    assert np.array_equal(integers, floats)
 
 
 def orientations():
@@ -231,9 +229,9 @@ def gaussian_noise(mean, deviation, shape=(60, 150, 150)):
 
 
 def water_phantom(hole):
-    grid = z, y, x = millimeters((40, 120, 120), (4.0, 2.0, 2.0))
+    grid = _, y, x = millimeters((40, 120, 120), (4.0, 2.0, 2.0))
     hu = np.full((40, 120, 120), -1000.0)
-    hu[((x / 100) ** 2 + (y / 100) ** 2 <= 1) & (np.abs(z) < 1e3)] = 0
+    hu[:, ((x / 100) ** 2 + (y / 100) ** 2 <= 1)[0]] = 0
     hu[ellipsoid(grid, (10, 0, 0), (hole,) * 3)] = -1000
     return hu + np.random.default_rng(4).normal(0, 20, hu.shape)
 
@@ -280,9 +278,8 @@ def abdomen():
         (lambda: gaussian_noise(-1000, 40), (3.0, 2.0, 2.0)),
         *(
             (lambda value=value: np.full((30, 100, 100), value), (3.0, 2.0, 2.0))
-            for value in (0, 40, -400, -850, -1024)
+            for value in (0, 40, -400, -850, -1024, -3024)
         ),
-        (lambda: np.full((30, 100, 100), -3024), (3.0, 2.0, 2.0)),
         (lambda: np.full((1, 1, 1), -850), (3.0, 2.0, 2.0)),
     ],
 )

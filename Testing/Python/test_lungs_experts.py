@@ -19,17 +19,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def read(shared):
-    sitk = pytest.importorskip("SimpleITK")
-
-    def read(name):
-        image = sitk.ReadImage(str(shared(f"data/{name}")))
-        return sitk.GetArrayFromImage(image), Geometry.from_sitk(image)
-
-    return read
-
-
 @pytest.mark.parametrize("number", CASES)
 def test_against_expert_lungs(number, ct_seg):
     case = ct_seg(number)
@@ -94,10 +83,10 @@ def test_a_whole_dicom_study(shared):
     assert 136 <= occupied[-1] <= 142
 
 
-def test_a_whole_normal_chest(read):
-    array, geometry = read("covid-ct-md/normal001_ct.nii.gz")
-    found = find_lungs(Volume(array.astype(np.int16), geometry))
-    right, left = volumes_ml(found, geometry)
+def test_a_whole_normal_chest(shared):
+    volume = read_volume(shared("data/covid-ct-md/normal001_ct.nii.gz"))
+    found = find_lungs(volume)
+    right, left = volumes_ml(found, volume.geometry)
     assert 1800 < right < 1970
     assert 1550 < left < 1700
     occupied = np.flatnonzero(found.any(axis=(1, 2)))

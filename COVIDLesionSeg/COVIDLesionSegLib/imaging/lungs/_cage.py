@@ -18,21 +18,6 @@ from ._morphology import Spacing
 
 # Ribs and vertebrae averaged over a voxel of 2 mm are brighter than this, HU; soft tissue without contrast is not.
 _BONE = 130.0
-# The vertebral column is bone in at least this share of the slices within 20 mm, and it bends slowly.
-_LEAST_SPINE = 0.15
-_SPINE_BOX = 20.0
-_BENDING = (24.0, 40.0, 24.0)
-# The axis runs so far in front of the middle of the vertebrae: between both lungs at every height.
-_AHEAD = 45.0
-# Bone nearer to the axis than this belongs to the spine, not to the wall.
-_NEAREST = 30.0
-# Half the distance from rib to rib, and the percentile of the radii in that window that counts as the inner surface.
-_RIB_GAP = 13.0
-_SPREAD = 2
-_PERCENTILE = 30
-_FEWEST = 3
-# Side walls and back of each half of the chest: degrees from the back, and beyond the vertebrae.
-_WALL = (25.0, 110.0)
 
 
 @dataclass(frozen=True)
@@ -95,10 +80,11 @@ class RibCage(Polar):
         axis = _spine(bone, spacing)
         if axis is None:
             return None
-        polar = Polar(axis[0] - _AHEAD, axis[1], spacing, 120, "front")
+        # so far in front of the middle of the vertebrae, the axis runs between both lungs at every height
+        polar = Polar(axis[0] - 45.0, axis[1], spacing, 120, "front")
         places = np.nonzero(bone)
         radius, direction = polar.coordinates(*places)
-        outer = radius > _NEAREST
+        outer = radius > 30.0  # the spine is no wall
         nearest = np.full((len(hu), polar.bins), np.inf, np.float32)
         np.minimum.at(nearest, (places[0][outer], direction[outer]), radius[outer])
         return cls(polar.y, polar.x, spacing, polar.bins, polar.seam, _inner_surface(nearest, spacing[0]))
@@ -110,7 +96,7 @@ class RibCage(Polar):
     def directions(self, side: int) -> Mask:
         """(bins,) Directions to the side wall and the back of the right (1) or left (2) half of the chest."""
         angle = ((np.arange(self.bins) + 0.5) / self.bins * 360 - 180) * (-1 if side == 1 else 1)
-        return (angle > _WALL[0]) & (angle < _WALL[1])
+        return (angle > 25.0) & (angle < 110.0)  # degrees from the back, beyond the vertebrae
 
     def shares(self, mask: Mask) -> NDArray[np.float64]:
         """Which share of a mask, not empty, lies to the right and to the left of the spine."""
@@ -133,20 +119,20 @@ class RibCage(Polar):
 
 
 def _spine(bone: Mask, spacing: Spacing) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Row and column of the vertebral column by slice, mm: ribs slope, it stands in every slice at about one place."""
+    """Row and column of the vertebral column by slice, mm: ribs slope, it bends slowly and is bone in many slices."""
     from scipy import ndimage
 
     def smoothed(image: NDArray[np.float32]) -> NDArray[np.float32]:
         for axis in (1, 2):
-            width = max(1, round(_SPINE_BOX / spacing[axis]))
+            width = max(1, round(20.0 / spacing[axis]))
             image = ndimage.uniform_filter1d(image, width, axis=axis - 3, mode="constant")
         return image
 
     whole = smoothed(bone.mean(axis=0, dtype=np.float32))
-    if whole.max() < _LEAST_SPINE:
+    if whole.max() < 0.15:
         return None
     row, column = (int(i) for i in np.unravel_index(whole.argmax(), whole.shape))
-    reach = [round(bend / s) for bend, s in zip(_BENDING, spacing, strict=True)]
+    reach = [round(bend / s) for bend, s in zip((24.0, 40.0, 24.0), spacing, strict=True)]
     low_row, low_column = max(row - reach[1], 0), max(column - reach[2], 0)
     part = bone[:, low_row : row + reach[1] + 1, low_column : column + reach[2] + 1].astype(np.float32)
     height = min(2 * reach[0] + 1, len(bone))
@@ -160,18 +146,18 @@ def _spine(bone: Mask, spacing: Spacing) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _inner_surface(nearest: NDArray[np.float32], slice_spacing: float) -> NDArray[np.float32]:
-    """A low percentile over the window of a rib and its gap: bridges the gaps, leaves single inner spots out."""
+    """The 30th percentile over the window of a rib and its gap: bridges the gaps, leaves single inner spots out."""
     count = len(nearest)
-    reach = max(1, round(_RIB_GAP / slice_spacing))
+    reach = max(1, round(13.0 / slice_spacing))
     padded = np.pad(nearest, ((reach, reach), (0, 0)), constant_values=np.inf)
     window = np.stack(
         [
             np.roll(padded[start : start + count], turn, axis=1)
             for start in range(2 * reach + 1)
-            for turn in range(-_SPREAD, _SPREAD + 1)
+            for turn in range(-2, 3)
         ]
     )
     window.sort(axis=0)
     known = np.isfinite(window).sum(axis=0)
-    surface = np.take_along_axis(window, (known * _PERCENTILE // 100)[None], axis=0)[0]
-    return np.where(known >= _FEWEST, surface, np.inf).astype(np.float32)
+    surface = np.take_along_axis(window, (known * 30 // 100)[None], axis=0)[0]
+    return np.where(known >= 3, surface, np.inf).astype(np.float32)

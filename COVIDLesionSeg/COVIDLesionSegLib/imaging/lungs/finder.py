@@ -39,19 +39,12 @@ _GROUND_GLASS = -250.0
 # Consolidated lung stays below this, bone does not.
 _BONE = 150.0
 
-# Diffuse ground glass starts here, is at least twice so thick and this much in one piece; HU, mm, mL.
-_HAZE = -460.0
-_HAZE_DEPTH = 5.0
-_LEAST_HAZE = 15.0
 # Emphysema is a lung of at least so many mL, of which this share, away from its border, is vessels above this many HU.
 _EMPHYSEMA = 400.0
 _VESSEL = -750.0
 _LEAST_VESSELS = 0.01
-# Gas without lung: darker than this over balls of this radius, in which lung, even with emphysema, has a vessel; HU,
-# mm. Less of it than this is no finding, mL.
+# Gas without lung is darker than this over balls in which lung, even with emphysema, has a vessel, HU.
 _FREE_GAS = -955.0
-_FREE_GAS_DEPTH = 8.0
-_LEAST_FREE_GAS = 5.0
 # Less than this in its widest slice is no lung that anything could be measured in, mm2.
 _SMALLEST_SECTION = 1500.0
 # How far the air is eroded to part two lungs that touch, mm.
@@ -63,18 +56,6 @@ _PIECE_GAP = 12.0
 _CLOSING = 6.0
 # Ground glass too dense for _AIR is taken back up to this far from the rest, mm.
 _GROUND_GLASS_DEPTH = 16.0
-# A consolidation without air: the lung ends so far from the ribs, the pleura lies inside of them by so much, mm; it is
-# at least this share of the rest of the lung.
-_LEAST_GAP = 10.0
-_PLEURA = 2.0
-_LEAST_CONSOLIDATION = 0.06
-# Where no air is between, the lung begins so far from the axis in front of the spine, right and left of it, mm.
-_MEDIASTINUM = {1: 26.0, 2: 36.0}
-# The diaphragm's crest lies at this share of the chest's depth from the front, and the heart within this share of its
-# half width; at the ribs the diaphragm lies so far below its crest, mm.
-_CREST = 0.45
-_BESIDE_HEART = 0.55
-_FALL = 80.0
 
 
 def find_lungs(
@@ -377,16 +358,16 @@ def _body(volume: ReducedVolume) -> Mask | None:
 
 
 def _haze(volume: ReducedVolume) -> Mask:
-    """Ground glass too dense for _AIR in pieces so thick that no border between lung and tissue is, and so large."""
+    """Ground glass too dense for _AIR in pieces of 15 mL, 10 mm thick: no border between lung and tissue is."""
     from scipy import ndimage
 
     spacing = volume.spacing
     hu = ndimage.uniform_filter(volume.hu, 3)
-    band = (hu > _HAZE) & (hu < _GROUND_GLASS) & ~volume.padding
+    band = (hu > -460) & (hu < _GROUND_GLASS) & ~volume.padding
     # more than the half-filled voxels that a border makes, in thick slices too
-    depth = max(_HAZE_DEPTH, 1.01 * max(spacing))
+    depth = max(5.0, 1.01 * max(spacing))
     pieces = Pieces(dilate(erode(band, spacing, depth), spacing, depth) & band)
-    return pieces.those(pieces.size * volume.voxel_ml >= _LEAST_HAZE)
+    return pieces.those(pieces.size * volume.voxel_ml >= 15)
 
 
 def _lung_like(volume: ReducedVolume, inside: Mask, pairs: NDArray[np.uint8]) -> Mask:
@@ -552,12 +533,12 @@ def free_gas(volume: ReducedVolume) -> tuple[Mask, Mask]:
     spacing = volume.spacing
     hu = ndimage.uniform_filter(volume.hu, 3)
     gas = (volume.hu < _FREE_GAS + 15.0) & ~volume.padding
-    depth = max(_FREE_GAS_DEPTH, 1.01 * max(spacing))
+    depth = max(8.0, 1.01 * max(spacing))
     core = dilate(erode((hu < _FREE_GAS) & ~volume.padding, spacing, depth), spacing, depth) & gas
     # the flat rest of a region that is gas for the most part belongs to it; around a bulla lies emphysema
     pieces = Pieces(gas)
     pieces = Pieces(core | pieces.those(pieces.within(core) > 0.3 * pieces.size))
-    gas = pieces.those(pieces.size * volume.voxel_ml >= _LEAST_FREE_GAS)
+    gas = pieces.those(pieces.size * volume.voxel_ml >= 5)
     return gas, gas | (dilate(gas, spacing, 1.01 * max(spacing[1:])) & (volume.hu < _AIR) & ~volume.padding)
 
 
@@ -646,8 +627,10 @@ def _fill_to_ribs(volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask,
         lung = sides == side
         outermost = cage.outermost(lung)
         gap = np.where(np.isfinite(cage.wall) & cage.directions(side), cage.wall - outermost, 0.0)
-        inner = np.where(outermost > 0, outermost, _MEDIASTINUM[side])[z, direction]
-        hit = (gap[z, direction] > _LEAST_GAP) & (radius > inner) & (radius < cage.wall[z, direction] - _PLEURA)
+        # where no air is, the mediastinum ends here, right and left of the axis in front of the spine
+        inner = np.where(outermost > 0, outermost, {1: 26.0, 2: 36.0}[side])[z, direction]
+        # the pleura lies inside the ribs
+        hit = (gap[z, direction] > 10.0) & (radius > inner) & (radius < cage.wall[z, direction] - 2.0)
         hit &= (z * spacing[0] >= floor[y, x]) & (z < top)
         dense = np.zeros(lung.shape, bool)
         dense[z[hit], y[hit], x[hit]] = True
@@ -655,7 +638,7 @@ def _fill_to_ribs(volume: ReducedVolume, sides: NDArray[np.uint8], barred: Mask,
         pieces = Pieces(dense)
         # liver that reaches over the estimated floor is no consolidation: that reaches up behind the aerated lung
         above = pieces.within((np.arange(len(dense)) >= round(crest / spacing[0]))[:, None, None] & dense)
-        large = above >= max(_LEAST_CONSOLIDATION * lung.sum(), 20.0 / volume.voxel_ml)
+        large = above >= max(0.06 * lung.sum(), 20.0 / volume.voxel_ml)
         if large.any():
             whole = close(lung | pieces.those(large), spacing, _CLOSING) & ~barred & (volume.hu < _BONE)
             filled[whole & (filled == 0)] = side
@@ -667,9 +650,9 @@ def _diaphragm(
 ) -> dict[int, tuple[float, NDArray[np.float64]]]:
     """For each half of the chest the height of the diaphragm's crest and its height by (y, x), mm from the first slice.
 
-    Its crest is where aerated lung stands on it at the front, beside the heart; from there it falls to the ribs at the
-    side and the back like an ellipsoid. The left dome stands no higher than the right one, and where one lung is
-    missing, the other's crest counts.
+    Its crest is where aerated lung stands on it in the front 45 % of the chest, beside the heart; from there it falls
+    to the ribs at the side and the back like an ellipsoid, by 80 mm. The left dome stands no higher than the right one,
+    and where one lung is missing, the other's crest counts.
     """
     slices = np.flatnonzero(sides.any(axis=(1, 2)))
     rows = np.flatnonzero(sides.any(axis=(0, 2)))
@@ -684,15 +667,15 @@ def _diaphragm(
             continue
         width = float(np.percentile(wall[known], 90))
         back = axis_y + float(np.median(wall[known & (wall < width)]))
-        crest_y = rows[0] * spacing[1] + _CREST * (back - rows[0] * spacing[1])
+        crest_y = rows[0] * spacing[1] + 0.45 * (back - rows[0] * spacing[1])
         out = right if side == 1 else -right
         lung = sides == side
-        beside_heart = (out > _BESIDE_HEART * width) & (out < 0.85 * width) & (y < crest_y) & lung.any(axis=0)
+        beside_heart = (out > 0.55 * width) & (out < 0.85 * width) & (y < crest_y) & lung.any(axis=0)
         if beside_heart.any():
             crests[side] = float(np.median(lung.argmax(axis=0)[beside_heart])) * spacing[0]
         along = np.maximum(y - crest_y, 0.0) / max(back - crest_y, 1.0)
         across = (out - 0.5 * width) / (0.5 * width)
-        fall = _FALL * (1.0 - np.sqrt(np.maximum(1.0 - along**2 - across**2, 0.0)))
+        fall = 80.0 * (1.0 - np.sqrt(np.maximum(1.0 - along**2 - across**2, 0.0)))
         falls[side] = fall
     if not crests:
         return {}

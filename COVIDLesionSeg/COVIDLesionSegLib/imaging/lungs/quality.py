@@ -28,14 +28,8 @@ NAMES = {RIGHT: "right", LEFT: "left"}
 
 # A label holds both lungs when each side of the spine has this share of it.
 _SHARE_OF_A_SIDE = 0.25
-# The body is denser than this, HU.
-_BODY = -500.0
-# Less than this beside the spine is no half of a chest, mm.
-_HALF_A_CHEST = 60.0
 # Beside the lowest and the highest part of the lungs lie diaphragm and shoulders, mm.
 _BASE, _APEX = 30.0, 35.0
-# A slice with this share of the widest section lies within the lungs, not at their end.
-_CUT = 0.1
 # A lung reaches the ribs where it comes as near as this, mm.
 _GAP = 12.0
 # Of the wall, or the hull, so much must be seen to judge by it.
@@ -43,13 +37,6 @@ _KNOWN = 0.3
 # What lies between is judged up to so far from the ribs, and not at the borders, mm; HU.
 _DEPTH, _RIM = 30.0, 3.0
 _MOSTLY_GAS, _MOSTLY_AERATED = -900.0, -250.0
-# Of a pneumothorax's surface so much lies against the lung; bowel under the diaphragm touches it hardly.
-_OPEN_TO_LUNGS = 0.15
-# Smoothed lung above this holds no air, HU; with this share of it, none of the lung does.
-_AIRLESS = -200.0
-_WHOLE = 0.85
-# Gas is looked for up to so far from the mask, mm.
-_MARGIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -226,30 +213,29 @@ class _Assessment:
 
     def _share_on_the_right(self) -> float:
         """Share of the mask on the right of the spine, or of the body's middle where no ribs are seen."""
-        inside = self._lungs > 0
         if not self.shows_lungs:
             return 0.5
         if self._cage is not None:
-            return float(self._cage.shares(inside)[0])
-        body = np.flatnonzero((self._volume.hu > _BODY).any(axis=(0, 1)))
-        return float(np.mean(np.nonzero(inside)[2] < (body[0] + body[-1] + 1) / 2)) if len(body) else 0.5
+            return float(self._cage.shares(self._lungs > 0)[0])
+        body = np.flatnonzero((self._volume.hu > -500).any(axis=(0, 1)))
+        return float(np.mean(np.nonzero(self._lungs)[2] < (body[0] + body[-1] + 1) / 2)) if len(body) else 0.5
 
     def _in_view(self, side: int) -> bool:
-        """Whether the half of the chest reaches far enough from the spine into the field of view."""
+        """Whether the half of the chest reaches 60 mm from the spine into the field of view."""
         if self._cage is None:
             return True
         slices = np.flatnonzero((self._lungs > 0).any(axis=(1, 2)))
         shown = ~self._volume.padding[slices].all(axis=(0, 1))
         columns = np.flatnonzero(shown) * self._spacing[2] - float(np.median(self._cage.x[slices]))
         reach = -columns.min() if side == RIGHT else columns.max()
-        return bool(reach > _HALF_A_CHEST)
+        return bool(reach > 60.0)
 
     def _heights(self) -> slice:
         """Slices between the bases and the apices; where the scan ends within the lungs, up to its end."""
         section = (self._lungs > 0).sum(axis=(1, 2))
         slices = np.flatnonzero(section)
         low, high = int(slices[0]), int(slices[-1]) + 1
-        cut = section >= _CUT * section.max()
+        cut = section >= 0.1 * section.max()
         low += 0 if low == 0 and cut[0] else round(_BASE / self._spacing[0])
         high -= 0 if high == len(section) and cut[-1] else round(_APEX / self._spacing[0])
         return slice(low, max(high, low))
@@ -317,7 +303,7 @@ class _Assessment:
 
     def gas(self) -> None:
         """Gas without vessels inside the mask, or between it and the ribs: a pneumothorax, a large bulla, bowel."""
-        box = bounding_box(self._lungs, _MARGIN / np.array(self._spacing))
+        box = bounding_box(self._lungs, 30.0 / np.array(self._spacing))
         inside = self._lungs[box] > 0
         volume = self._volume.cropped(box)
         gas, with_rim = free_gas(volume)
@@ -345,20 +331,21 @@ class _Assessment:
         at_wall = np.bincount(number[np.abs(radius - wall) < _GAP], minlength=count) > 0.05 * pieces.size
         surface = gas & ~erode(gas, self._spacing, 1.01 * max(self._spacing))
         open_to_lungs = dilate(lungs, self._spacing, 1.5 * max(self._spacing))
-        at_lungs = pieces.within(surface & open_to_lungs) > _OPEN_TO_LUNGS * pieces.within(surface)
+        # so much of a pneumothorax's surface lies against the lung; bowel under the diaphragm touches it hardly
+        at_lungs = pieces.within(surface & open_to_lungs) > 0.15 * pieces.within(surface)
         return pieces.those(within & at_wall & at_lungs)
 
     def airless(self) -> None:
         """How much of each lung holds no air: an engine that sees lung by its air estimates the borders there."""
         from scipy import ndimage
 
-        dense = ndimage.uniform_filter(self._volume.hu, 3) > _AIRLESS
+        dense = ndimage.uniform_filter(self._volume.hu, 3) > -200
         for side, name in NAMES.items():
             lung = self._lungs == side
             share = float(dense[lung].mean()) if lung.any() else None
             self.measures[f"{name}_airless"] = share
             if share is not None and share > self._checks["airless"]["limit"]:
-                if share > _WHOLE:
+                if share > 0.85:
                     sentence = f"The {name} lung holds no air: its border is estimated from the ribs."
                 else:
                     part = f"{100 * share:.0f} % of the {name} lung"
