@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import shared_data
 
 # one that imports from another stands after it
