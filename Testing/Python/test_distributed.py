@@ -101,7 +101,8 @@ def test_two_ranks_equal_one(cases, tmp_path, tables):
 
 @pytest.mark.long
 def test_several_trainings_of_one_call_keep_their_processes(cases, tmp_path):
-    process = start(tmp_path, cases, 2, FRAMEWORK, 4, members=2)
+    # as many steps as it takes until the labels that the first networks agree on hold lesion
+    process = start(tmp_path, cases, 2, FRAMEWORK, 30, members=2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / "final" / "result.json").exists()
