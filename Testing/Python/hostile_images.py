@@ -57,7 +57,7 @@ NIFTI_FIELDS: dict[str, tuple[int, str, tuple[float, ...]]] = {
     "sform_code": (254, "h", (-1, 32767)),
     "quatern_b": (256, "f", (NAN, INF, 1e38, 5)),
     "qoffset_x": (268, "f", (NAN, INF, 1e38)),
-    "srow_x0": (280, "f", (NAN, INF, 0, 1e38)),
+    "srow_x0": (280, "f", (NAN, INF, 0, 1e38, 2e-44)),
     "srow_z3": (324, "f", (NAN, INF, -1e38)),
     "magic": (344, "i", (0, -1)),
     "extension": (348, "i", (1, -1)),

@@ -72,9 +72,10 @@ def require_memory(claim: str, needed: float) -> None:
         )
 
 
-def require_numbers(name: str, what: str, values: Iterable[float]) -> None:
-    """Raise GeometryError unless all are finite and no larger than a length can be."""
-    if not all(math.isfinite(value) and abs(value) <= LARGEST_NUMBER for value in values):
+def require_numbers(name: str, what: str, values: Iterable[float], smallest: float = 0.0) -> None:
+    """Raise GeometryError unless all are finite, no larger than a length can be, and 0 or no smaller than that."""
+    sizes = [abs(value) for value in values]
+    if not all(math.isfinite(size) and size <= LARGEST_NUMBER and (not size or size >= smallest) for size in sizes):
         raise GeometryError(
             f"{name}: the {what} in its header holds NaN, infinity, or a number that is no length.",
             "Export the image again.",

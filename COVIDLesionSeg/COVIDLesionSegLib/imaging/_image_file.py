@@ -432,7 +432,9 @@ def _nifti_voxels(path: Path) -> PackedVoxels:
     qform, sform = struct.unpack_from(order + "2h", header, 252)
     for code, what, count, place in ((qform, "qform", 6, 256), (sform, "sform", 12, 280)):
         if code > 0:
-            require_numbers(path.name, what, struct.unpack_from(f"{order}{count}f", header, place))
+            # on numbers that float32 holds with fewer digits ITK's decomposition of the matrix fails
+            numbers = struct.unpack_from(f"{order}{count}f", header, place)
+            require_numbers(path.name, what, numbers, smallest=float(np.finfo(np.float32).tiny))
     if datatype in _NIFTI_SEVERAL:
         raise several_values(path, _NIFTI_SEVERAL[datatype])
     if datatype not in _NIFTI_TYPES:
