@@ -58,8 +58,8 @@ class ProbabilityLevels:
         inside = all(0 <= side.start <= side.stop <= n for side, n in zip(self.box, self.shape, strict=True))
         if self.levels.shape != sides or self.levels.dtype != np.uint8 or not inside or not 0 < self.threshold < 1:
             raise InputError(
-                f"The levels are {self.levels.dtype} {self.levels.shape} in the box {sides} of {self.shape} voxels with "
-                f"the threshold {self.threshold!r}; they do not fit together."
+                f"The levels are {self.levels.dtype} {self.levels.shape} in the box {sides} of {self.shape} voxels, "
+                f"with the threshold {self.threshold!r}; they do not fit together."
             )
 
     @classmethod
@@ -212,7 +212,8 @@ class ProbabilityLevels:
     def to_bytes(self) -> bytes:
         """The content of a file, compressed; see :meth:`from_bytes`."""
         file = io.BytesIO()
-        np.savez_compressed(file, levels=self.levels, **{n: np.array(v) for n, v in self.described().items()})
+        box, shape, threshold = (np.array(value) for value in self.described().values())
+        np.savez_compressed(file, levels=self.levels, box=box, shape=shape, threshold=threshold)
         return file.getvalue()
 
     @classmethod

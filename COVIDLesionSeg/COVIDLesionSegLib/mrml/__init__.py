@@ -5,8 +5,10 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
 from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
+from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
-from .lungs import lungsFromSegmentation, showFoundLungs
+from .levels import keepLevels, levelsOf
+from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
     attachRecord,
@@ -27,6 +29,8 @@ from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .segmentations import (
     EDITED,
     UndoStates,
+    addLesion,
+    changeSegment,
     createSegmentation,
     hideOthers,
     lesionMask,
@@ -38,6 +42,8 @@ from .segmentations import (
     showIn3D,
     showLesions,
     showLungs,
+    takeSurfaces,
+    viewOf,
     volumeOf,
     writeSegment,
 )
@@ -54,10 +60,14 @@ __all__ = [
     "NodeReference",
     "Parameter",
     "ParameterSet",
+    "PointPlacement",
     "UndoStates",
+    "WheelListener",
+    "addLesion",
     "answerMask",
     "attachRecord",
     "caseName",
+    "changeSegment",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
@@ -67,10 +77,13 @@ __all__ = [
     "insideROI",
     "jumpTo",
     "keepAnswer",
+    "keepLevels",
     "labelsFromNode",
     "lesionMask",
+    "levelsOf",
     "loadTerminology",
     "lungsFromSegmentation",
+    "lungsInside",
     "moduleParameters",
     "nameCase",
     "nodeFromVolume",
@@ -106,10 +119,13 @@ __all__ = [
     "showZones",
     "shownSlice",
     "studyOf",
+    "takeSurfaces",
     "valuesInside",
+    "viewOf",
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelAt",
     "voxelStamp",
     "writeSegment",
 ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging.masks import bounding_box
+from .levels import removeLostLevels
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
@@ -133,12 +134,13 @@ def _restored(
 
 
 def removeLostAnswers() -> None:
-    """Remove remembered answers whose segmentation was deleted."""
+    """Remove remembered answers, and kept probabilities, whose segmentation was deleted."""
     answers = [node for node in nodesOfClass(SEGMENTATION) if node.GetAttribute(_ATTRIBUTE)]
     used = {node.GetNodeReferenceID(_REFERENCE) for node in nodesOfClass(SEGMENTATION)}
     for answer in answers:
         if answer.GetID() not in used:
             removeNode(answer)
+    removeLostLevels()
 
 
 def _answer(segmentationNode: Any) -> Any:
