@@ -4,7 +4,6 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
 from .contents import LESION_VIEWS, LesionView
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
@@ -24,6 +23,7 @@ from .nodes import (
 )
 from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
 from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
+from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
     UndoStates,
@@ -55,18 +55,17 @@ __all__ = [
     "Parameter",
     "ParameterSet",
     "UndoStates",
-    "answerMask",
     "attachRecord",
     "caseName",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
     "gridOfNode",
-    "hasAnswer",
+    "hasPrediction",
     "hideOthers",
     "insideROI",
     "jumpTo",
-    "keepAnswer",
+    "keepPrediction",
     "labelsFromNode",
     "lesionMask",
     "loadTerminology",
@@ -76,12 +75,13 @@ __all__ = [
     "nodeFromVolume",
     "patientOf",
     "placeUnderStudy",
+    "predictionMask",
     "recordOf",
-    "removeLostAnswers",
+    "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
     "requireNode",
-    "restoreAnswer",
+    "resetToPrediction",
     "resultsOn",
     "segmentMask",
     "segmentsMask",

@@ -123,7 +123,7 @@ class ModulePanel(VTKObservationMixin):
         self.session.live.refresh()
 
     def _onBatchEnded(self, *_ignored: Any) -> None:
-        mrml.removeLostAnswers()
+        mrml.removeLostPredictions()
         self._useParameters()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator, unused-ignore]
@@ -136,7 +136,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _onNodeRemoved(self, *_ignored: Any) -> None:
         if not slicer.mrmlScene.IsBatchProcessing():
-            mrml.removeLostAnswers()
+            mrml.removeLostPredictions()
             self._onParameters()
 
     # ---- tabs and buttons ---------------------------------------------------------------------------------------
