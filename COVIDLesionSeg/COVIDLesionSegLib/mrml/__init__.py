@@ -21,7 +21,7 @@ from .nodes import (
     studyOf,
     voxelStamp,
 )
-from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
+from .parameters import OF_A_CT, ModuleParameters, moduleParameters
 from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
@@ -49,11 +49,9 @@ from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, v
 __all__ = [
     "EDITED",
     "LESION_VIEWS",
+    "OF_A_CT",
     "LesionView",
     "ModuleParameters",
-    "NodeReference",
-    "Parameter",
-    "ParameterSet",
     "UndoStates",
     "attachRecord",
     "caseName",

@@ -108,11 +108,11 @@ class ModulePanel(VTKObservationMixin):
         """Follow the scene's parameters; after the scene was closed they are others."""
         parameters = mrml.moduleParameters()
         known = self._parameters
-        if known is None or known.node is not parameters.node:
+        if known is None or known.parameterNode is not parameters.parameterNode:
             if known is not None:
-                self.removeObserver(known.node, "ModifiedEvent", self._onParameters)
+                self.removeObserver(known.parameterNode, "ModifiedEvent", self._onParameters)
             self._parameters = parameters
-            self.addObserver(parameters.node, "ModifiedEvent", self._onParameters)
+            self.addObserver(parameters.parameterNode, "ModifiedEvent", self._onParameters)
         self._onParameters()
 
     def _onParameters(self, *_ignored: Any) -> None:
