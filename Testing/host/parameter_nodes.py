@@ -229,6 +229,9 @@ class _IntSerializer(_TextSerializer):
 class _FloatSerializer(_TextSerializer):
     kind, accepted = float, (int, float)
 
+    def default(self) -> int:
+        return 0
+
 
 class StringSerializer(_TextSerializer):
     kind = accepted = str
