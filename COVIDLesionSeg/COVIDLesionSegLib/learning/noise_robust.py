@@ -73,7 +73,7 @@ class EnsemblingLosses:
         teacher: L_seg(teacher), detached scalar.
         consistency: L_c without its weight, detached scalar.
         weight: lambda of the mini-batch (mean over images with ``per_sample``).
-        student_logits: (N, C, ...), detached.
+        student_logits: (N, C, ...), with their gradient.
         teacher_logits: (N, C, ...), detached.
     """
 
@@ -160,7 +160,7 @@ class AdaptiveSelfEnsembling:
             teacher=teacher_loss,
             consistency=consistency.detach().mean(),
             weight=float(weights.mean()),
-            student_logits=student_logits.detach(),
+            student_logits=student_logits,
             teacher_logits=teacher_logits,
         )
 
