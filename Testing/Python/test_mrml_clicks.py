@@ -142,7 +142,7 @@ def test_the_probability_stays_with_its_result_through_a_scene_file(mrml, ct, le
     found = mrml.levelsOf(lesions, ct)
     assert np.array_equal(found.levels, kept.levels) and found.described() == kept.described()
     mrml.removeNode(lesions)
-    mrml.removeLostAnswers()
+    mrml.removeLostPredictions()
     assert not [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetHideFromEditors()]
 
 
