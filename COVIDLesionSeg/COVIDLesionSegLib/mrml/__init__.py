@@ -6,7 +6,7 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 
 from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
-from .levels import keepLevels, levelsOf
+from .levels import drawnSensitivity, keepLevels, levelsOf, redrawAt, unedited
 from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
@@ -68,6 +68,7 @@ __all__ = [
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
+    "drawnSensitivity",
     "gridOfNode",
     "hasPrediction",
     "hideOthers",
@@ -88,6 +89,7 @@ __all__ = [
     "placeUnderStudy",
     "predictionMask",
     "recordOf",
+    "redrawAt",
     "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
@@ -118,6 +120,7 @@ __all__ = [
     "shownSlice",
     "studyOf",
     "takeSurfaces",
+    "unedited",
     "valuesInside",
     "viewOf",
     "volumeFromNode",

@@ -99,6 +99,11 @@ class AddingPage:
             if record is not None:
                 values["record"] = record.to_json()
                 arrays["answer"] = mrml.predictionMask(lesions, volumeNode).view(np.uint8)
+                levels = mrml.levelsOf(lesions, volumeNode)
+                if levels is not None:
+                    arrays["levels"], values["levels"] = levels.levels, levels.described()
+                    # the answer is the model's, whatever threshold the result is drawn at now
+                    values["record"]["postprocessing"]["threshold"] = levels.threshold
 
         def send() -> None:
             self._store.ask("case_add", values, self._onAdded, arrays=arrays, shown=True)

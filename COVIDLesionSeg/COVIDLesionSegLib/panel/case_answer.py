@@ -56,6 +56,7 @@ class CaseAnswer:
             "model": self._session.modelFor(model),
             "device": mrml.moduleParameters().device,
             "postprocessing": PostProcessing().to_json(),
+            "levels": True,
             "name": self._case,
         }
         self._request = self._session.client("lesions").request(
@@ -70,8 +71,9 @@ class CaseAnswer:
     def keep(self, reply: Reply) -> str:
         """Put the answer into the store; returns what the model is called."""
         record: Mapping[str, Any] = reply.values["record"]
-        arrays = {name: reply.arrays[name] for name in ("mask", "lungs")}
-        values = {"store": self._folder, "case": self._case, "record": record}
+        known: tuple[str, ...] = ("mask", "lungs", "levels")
+        arrays = {name: reply.arrays[name] for name in known if name in reply.arrays}
+        values = {"store": self._folder, "case": self._case, "record": record, "levels": reply.values.get("levels")}
         self._store.ask("case_answer", values, arrays=arrays)
         return str(record["model"].get("id") or record["model"].get("name") or "")
 

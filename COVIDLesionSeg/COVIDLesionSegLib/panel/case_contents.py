@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..inference import ProbabilityLevels
 from ..worker import Reply
 from ..worker.protocol import geometry_from_json
 from .case_scene import CaseScene
@@ -28,6 +29,7 @@ class CaseContents:
         self.geometry: Mapping[str, Any] = reply.values["geometry"]
         self._record: Mapping[str, Any] | None = reply.values.get("record")
         self._arrays: dict[str, NDArray[Any]] = dict(reply.arrays)
+        self._levels = ProbabilityLevels.received(reply.values, reply.arrays)
 
     def forModel(self) -> dict[str, NDArray[Any]]:
         """The arrays that a model works on."""
@@ -38,6 +40,7 @@ class CaseContents:
         mask = reply.arrays["mask"]
         self._arrays = {"lungs": reply.arrays["lungs"]} | self._arrays | {"answer": mask, "mask": mask}
         self._record = reply.values["record"]
+        self._levels = ProbabilityLevels.received(reply.values, reply.arrays)
 
     def showVolume(self, name: str) -> None:
         """Show the CT."""
@@ -58,7 +61,7 @@ class CaseContents:
 
     def _keepAnswer(self) -> None:
         if "answer" in self._arrays:
-            self._scene.keepAnswer()
+            self._scene.keepAnswer(self._levels)
 
     def _showMask(self) -> None:
         if "answer" in self._arrays:

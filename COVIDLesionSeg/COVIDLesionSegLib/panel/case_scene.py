@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import mrml
 from ..imaging import Geometry, Volume
-from ..inference import RunRecord
+from ..inference import ProbabilityLevels, RunRecord
 
 Mask = NDArray[np.bool_]
 
@@ -47,9 +47,10 @@ class CaseScene:
         if record:
             mrml.attachRecord(self.segmentationNode, RunRecord.from_json(record))
 
-    def keepAnswer(self) -> None:
-        """Remember what is shown as the model's answer, so that parts of it can be restored."""
+    def keepAnswer(self, levels: ProbabilityLevels | None) -> None:
+        """Remember what is shown as the model's answer, and its probability, so that it can be reset and corrected."""
         mrml.keepPrediction(self.segmentationNode)
+        mrml.keepLevels(self.segmentationNode, self.volumeNode, levels)
 
     def write(self, mask: Mask, undo: mrml.UndoStates | None = None) -> None:
         """Put other lesions in place of those that are shown; ``undo`` saves the state before."""

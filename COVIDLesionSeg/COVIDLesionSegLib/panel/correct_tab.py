@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, WorkerError
+from .click_correction import ClickCorrection
 from .forms import addShortcut, chosenData, loadForm, setScene, showText
 from .notices import Notice, noticeOf
 from .session import Session
@@ -64,6 +65,8 @@ class CorrectTab:
             addShortcut("Alt+P", self.form, lambda: self.goToLesion(-1)),
             addShortcut("Alt+R", self.form, self.onRestore),
         ]
+        self.clicks = ClickCorrection(session, note, self.undoFor)
+        self.form.layout().insertWidget(2, self.clicks.form)
         session.live.changed.connect(self.showLesions)
         # the editor wants its node before its scene
         self._useEditorNode()
@@ -73,6 +76,7 @@ class CorrectTab:
     def close(self) -> None:
         """Let go of the scene."""
         self.leave()
+        self.clicks.close()
         self._steps.stop()
         if self._request is not None:
             self._request.cancel()
@@ -92,6 +96,7 @@ class CorrectTab:
 
     def leave(self) -> None:
         """The tab is out of view: brushes must not paint under another module."""
+        self.clicks.leave()
         if self._active:
             self._active = False
             self.editor.setActiveEffectByName("")
@@ -126,6 +131,7 @@ class CorrectTab:
         self.ui.stateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
         self.ui.restoreButton.setEnabled(mrml.hasPrediction(segmentationNode))
+        self.clicks.showParameters(parameters)
         self.showLesions()
 
     def release(self, node: Any) -> None:
