@@ -127,7 +127,7 @@ class CorrectTab(Page):
         ready = segmentationNode is not None
         self.ui.stateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
-        self.ui.restoreButton.setEnabled(mrml.hasAnswer(segmentationNode))
+        self.ui.restoreButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
 
     def release(self, node: Any) -> None:
@@ -227,7 +227,7 @@ class CorrectTab(Page):
         self, segmentationNode: Any, volumeNode: Any, findRegion: Callable[[], NDArray[np.bool_] | None]
     ) -> None:
         def restore() -> None:
-            mrml.restoreAnswer(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
+            mrml.resetToPrediction(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
 
         self._steps.start([restore, self._restored], self._onError)
 
@@ -247,7 +247,7 @@ class CorrectTab(Page):
         found: dict[str, Any] = {}
 
         def readAnswer() -> None:
-            found["both"] = mrml.answerMask(segmentationNode, volumeNode)
+            found["both"] = mrml.predictionMask(segmentationNode, volumeNode)
 
         def readLesions() -> None:
             found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)
