@@ -4,6 +4,7 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
+from .charts import showHistogram, showTrainingCurves, showZones
 from .contents import LESION_VIEWS, LesionView
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
@@ -18,11 +19,9 @@ from .nodes import (
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
 from .parameters import OF_A_CT, ModuleParameters, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
@@ -30,6 +29,7 @@ from .segmentations import (
     createSegmentation,
     hideOthers,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -42,9 +42,8 @@ from .segmentations import (
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
@@ -64,7 +63,6 @@ __all__ = [
     "insideROI",
     "jumpTo",
     "keepPrediction",
-    "labelsFromNode",
     "lesionMask",
     "loadTerminology",
     "lungsFromSegmentation",
@@ -94,7 +92,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -103,7 +100,6 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
     "valuesInside",
     "volumeFromNode",
     "volumeOf",
