@@ -27,7 +27,15 @@ from . import faults
 from . import protocol as p
 from .faults import CANCELLED, WorkerError, exception_of, scrubbed, secrets
 from .process import BlockingLoop, Kind, Process, Timer, WorkerSettings, child_environment, command_line
-from .transport import array_of_file, make_folder, read_array, reference_to_file, remove_folder, write_array
+from .transport import (
+    SharedArray,
+    array_of_file,
+    make_folder,
+    read_array,
+    reference_to_file,
+    remove_folder,
+    write_array,
+)
 
 # how often a request is given to a new child because the one before ended by itself
 _RESTARTS = 2
@@ -159,7 +167,7 @@ class Client:
         self,
         task: str,
         parameters: Mapping[str, Any] | None = None,
-        arrays: Mapping[str, NDArray[Any]] | None = None,
+        arrays: Mapping[str, NDArray[Any] | SharedArray] | None = None,
         *,
         files: Collection[str] = (),
         progress: Callable[[Progress], None] | None = None,
@@ -173,7 +181,8 @@ class Client:
         Args:
             task: what to do, see :mod:`.lesion_tasks` and :mod:`.measurement_tasks`.
             parameters: plain JSON values.
-            arrays: what the task works on; they must not change before the request is done.
+            arrays: what the task works on; they must not change before the request is done. Whatever another client
+                is given, too, is a :class:`.transport.SharedArray`.
             files: names of parameters that may be a file of this machine. Behind a command prefix the bytes of such a
                 file travel to the other one, once (see :mod:`.transport`); what is no file here travels as it is.
             progress: called now and then.
@@ -184,14 +193,18 @@ class Client:
             InputError: parameters or arrays that can't be sent.
         """
         plain: dict[str, Any] = p.to_json(dict(parameters or {}))
-        found = {name: np.asarray(array) for name, array in (arrays or {}).items()}
+        shared = {name: array for name, array in (arrays or {}).items() if isinstance(array, SharedArray)}
+        found = {
+            name: array.array if isinstance(array, SharedArray) else np.asarray(array)
+            for name, array in (arrays or {}).items()
+        }
         for name, array in found.items():
             p.ArrayHeader.of(name, array)
         given = {name: Path(plain[name]) for name in files if isinstance(plain.get(name), str)}
         here = {name: path for name, path in given.items() if self.settings.prefix and path.is_file()}
         self._count += 1
         estimate = _Estimate(task, self._seconds.setdefault(task, {}), self._clock)
-        request = Request(self, self._count, task, plain, found, here, estimate, progress, finished, failed)
+        request = Request(self, self._count, task, plain, found, shared, here, estimate, progress, finished, failed)
         self._secrets |= secrets(plain)
         self._queue.append(request)
         self._timer(0, self._next)
@@ -351,6 +364,7 @@ class Request:
         task: str,
         parameters: dict[str, Any],
         arrays: Mapping[str, NDArray[Any]],
+        shared: Mapping[str, SharedArray],
         files: Mapping[str, Path],
         estimate: _Estimate,
         progress: Callable[[Progress], None] | None,
@@ -362,6 +376,7 @@ class Request:
         self.task = task
         self.parameters = parameters
         self.arrays = arrays
+        self.shared = shared
         self.files = files
         self.reply: Reply | None = None
         self.error: WorkerError | None = None
@@ -427,7 +442,7 @@ class Request:
 
     def _conclude(self, outcome: Reply | WorkerError) -> None:
         """The outcome, once, from the client."""
-        self.arrays = {}
+        self.arrays, self.shared = {}, {}
         resumed, self._resumed = self._resumed, []
         if isinstance(outcome, WorkerError):
             self.error = outcome
@@ -858,7 +873,8 @@ def _upload_files(request: Request, folder: Path, write: Callable[[bytes], None]
     sent = 0
     for index, (name, array) in enumerate(request.arrays.items()):
         header = p.ArrayHeader.of(name, array, f"{request.number}-{index}.npy")
-        for done in write_array(folder / header.file, array):
+        shared, path = request.shared.get(name), folder / header.file
+        for done in write_array(path, array) if shared is None else shared.place(path):
             request._tell("sending", sent + done, total)
             yield
         sent += array.nbytes

@@ -1,6 +1,7 @@
 """Arrays and files on their way between the two processes.
 
-Arrays travel as files through a private folder, or in the pipe (:mod:`.protocol`). Behind a command prefix a path of
+Arrays travel as files through a private folder, or in the pipe (:mod:`.protocol`). One that several children need is a
+:class:`SharedArray`: its file is written once, and each child is given a link to it. Behind a command prefix a path of
 the parent's machine means nothing: the bytes of a file that a task reads travel through the pipe, once. A parameter
 that names a file becomes ``{"$file": {"name": ..., "sha256": ...}}``; the bytes come along as the array
 ``$file:<sha256>`` unless the child said in its greeting that it has them. The child keeps them in a folder of the
@@ -16,7 +17,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,71 @@ def write_array(path: Path, array: NDArray[Any]) -> Iterator[int]:
             file.write(part)
             done += part.nbytes
             yield done
+
+
+class SharedArray:
+    """An array that several children need, one after the other or at the same time: its bytes are written once.
+
+    The file lies in a private folder of this object's own. A child is given a hard link in the folder that it shares
+    with its client, and removes that link as it would remove a file of its own; so neither a child that dies or is
+    restarted nor a client that is closed takes the array from the others. Where the system has no links (another file
+    system), and in the pipe, the bytes are sent again.
+
+    The file goes with :meth:`release`, with this object, or with the program; children keep what they have mapped.
+
+    Args:
+        array: numbers, of any shape; must not change.
+
+    Example:
+        >>> ct = SharedArray(volume.array)  # doctest: +SKIP
+        >>> segmenting.request("segment", {"geometry": grid}, {"volume": ct})  # doctest: +SKIP
+        >>> measuring.request("open", {"study": "a", "geometry": grid}, {"volume": ct})  # doctest: +SKIP
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+        self._file: Path | None = None
+        self._remove: Callable[[], object] = lambda: None
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The values; once they are written, where the system allows that, mapped from the file and read-only."""
+        return self._array
+
+    def place(self, path: Path) -> Iterator[int]:
+        """Put a file with the array at ``path``, in steps as :func:`write_array` where its bytes must be written.
+
+        Raises:
+            OSError: the disk is full, or the file can't be written.
+        """
+        try:
+            # gone where somebody has cleared up
+            os.link(self._file or "", path)
+        except OSError:
+            # nothing was written yet, or links do not lead there
+            yield from write_array(path, self._array)
+            self._keep(path)
+        else:
+            yield self._array.nbytes
+
+    def _keep(self, written: Path) -> None:
+        """Take a file that was written for a child, if links work there."""
+        folder = make_folder()
+        file = folder / "array.npy"
+        try:
+            os.link(written, file)
+        except OSError:
+            remove_folder(folder)
+            return
+        self.release()
+        self._file, self._remove = file, weakref.finalize(self, remove_folder, folder)
+        if os.name == "posix" and self._array.size:
+            self._array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+
+    def release(self) -> None:
+        """Remove the file; the array can still be used, and is written again for whoever needs it."""
+        self._remove()
+        self._file = None
 
 
 def read_array(folder: Path, header: ArrayHeader) -> NDArray[Any]:
