@@ -22,7 +22,6 @@ from panel_fixtures import (
 )
 
 from COVIDLesionSegLib.worker import Request, transport
-from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
 
 
@@ -62,8 +61,7 @@ def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, work
         yield from whole(path, array)
 
     whole = transport.write_array
-    for module in (transport, client_module):
-        monkeypatch.setattr(module, "write_array", write_array)
+    monkeypatch.setattr(transport, "write_array", write_array)
     apply_and_wait(panel)
     panel.tabs.setCurrentIndex(2)
     settle(panel)

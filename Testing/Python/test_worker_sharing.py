@@ -13,7 +13,6 @@ from worker_children import ON_POSIX
 from worker_world import HELLO, VOLUME, World
 
 from COVIDLesionSegLib.worker import SharedArray, transport, wait
-from COVIDLesionSegLib.worker import client as client_module
 from COVIDLesionSegLib.worker import protocol as p
 
 pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
@@ -29,8 +28,7 @@ def written(monkeypatch):
         yield from transport_write(path, array)
 
     transport_write = transport.write_array
-    for module in (transport, client_module):
-        monkeypatch.setattr(module, "write_array", write_array)
+    monkeypatch.setattr(transport, "write_array", write_array)
     return found
 
 
@@ -85,7 +83,8 @@ def test_the_end_of_a_child_takes_the_array_from_nobody(worlds, written, end):
 
 
 def test_an_array_that_was_not_written_whole_is_written_anew(world, written, monkeypatch, tmp_path):
-    monkeypatch.setattr(transport, "parts", lambda array, size: p.parts(array, 16))
+    whole = p.parts
+    monkeypatch.setattr(p, "parts", lambda array, size: whole(array, 16))
     ct = SharedArray(VOLUME)
     begun = ct.place(tmp_path / "half.npy")
     assert next(begun) == 16
