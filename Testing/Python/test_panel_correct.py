@@ -188,7 +188,7 @@ def test_the_answer_survives_a_scene_file_and_goes_with_its_segmentation(
     let_run()
     parameters = mrml.moduleParameters()
     node, volume = parameters.lesionSegmentation, parameters.inputVolume
-    assert np.array_equal(mrml.answerMask(node, volume), chest()[1])
+    assert np.array_equal(mrml.predictionMask(node, volume), chest()[1])
     assert not mrml.lesionMask(node, volume)[:, :, :40].any()
     answers = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetHideFromEditors()]
     assert len(answers) == 1

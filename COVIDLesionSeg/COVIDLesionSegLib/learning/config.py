@@ -240,7 +240,7 @@ class EnsemblingSettings:
 
     Attributes:
         enabled: off: plain training of one network.
-        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+        adaptive_teacher: Eq. 6: the teacher stands still at a step whose student loss is not below beta. Off: plain
             mean teacher.
         adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
         alpha_early: alpha' before ``alpha_switch_step``.

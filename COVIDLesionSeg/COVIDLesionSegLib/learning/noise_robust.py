@@ -25,7 +25,7 @@ from .losses import Criterion
 
 
 class LossWindow:
-    """The losses of the last K steps and their percentile (beta in TMI Eq. 5).
+    """The losses of the last K steps and their percentile (beta in TMI Eq. 6).
 
     Args:
         size: K, steps to remember, >= 1; 100 in the paper.
@@ -68,7 +68,7 @@ class EnsemblingLosses:
     """What one step computes before the backward pass.
 
     Attributes:
-        total: L_seg(student) + lambda L_c, to be minimized (Eq. 6).
+        total: L_seg(student) + lambda L_c, to be minimized (Eq. 5).
         segmentation: L_seg(student), detached scalar.
         teacher: L_seg(teacher), detached scalar.
         consistency: L_c without its weight, detached scalar.
@@ -124,7 +124,7 @@ class AdaptiveSelfEnsembling:
         teacher_noise: Tensor,
         forward: nn.Module | None = None,
     ) -> EnsemblingLosses:
-        """Losses of one mini-batch (Eqs. 6 and 7).
+        """Losses of one mini-batch (Eqs. 5 and 7).
 
         Args:
             criterion: L_seg, on logits and labels.
@@ -165,7 +165,7 @@ class AdaptiveSelfEnsembling:
         )
 
     def update(self, segmentation: float) -> dict[str, float]:
-        """Move the teacher (Eqs. 4 and 5) after the optimizer's step, and remember the loss.
+        """Move the teacher (Eqs. 4 and 6) after the optimizer's step, and remember the loss.
 
         beta looks at the previous steps only, and the comparison is strict.
 

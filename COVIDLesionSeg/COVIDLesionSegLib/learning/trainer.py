@@ -180,6 +180,10 @@ class Trainer:
         with process_group(self._device) as self._ranks:
             return self._judged(network.to(self._device), self.data.validation)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Student and, where there is one, teacher as they would be saved now, e.g. for a callback at a step."""
+        return {name: self._settled(network) for name, network in self._learner.networks().items()}
+
     def training_cases(self) -> list[str]:
         """Ids of the cases that train."""
         return self.data.train
@@ -371,7 +375,7 @@ class Trainer:
 
     def _choose(self) -> None:
         """Keep student or teacher of this step if one is the best so far; where nobody chooses, the teacher."""
-        networks = {name: self._settled(network) for name, network in self._learner.networks().items()}
+        networks = self.networks()
         judgments = {}
         for number, (name, network) in enumerate(networks.items()):
             self._progress("choosing", number, len(networks))

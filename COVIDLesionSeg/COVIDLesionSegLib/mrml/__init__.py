@@ -4,7 +4,6 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
 from .contents import LESION_VIEWS, LesionView
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
@@ -22,8 +21,9 @@ from .nodes import (
     studyOf,
     voxelStamp,
 )
-from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
+from .parameters import OF_A_CT, ModuleParameters, moduleParameters
 from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
+from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
     UndoStates,
@@ -49,24 +49,21 @@ from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, v
 __all__ = [
     "EDITED",
     "LESION_VIEWS",
+    "OF_A_CT",
     "LesionView",
     "ModuleParameters",
-    "NodeReference",
-    "Parameter",
-    "ParameterSet",
     "UndoStates",
-    "answerMask",
     "attachRecord",
     "caseName",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
     "gridOfNode",
-    "hasAnswer",
+    "hasPrediction",
     "hideOthers",
     "insideROI",
     "jumpTo",
-    "keepAnswer",
+    "keepPrediction",
     "labelsFromNode",
     "lesionMask",
     "loadTerminology",
@@ -76,12 +73,13 @@ __all__ = [
     "nodeFromVolume",
     "patientOf",
     "placeUnderStudy",
+    "predictionMask",
     "recordOf",
-    "removeLostAnswers",
+    "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
     "requireNode",
-    "restoreAnswer",
+    "resetToPrediction",
     "resultsOn",
     "segmentMask",
     "segmentsMask",

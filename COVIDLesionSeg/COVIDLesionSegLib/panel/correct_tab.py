@@ -125,7 +125,7 @@ class CorrectTab:
         ready = segmentationNode is not None
         self.ui.stateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
-        self.ui.restoreButton.setEnabled(mrml.hasAnswer(segmentationNode))
+        self.ui.restoreButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
 
     def release(self, node: Any) -> None:
@@ -225,7 +225,7 @@ class CorrectTab:
         self, segmentationNode: Any, volumeNode: Any, findRegion: Callable[[], NDArray[np.bool_] | None]
     ) -> None:
         def restore() -> None:
-            mrml.restoreAnswer(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
+            mrml.resetToPrediction(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
 
         self._steps.start([restore, self._restored], self._onError)
 
@@ -245,7 +245,7 @@ class CorrectTab:
         found: dict[str, Any] = {}
 
         def readAnswer() -> None:
-            found["both"] = mrml.answerMask(segmentationNode, volumeNode)
+            found["both"] = mrml.predictionMask(segmentationNode, volumeNode)
 
         def readLesions() -> None:
             found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)

@@ -240,7 +240,7 @@ class SegmentationRun(VTKObservationMixin):
         mrml.attachRecord(self._segmentationNode, RunRecord.from_json(self._reply.values["record"]))
 
     def _keepAnswer(self) -> None:
-        mrml.keepAnswer(self._segmentationNode)
+        mrml.keepPrediction(self._segmentationNode)
         self._choose(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
 
     def _showLungs(self) -> None:

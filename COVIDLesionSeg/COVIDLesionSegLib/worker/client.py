@@ -13,7 +13,7 @@ import platform
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -368,6 +368,7 @@ class Request:
         self.restarts = 0
         self._estimate = estimate
         self._notes: list[str] = []
+        self._resumed: list[Callable[[], None]] = []
         self._progress = progress
         self._finished = finished
         self._failed = failed
@@ -385,6 +386,36 @@ class Request:
         """
         self.client._cancel(self)
 
+    def __await__(self) -> Generator[Callable[[Callable[[], None]], None], None, Reply]:
+        """Wait in a coroutine: ``reply = await client.request(...)``.
+
+        Yields a function that takes what resumes the coroutine. A coroutine that is closed while it waits cancels the
+        request.
+
+        Raises:
+            InputError, ModelError, DeviceError, CancelledError, ...: as :func:`wait` does.
+        """
+        if not self.done:
+            try:
+                yield self._resumed.append
+            except BaseException:
+                self.cancel()
+                raise
+        return self.result()
+
+    def result(self) -> Reply:
+        """The reply of a request that is done.
+
+        Raises:
+            InputError, ModelError, DeviceError, CancelledError, ...: as the child's work raised them.
+            WorkerFailedError: the worker itself failed.
+        """
+        if self.error is not None:
+            raise exception_of(self.error)
+        if self.reply is None:
+            raise RuntimeError("The request is not done.")
+        return self.reply
+
     def _tell(self, phase: str, done: int, total: int, message: str = "") -> None:
         """Progress, from the connection."""
         if self._progress is not None and not self.done:
@@ -397,6 +428,7 @@ class Request:
     def _conclude(self, outcome: Reply | WorkerError) -> None:
         """The outcome, once, from the client."""
         self.arrays = {}
+        resumed, self._resumed = self._resumed, []
         if isinstance(outcome, WorkerError):
             self.error = outcome
             if self._failed is not None:
@@ -406,6 +438,8 @@ class Request:
             self.reply = replace(outcome, messages=tuple(self._notes))
             if self._finished is not None:
                 self._finished(self.reply)
+        for resume in resumed:
+            resume()
 
 
 def wait(request: Request, timeout: float | None = None, pump: Callable[[float], None] | None = None) -> Reply:
@@ -435,10 +469,7 @@ def wait(request: Request, timeout: float | None = None, pump: Callable[[float],
     except KeyboardInterrupt:
         _cancel_and_wait(request, pump)
         raise
-    if request.error is not None:
-        raise exception_of(request.error)
-    assert request.reply is not None  # noqa: S101  # it is done and has no error
-    return request.reply
+    return request.result()
 
 
 def _cancel_and_wait(request: Request, pump: Callable[[float], None]) -> None:
