@@ -388,11 +388,6 @@ class TrainingConfig:
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
             )
-        if self.regularization.name != "none" and not self.network.base_model:
-            refuse(
-                f'regularization.name is "{self.regularization.name}", but there is no base model to hold to; set '
-                'network.base_model, or regularization.name = "none".'
-            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

@@ -120,6 +120,12 @@ class Trainer:
             raise InputError(
                 f'network.name is "{config.network.name}"; an external network, and no other, is made by the caller.'
             )
+        held = config.regularization.name
+        if held != "none" and not config.network.base_model:
+            raise InputError(
+                f'regularization.name is "{held}", but there is no base model to hold to; set network.base_model, or '
+                'regularization.name = "none".'
+            )
         self.config = config
         self.make_network = make_network
         self.folder = Path(folder)
