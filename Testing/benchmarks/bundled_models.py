@@ -3,6 +3,7 @@
     python Testing/benchmarks/bundled_models.py train fold1 -o runs/bundled [--network coplenet] [--width 16] ...
     python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ...
     python Testing/benchmarks/bundled_models.py table -o runs/bundled
+    python Testing/benchmarks/bundled_models.py publish final -o runs/bundled ... --card CARD.json
 
 ``fold1`` to ``fold4`` leave two of the eight patients of COVID-19-CT-Seg out; ``half1`` and ``half2`` leave four out,
 those of two folds, so that one training judges as many patients as two. Each of the three chests without COVID is left
@@ -11,7 +12,8 @@ CTs and lesions are whole; the lungs are found, in training as in judging.
 
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
 step (without one, the network) is the model. ``judge`` takes the options of the training and writes its figures beside
-the model; ``table`` adds up all that were judged. An interrupted training goes on where it was when it is given again.
+the model; ``table`` adds up all that were judged. ``publish`` saves the final model in float16 among the bundled ones,
+with a card that says what CARD.json says. An interrupted training goes on where it was when it is given again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import csv
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,12 @@ import SimpleITK as sitk
 from accuracy import chest_without_covid, coronacase, picture_as_ct
 from shared_data import DATA, NEGATIVES, ct_seg
 
-from COVIDLesionSegLib.files import write_json
+from COVIDLesionSegLib.files import sha256_file, write_json
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
+from COVIDLesionSegLib.models import ModelCard, load_checkpoint, save_model
+from COVIDLesionSegLib.models.card import read_card
+from COVIDLesionSegLib.resources import resource
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
 # who judges
@@ -202,6 +208,19 @@ def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def publish(arguments: argparse.Namespace) -> None:
+    """Put a model among the bundled ones: weights in float16, the network and preprocessing as they were trained."""
+    trained = load_checkpoint(folder_of(arguments) / "best.safetensors")
+    wanted = ModelCard.from_json(arguments.card.read_text(encoding="utf-8"))
+    card = replace(
+        wanted, network_arguments=trained.network.arguments, preprocessing=trained.card.preprocessing, weights_sha256=""
+    )
+    path = resource("Models") / f"{card.id}.safetensors"
+    save_model(trained.network, card, path, dtype="float16")
+    write_json(path.with_suffix(".json"), read_card(path).to_json())
+    print(f"{path.name}: size_bytes {path.stat().st_size}, sha256 {sha256_file(path)}")
+
+
 def table(output: Path) -> None:
     """Print every training that was judged, a line each, in Markdown."""
     print("| training | Dice | Dice, slices with lesion | |RVE| | HD95 mm | each patient's Dice | false mL |")
@@ -221,7 +240,7 @@ def table(output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "judge", "table"))
+    parser.add_argument("what", choices=("train", "judge", "table", "publish"))
     parser.add_argument("training", nargs="?", choices=tuple(LEFT_OUT), default="final")
     parser.add_argument("--network", choices=("coplenet", "caresunet"), default="coplenet")
     parser.add_argument("--width", type=int, default=16, help="channels of the first level (default: 16)")
@@ -232,11 +251,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="bfloat16", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--card", type=Path, help="of the model to publish, as JSON")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output = arguments.output.absolute()
     if arguments.what == "table":
         table(arguments.output)
+    elif arguments.what == "publish":
+        publish(arguments)
     elif arguments.what == "judge":
         print(json.dumps(judge(arguments), indent=2))
     else:
