@@ -30,7 +30,7 @@ def ct(panel):
 def segmentation(panel, ct):
     """The result; the group in view."""
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     group(panel).ui.thresholdSlider.setValue(at(panel, 0.3))
     return node
 
@@ -135,7 +135,7 @@ def test_a_click_outside_the_ct_is_said(panel, segmentation, ct):
 def test_a_lesion_goes_from_all_its_segments_and_from_no_other(panel, ct, mrml):
     panel.segment.ui.viewCombo.setCurrentIndex(1)
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     mine = np.zeros_like(chest()[1])
     mine[9:12, 22:30, 10:24] = True
     node.GetSegmentation().AddEmptySegment("mine", "mine")
@@ -240,7 +240,7 @@ def test_added_lesion_goes_into_the_chosen_segment_or_the_one_of_its_hu(panel, c
     combo = panel.segment.ui.viewCombo
     combo.setCurrentIndex(combo.findData("separate"))
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     find(panel, "thresholdSlider").setValue(at(panel, 0.3))
     panel.correct.editor.setCurrentSegmentID("lesion_2")
     press(panel, "addLesionButton")
@@ -321,7 +321,7 @@ def test_a_redrawn_result_keeps_its_view_and_its_smallest_volume(panel, ct, mrml
     mrml.moduleParameters().minimumVolume = 1.5
     node = apply_and_wait(panel)
     assert mrml.recordOf(node).postprocessing["minimum_volume_ml"] == 1.5
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     before = set(mrml.segmentsWithRole(node))
     slider = find(panel, "sensitivitySlider")
     # the fake worker leaves small lesions in, so what it has found counts as edited
@@ -376,9 +376,9 @@ def test_another_ct_ends_the_tool_and_has_its_own_probability(panel, segmentatio
 
 def test_placing_ends_with_the_tab_the_scene_and_the_button(panel, segmentation, scene):
     press(panel, "addLesionButton")
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     assert not is_placing()
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     press(panel, "addLesionButton")
     press(panel, "removeLesionButton")
     assert is_placing() and not find(panel, "addLesionButton").checked
@@ -395,9 +395,9 @@ def test_a_second_run_replaces_the_probability_and_is_not_edited(panel, segmenta
     slider = find(panel, "sensitivitySlider")
     slider.setValue(at(panel, 0.39))
     settled(panel)
-    panel.tabs.setCurrentIndex(0)
+    panel.show("segment")
     apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     assert slider.value == 0
     slider.setValue(at(panel, 0.39))
     settled(panel)
@@ -422,13 +422,13 @@ def corrected_by_clicks(panel, page):
     from COVIDLesionSegLib import mrml
 
     ct = mrml.moduleParameters().inputVolume
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     find(panel, "thresholdSlider").setValue(at(panel, 0.3))
     press(panel, "addLesionButton")
     click(panel, ct, AT_MISSED)
     press(panel, "removeLesionButton")
     click(panel, ct, AT_FIRST)
-    panel.tabs.setCurrentIndex(3)
+    panel.show("cases")
     page.ui.saveButton.click()
     rest(page)
 
@@ -447,7 +447,7 @@ def test_an_opened_case_is_corrected_by_clicks_when_it_is_fresh_and_when_it_come
     rest(page)
     assert np.array_equal(scene_mask(), expected) and len(panel.session._clients) == asked
     find(panel, "thresholdSlider").setValue(at(panel, 0.3))
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     press(panel, "addLesionButton")
     from COVIDLesionSegLib import mrml
 

@@ -143,8 +143,9 @@ def _rests(files: CaseFiles, repair: bool) -> list[Finding]:
     limit = time.time() - _LEFT_S
     gone = repair and _writer_is_gone(files)
     for folder, folders, names in os.walk(files.folder):
-        # a training's own folder is the trainer's business
-        folders[:] = [name for name in folders if not (name == "run" and Path(folder).parent == files.layout.rounds)]
+        # a training's own folder and its slices are the trainer's business
+        own = {files.layout.slices, *files.layout.rounds.glob("*/run")}
+        folders[:] = [name for name in folders if Path(folder) / name not in own]
         rests = [name for name in [*folders, *names] if is_unfinished(name) or name.endswith(".now")]
         for name in rests:
             path = Path(folder) / name

@@ -130,7 +130,8 @@ class Predictor:
         """Find the lesions in a CT.
 
         The slices of the axial view nearest to the CT's axes are cropped to the lungs with the margin of the model
-        card, windowed, resized if the card says so, padded by reflection, and run through the network in batches.
+        card, windowed, resized if the card says so, padded by reflection, and run through the network in batches, with
+        their neighbors as channels if the card names any.
 
         Nothing is thrown away for lungs that can't be trusted: on doubtful lungs the crop is the body's box instead,
         and the model's limit to the lungs is left out; a limit that the caller asks for is obeyed. A warning in the
@@ -213,7 +214,8 @@ class Predictor:
             most_lung = int(np.argmax(np.count_nonzero(view.apply(found)[box], axis=(1, 2))))
             slices = view.apply(volume.array)[box]
             wanted = sinks.probability is not None
-            task = Task(slices, threshold, wanted, tta or doubt is not None, doubt, sample=most_lung)
+            spacing = view.geometry.spacing_zyx[0]
+            task = Task(slices, threshold, wanted, tta or doubt is not None, doubt, spacing, sample=most_lung)
             plan = self._plan(task)
             batch_size = plan.batch_size
             warnings = self._execution.run(task, plan, sinks, progress, cancelled)

@@ -4,6 +4,7 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
+from .charts import showHistogram, showTrainingCurves, showZones
 from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
 from .levels import drawnSensitivity, keepLevels, levelsOf, redrawAt, unedited
@@ -20,11 +21,9 @@ from .nodes import (
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
 from .parameters import OF_A_CT, ModuleParameters, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
@@ -34,6 +33,7 @@ from .segmentations import (
     createSegmentation,
     hideOthers,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -48,9 +48,8 @@ from .segmentations import (
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
@@ -76,7 +75,6 @@ __all__ = [
     "jumpTo",
     "keepLevels",
     "keepPrediction",
-    "labelsFromNode",
     "lesionMask",
     "levelsOf",
     "loadTerminology",
@@ -109,7 +107,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -118,7 +115,6 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
     "takeSurfaces",
     "unedited",
     "valuesInside",

@@ -17,7 +17,7 @@ from ..imaging.masks import Box
 from ..inference.levels import MOST_SENSITIVE, ProbabilityLevels
 from ..measurement.lesions import component_around, nearest_voxel
 from ..mrml import ModuleParameters
-from .forms import addShortcut, loadForm
+from .forms import Page, Shortcut, loadForm
 from .notices import Notice, noticeOf
 from .task import Task, Tasks, turn
 from .text import _, figure_text, number_text
@@ -25,13 +25,6 @@ from .text import _, figure_text, number_text
 if TYPE_CHECKING:
     from .session import Session
 
-#: Keys and what they do, for a list of all shortcuts.
-SHORTCUTS = (
-    ("Alt+X", _("Remove lesions by clicks, or stop it")),
-    ("Alt+A", _("Add lesions by clicks, or stop it")),
-    ("Alt+Up", _("Make the lesion that was added last larger")),
-    ("Alt+Down", _("Make the lesion that was added last smaller")),
-)
 # A click this near to a lesion means it: thin lesions are hard to hit.
 _REACH_MM = 3.0
 # What grows beyond this at a threshold that nobody has chosen is the noise around what the network has seen.
@@ -57,8 +50,8 @@ class _Growth:
     stamp: tuple[Any, ...]
 
 
-class ClickCorrection(VTKObservationMixin):
-    """A group of widgets, for any page on which lesions are corrected.
+class ClickCorrection(Page, VTKObservationMixin):
+    """A group of widgets, for any page on which lesions are corrected; that page lists its shortcuts among its own.
 
     Args:
         session: shared by all panels.
@@ -92,15 +85,12 @@ class ClickCorrection(VTKObservationMixin):
         ui.thresholdSlider.connect("valueChanged(int)", self._onThreshold)
         ui.insideCheck.connect("toggled(bool)", self._onThreshold)
         ui.sensitivitySlider.connect("valueChanged(int)", self._onSensitivity)
-        actions = (
-            lambda: self._toggle("remove"),
-            lambda: self._toggle("add"),
-            lambda: self._move(_WHEEL_STEPS),
-            lambda: self._move(-_WHEEL_STEPS),
+        self.shortcuts = (
+            Shortcut("Alt+X", _("Remove lesions by clicks, or stop it"), lambda: self._toggle("remove")),
+            Shortcut("Alt+A", _("Add lesions by clicks, or stop it"), lambda: self._toggle("add")),
+            Shortcut("Alt+Up", _("Make the lesion that was added last larger"), lambda: self._move(_WHEEL_STEPS)),
+            Shortcut("Alt+Down", _("Make the lesion that was added last smaller"), lambda: self._move(-_WHEEL_STEPS)),
         )
-        self._shortcuts = [
-            addShortcut(keys, self.form, action) for (keys, _what), action in zip(SHORTCUTS, actions, strict=True)
-        ]
         session.run.finished.connect(self._onFinished)
         self._showState()
         self._showHint()
@@ -112,13 +102,13 @@ class ClickCorrection(VTKObservationMixin):
 
     def close(self) -> None:
         """Let go of the scene."""
-        self.leave()
+        self.exit()
         self.removeObservers()
         self._run.finished.disconnect(self._onFinished)
         self._tasks.close()
         self._parameters = None
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """The page is out of view: clicks are the views' again."""
         self.use("")
 

@@ -15,7 +15,7 @@ from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, WorkerError
 from .click_correction import ClickCorrection
-from .forms import addShortcut, chosenData, loadForm, setScene, showText
+from .forms import Page, Shortcut, chosenData, loadForm, setScene, showText
 from .notices import Notice, noticeOf
 from .session import Session
 from .steps import Steps
@@ -25,7 +25,7 @@ _EDITOR_TAG = "COVIDLesionSeg.Editor"
 _EFFECTS = ["Paint", "Erase", "Draw", "Threshold", "Islands", "Scissors", "Margin", "Smoothing", "Logical operators"]
 
 
-class CorrectTab:
+class CorrectTab(Page):
     """The segment editor on our segmentation, with the CT as source.
 
     Args:
@@ -33,6 +33,8 @@ class CorrectTab:
         scene: the MRML scene.
         note: shows a :class:`.notices.Notice`.
     """
+
+    showsFigures = True
 
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._scene, self._note = session, scene, note
@@ -60,13 +62,14 @@ class CorrectTab:
         ui.previousButton.connect("clicked(bool)", lambda *_ignored: self.goToLesion(-1))
         ui.nextButton.connect("clicked(bool)", lambda *_ignored: self.goToLesion(1))
         ui.restoreButton.connect("clicked(bool)", self.onRestore)
-        self._shortcuts = [
-            addShortcut("Alt+N", self.form, lambda: self.goToLesion(1)),
-            addShortcut("Alt+P", self.form, lambda: self.goToLesion(-1)),
-            addShortcut("Alt+R", self.form, self.onRestore),
-        ]
         self.clicks = ClickCorrection(session, note, self.undoFor)
         self.form.layout().insertWidget(2, self.clicks.form)
+        self.shortcuts = (
+            Shortcut("Alt+N", _("Next lesion"), lambda: self.goToLesion(1)),
+            Shortcut("Alt+P", _("Previous lesion"), lambda: self.goToLesion(-1)),
+            Shortcut("Alt+R", _("Reset to the AI result"), self.onRestore),
+            *self.clicks.shortcuts,
+        )
         session.live.changed.connect(self.showLesions)
         # the editor wants its node before its scene
         self._useEditorNode()
@@ -75,7 +78,7 @@ class CorrectTab:
 
     def close(self) -> None:
         """Let go of the scene."""
-        self.leave()
+        self.exit()
         self.clicks.close()
         self._steps.stop()
         if self._request is not None:
@@ -94,9 +97,9 @@ class CorrectTab:
             self.editor.setupViewObservations()
             self.editor.installKeyboardShortcuts()
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """The tab is out of view: brushes must not paint under another module."""
-        self.clicks.leave()
+        self.clicks.exit()
         if self._active:
             self._active = False
             self.editor.setActiveEffectByName("")
