@@ -86,7 +86,7 @@ class ClickCorrection(Page, VTKObservationMixin):
         ui.insideCheck.connect("toggled(bool)", self._onThreshold)
         ui.sensitivitySlider.connect("valueChanged(int)", self._onSensitivity)
         self.shortcuts = (
-            Shortcut("Alt+X", _("Remove lesions by clicks, or stop it"), lambda: self._toggle("remove")),
+            Shortcut("Alt+E", _("Remove lesions by clicks, or stop it"), lambda: self._toggle("remove")),
             Shortcut("Alt+A", _("Add lesions by clicks, or stop it"), lambda: self._toggle("add")),
             Shortcut("Alt+Up", _("Make the lesion that was added last larger"), lambda: self._move(_WHEEL_STEPS)),
             Shortcut("Alt+Down", _("Make the lesion that was added last smaller"), lambda: self._move(-_WHEEL_STEPS)),

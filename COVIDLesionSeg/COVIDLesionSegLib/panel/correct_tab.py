@@ -15,7 +15,7 @@ from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, WorkerError
 from .click_correction import ClickCorrection
-from .forms import Page, Shortcut, chosenData, loadForm, setScene, showText
+from .forms import Page, Shortcut, chosenData, loadForm, setScene, showText, stacked
 from .notices import Notice, noticeOf
 from .session import Session
 from .steps import Steps
@@ -63,7 +63,7 @@ class CorrectTab(Page):
         ui.nextButton.connect("clicked(bool)", lambda *_ignored: self.goToLesion(1))
         ui.restoreButton.connect("clicked(bool)", self.onRestore)
         self.clicks = ClickCorrection(session, note, self.undoFor)
-        self.form.layout().insertWidget(2, self.clicks.form)
+        stacked(ui.clickContainer).addWidget(self.clicks.form)
         self.shortcuts = (
             Shortcut("Alt+N", _("Next lesion"), lambda: self.goToLesion(1)),
             Shortcut("Alt+P", _("Previous lesion"), lambda: self.goToLesion(-1)),
