@@ -258,7 +258,7 @@ def test_a_round_that_is_resumed_is_the_same_round(a_store):
             cancelled=lambda: bool(steps and steps[-1] >= 2),
         )
     other = replace(settings(), loss=replace(settings().loss, name="dice"))
-    with pytest.raises(InputError, match="loss.name"):
+    with pytest.raises(InputError, match=r"loss\.name"):
         a_store.fine_tune(config=other, resume=True)
     # what was refused is not kept, and more steps extend the round
     result = a_store.fine_tune(resume=True, steps=6, rule=ANY_MODEL)
