@@ -257,6 +257,8 @@ def _files_of(files: CaseFiles, case: Case, findings: list[Finding]) -> Iterator
         yield _Hashed(case.id, files.revision_path(case, revision), revision.sha256)
     for prediction in case.predictions:
         yield _Hashed(case.id, files.prediction_path(case, prediction), prediction.sha256)
+        if prediction.levels_sha256:
+            yield _Hashed(case.id, files.levels_path(case, prediction), prediction.levels_sha256)
 
 
 def _models(models: StoreModels, repair: bool) -> tuple[list[StoredModel], list[Finding]]:
