@@ -149,7 +149,7 @@ def find(panel: Any, name: str) -> Any:
     """A widget of the panel by its object name."""
     import slicer
 
-    return slicer.util.findChild(panel.tabs.window(), name)
+    return slicer.util.findChild(panel.form.window(), name)
 
 
 def said(panel: Any) -> str:
@@ -202,7 +202,7 @@ def brush(panel, segmentation, box, erase=False):
 def segmentation(panel, ct):
     """The lesions, found and measured; the Measure tab in view."""
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     return node
 

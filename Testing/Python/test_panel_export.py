@@ -90,7 +90,7 @@ def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(
     panel.segment.ui.inputSelector.setCurrentNode(node)
     panel.segment.ui.viewCombo.setCurrentIndex(1)
     segmentation = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     ui = panel.measure.ui
     for name in ("csv", "html", "dicom"):
