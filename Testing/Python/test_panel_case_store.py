@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_worker import HOLD
 from panel_case_fixtures import Annotating, another_chest, corrected, draw, open_next, renew, rest
-from panel_fixtures import add_ct, apply_and_wait, chest, said, wait_for, wait_for_words
+from panel_fixtures import add_ct, apply_and_wait, chest, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 

@@ -69,7 +69,7 @@ def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store)
     page.choose("open")
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     node = mrml.moduleParameters().lesionSegmentation
-    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasAnswer(node)
+    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasPrediction(node)
     assert page.work.startFrom.startswith("the prediction of")
 
 

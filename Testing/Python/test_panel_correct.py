@@ -64,7 +64,8 @@ def test_all_views_jump_from_lesion_to_lesion(panel, segmentation, scene, ct, mr
     ui = panel.correct.ui
     assert "2 lesions" in ui.lesionLabel.text
     lesions = panel.session.live.lesions
-    for button, index in ((ui.nextLesionButton, 0), (ui.nextLesionButton, 1), (ui.nextLesionButton, 0), (ui.previousLesionButton, 1)):
+    forward, back = ui.nextLesionButton, ui.previousLesionButton
+    for button, index in ((forward, 0), (forward, 1), (forward, 0), (back, 1)):
         button.click()
         left, posterior, superior = lesions[index]["centroid_lps_mm"]
         target = (-left, -posterior, superior)
@@ -188,7 +189,7 @@ def test_the_answer_survives_a_scene_file_and_goes_with_its_segmentation(
     let_run()
     parameters = mrml.moduleParameters()
     node, volume = parameters.lesionSegmentation, parameters.inputVolume
-    assert np.array_equal(mrml.answerMask(node, volume), chest()[1])
+    assert np.array_equal(mrml.predictionMask(node, volume), chest()[1])
     assert not mrml.lesionMask(node, volume)[:, :, :40].any()
     answers = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetHideFromEditors()]
     assert len(answers) == 1

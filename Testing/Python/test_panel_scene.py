@@ -140,8 +140,7 @@ def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct,
     composite.SetForegroundVolumeID(parameters.probabilityVolume.GetID())
     find(panel, "histogramButton").click()
     wait_for(lambda: parameters.histogramChart is not None, "the chart")
-    names = [name for name in vars(type(parameters)) if isinstance(getattr(type(parameters), name), mrml.NodeReference)]
-    first = {name: getattr(parameters, name) for name in names if name != "inputVolume"}
+    first = {name: getattr(parameters, name) for name in mrml.OF_A_CT if not name.endswith("Id")}
     assert sum(node is not None for node in first.values()) == 10
     find(panel, "inputSelector").setCurrentNode(add_ct("of another patient"))
     assert {name: getattr(parameters, name) for name in first} == dict.fromkeys(first)

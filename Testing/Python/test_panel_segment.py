@@ -306,7 +306,7 @@ def test_a_model_that_was_removed_is_named_so(panel, parameters, mrml):
 
 
 def test_settings_of_an_older_version_do_no_harm(open_panel, mrml, slicer_gui):
-    node = mrml.moduleParameters().node
+    node = mrml.moduleParameters().parameterNode
     for name, text in {
         "device": "gpu0",
         "lesionView": '"rainbow"',

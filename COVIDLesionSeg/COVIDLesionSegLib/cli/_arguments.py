@@ -49,6 +49,18 @@ def add_same_patient(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Declare settings of a training; ``learning.settings.parse_settings`` reads them."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="settings of every training, e.g. optimizer.learning_rate=1e-3; docs/configuration.md lists all",
+    )
+
+
 def as_label(text: str) -> Label:
     """A label given on the command line: a number, or a segment's name."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text

@@ -4,7 +4,7 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
+from .charts import showHistogram, showTrainingCurves, showZones
 from .contents import LESION_VIEWS, LesionView
 from .lungs import lungsFromSegmentation, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
@@ -19,17 +19,17 @@ from .nodes import (
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
-from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
+from .parameters import OF_A_CT, ModuleParameters, moduleParameters
+from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
     UndoStates,
     createSegmentation,
     hideOthers,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -42,32 +42,27 @@ from .segmentations import (
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
     "LESION_VIEWS",
+    "OF_A_CT",
     "LesionView",
     "ModuleParameters",
-    "NodeReference",
-    "Parameter",
-    "ParameterSet",
     "UndoStates",
-    "answerMask",
     "attachRecord",
     "caseName",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
     "gridOfNode",
-    "hasAnswer",
+    "hasPrediction",
     "hideOthers",
     "insideROI",
     "jumpTo",
-    "keepAnswer",
-    "labelsFromNode",
+    "keepPrediction",
     "lesionMask",
     "loadTerminology",
     "lungsFromSegmentation",
@@ -76,12 +71,13 @@ __all__ = [
     "nodeFromVolume",
     "patientOf",
     "placeUnderStudy",
+    "predictionMask",
     "recordOf",
-    "removeLostAnswers",
+    "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
     "requireNode",
-    "restoreAnswer",
+    "resetToPrediction",
     "resultsOn",
     "segmentMask",
     "segmentsMask",
@@ -96,7 +92,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -105,7 +100,6 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
     "valuesInside",
     "volumeFromNode",
     "volumeOf",

@@ -19,6 +19,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from ..errors import InputError
 from ..imaging import Geometry, Volume
 from ..imaging.masks import bounding_box
+from ..resources import resource
 from . import contents
 from .contents import LesionView, SegmentContent
 from .nodes import (
@@ -41,6 +42,7 @@ EDITED = (
     slicer.vtkSegmentation.SegmentRemoved,
     slicer.vtkSegmentation.SegmentModified,
 )
+TERMINOLOGY_FILE = "Terminologies/COVIDLesionSeg.term.json"
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _LABELMAP = "Binary labelmap"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.
@@ -295,6 +297,22 @@ def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -
     segmentationNode.CreateClosedSurfaceRepresentation()
     segmentationNode.CreateDefaultDisplayNodes()
     segmentationNode.GetDisplayNode().SetVisibility3D(True)
+
+
+def loadTerminology() -> str:
+    """Make the terminology known to Slicer, so that its segment editor offers and understands our codes.
+
+    Returns:
+        The name under which Slicer lists it.
+
+    Raises:
+        InputError: the file is missing or Slicer did not take it.
+    """
+    logic = slicer.modules.terminologies.logic()
+    name = logic.LoadTerminologyFromFile(str(resource(TERMINOLOGY_FILE)))
+    if not name:
+        raise InputError(f"{TERMINOLOGY_FILE} could not be loaded; install the extension again.")
+    return str(name)
 
 
 def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:

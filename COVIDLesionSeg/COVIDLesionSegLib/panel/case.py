@@ -69,7 +69,7 @@ class CaseScene:
 
     def keepResult(self) -> None:
         """Remember what is shown as the AI result, so that one can reset to it."""
-        mrml.keepAnswer(self.segmentationNode)
+        mrml.keepPrediction(self.segmentationNode)
 
     def write(self, mask: NDArray[Any], undo: mrml.UndoStates | None = None) -> None:
         """Put other lesions in place of those that are shown; ``undo`` saves the state before."""
@@ -102,7 +102,7 @@ class CaseScene:
     def isResult(self, mask: Mask) -> bool:
         """Whether a mask is the AI result."""
         node = self.segmentationNode
-        return mrml.hasAnswer(node) and np.array_equal(mask, mrml.answerMask(node, self.volumeNode))
+        return mrml.hasPrediction(node) and np.array_equal(mask, mrml.predictionMask(node, self.volumeNode))
 
     def otherSegments(self) -> list[str]:
         """Names of the segments that are no lesion segments of ours."""
@@ -119,7 +119,7 @@ class CaseScene:
         made = [] if self.volumeNode is None else mrml.moduleParameters().madeFrom(self.volumeNode)
         for node in (*made, self.segmentationNode, self.lungNode, self.volumeNode):
             mrml.removeNode(node)
-        mrml.removeLostAnswers()
+        mrml.removeLostPredictions()
         for node in self._hidden:
             if node.GetScene() is not None and node.GetDisplayNode() is not None:
                 node.GetDisplayNode().SetVisibility(True)

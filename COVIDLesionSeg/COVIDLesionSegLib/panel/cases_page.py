@@ -92,7 +92,7 @@ class CasesPage(Page):
         self.shortcuts = (
             Shortcut("Alt+J", _("Next doubtful label"), self.jumpToNext, isEverywhere=True),
             Shortcut("Alt+Y", _("The label is right"), lambda: self.decide("right"), isEverywhere=True),
-            Shortcut("Alt+X", _("The label is to be fixed"), lambda: self.decide("fix"), isEverywhere=True),
+            Shortcut("Alt+Z", _("The label is to be fixed"), lambda: self.decide("fix"), isEverywhere=True),
         )
         if store.folder:
             store.refresh()
@@ -331,11 +331,11 @@ class CasesPage(Page):
             arrays["lungs"] = mrml.lungsFromSegmentation(lungs[-1], volumeNode)
         await turn()
         record = None
-        if lesions is not None and mrml.volumeOf(lesions) is volumeNode and mrml.hasAnswer(lesions):
+        if lesions is not None and mrml.volumeOf(lesions) is volumeNode and mrml.hasPrediction(lesions):
             record = mrml.recordOf(lesions)
         if record is not None:
             values["record"] = record.to_json()
-            arrays["answer"] = mrml.answerMask(lesions, volumeNode).view(np.uint8)
+            arrays["answer"] = mrml.predictionMask(lesions, volumeNode).view(np.uint8)
         return values, arrays
 
     async def _addFolder(self) -> None:

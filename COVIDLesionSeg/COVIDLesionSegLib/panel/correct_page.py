@@ -259,7 +259,7 @@ class CorrectPage(Page):
         ready = segmentationNode is not None
         self.ui.stateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
-        self.ui.resetButton.setEnabled(mrml.hasAnswer(segmentationNode))
+        self.ui.resetButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
 
     def release(self, node: Any) -> None:
@@ -354,7 +354,7 @@ class CorrectPage(Page):
         elif kind == "roi":
             region = mrml.insideROI(self.ui.roiSelector.currentNode(), volumeNode)
         await turn()
-        mrml.restoreAnswer(segmentationNode, volumeNode, region, self.undoFor(segmentationNode))
+        mrml.resetToPrediction(segmentationNode, volumeNode, region, self.undoFor(segmentationNode))
         self._note(Notice(_("Reset to the AI result."), "undo"))
 
     async def _lesionRegion(self, segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
@@ -363,7 +363,7 @@ class CorrectPage(Page):
         if self._lesion < 0 or not lesions:
             raise InputError(_("No lesion is chosen."), _("Go to one with Next or Previous first."))
         place = lesions[self._lesion]["centroid_lps_mm"]
-        both = mrml.answerMask(segmentationNode, volumeNode)
+        both = mrml.predictionMask(segmentationNode, volumeNode)
         await turn()
         both |= mrml.lesionMask(segmentationNode, volumeNode)
         box = bounding_box(both, least=1)

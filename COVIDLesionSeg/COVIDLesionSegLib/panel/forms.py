@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 import slicer
+from slicer.parameterNodeWrapper import GuiConnector
 
 from ..errors import InputError
 from ..mrml import ModuleParameters
@@ -192,3 +193,48 @@ def showText(label: Any, text: str) -> None:
     """Show a text, or hide the label where there is none."""
     label.setText(text)
     label.setVisible(bool(text))
+
+
+class DataConnector(GuiConnector):  # type: ignore[misc, unused-ignore]  # of Any, where slicer is not typed
+    """Connects a parameter with a combo box whose entries carry its values, e.g. with translated texts::
+
+        parameters.connectParametersToGui({"model": DataConnector(ui.modelCombo)})
+
+    A value that no entry carries leaves nothing chosen; that nothing is chosen is not written back.
+    """
+
+    def __init__(self, combo: Any) -> None:
+        super().__init__()
+        self._combo = combo
+
+    @staticmethod
+    def canRepresent(widget: Any, datatype: Any) -> bool:  # noqa: ARG004
+        """Never by itself: the kind of combo box does not show from its class."""
+        return False
+
+    @staticmethod
+    def create(widget: Any, datatype: Any) -> DataConnector:  # noqa: ARG004
+        """A connector of a combo box."""
+        return DataConnector(widget)
+
+    def _connect(self) -> None:
+        self._combo.connect("currentIndexChanged(int)", self._onChosen)
+
+    def _disconnect(self) -> None:
+        self._combo.disconnect("currentIndexChanged(int)", self._onChosen)
+
+    def _onChosen(self, index: int = -1, *_ignored: Any) -> None:
+        if index >= 0:
+            self.changed()
+
+    def widget(self) -> Any:
+        """The combo box."""
+        return self._combo
+
+    def read(self) -> Any:
+        """The value of the chosen entry."""
+        return chosenData(self._combo)
+
+    def write(self, value: Any) -> None:
+        """Choose the entry of a value."""
+        chooseData(self._combo, value)

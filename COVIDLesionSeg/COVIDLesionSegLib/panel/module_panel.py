@@ -131,11 +131,11 @@ class ModulePanel(VTKObservationMixin):
         """Follow the scene's parameters; after the scene was closed they are others."""
         parameters = mrml.moduleParameters()
         known = self._parameters
-        if known is None or known.node is not parameters.node:
+        if known is None or known.parameterNode is not parameters.parameterNode:
             if known is not None:
-                self.removeObserver(known.node, "ModifiedEvent", self._onParameters)
+                self.removeObserver(known.parameterNode, "ModifiedEvent", self._onParameters)
             self._parameters = parameters
-            self.addObserver(parameters.node, "ModifiedEvent", self._onParameters)
+            self.addObserver(parameters.parameterNode, "ModifiedEvent", self._onParameters)
         self._onParameters()
 
     def _onParameters(self, *_ignored: Any) -> None:
@@ -146,7 +146,7 @@ class ModulePanel(VTKObservationMixin):
         self.session.live.refresh()
 
     def _onBatchEnded(self, *_ignored: Any) -> None:
-        mrml.removeLostAnswers()
+        mrml.removeLostPredictions()
         self._useParameters()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator, unused-ignore]
@@ -160,7 +160,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _onNodeRemoved(self, *_ignored: Any) -> None:
         if not slicer.mrmlScene.IsBatchProcessing():
-            mrml.removeLostAnswers()
+            mrml.removeLostPredictions()
             self._onParameters()
 
     # ---- pages and buttons --------------------------------------------------------------------------------------
