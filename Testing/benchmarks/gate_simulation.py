@@ -2,8 +2,8 @@
 
     python Testing/benchmarks/gate_simulation.py [--trials 4000] [--seed 0]
 
-Draws validation patients with the spread of docs/models.md (eight patients kept out of training) and the differences of
-paired models there, and lets ``cases.gate.decide`` decide, as it does in a store. Three spreads of the difference from
+Draws validation patients with the spread of docs/models-record.md (eight patients kept out of training) and the
+differences of paired models there, and lets ``cases.gate.decide`` decide, as it does in a store. Three spreads of the difference from
 patient to patient: as between two trainings that differ in nothing but the machine and in more data, as between other
 data or resolutions, and the middle of them. The differences' shape is that of the figures, not a normal one.
 

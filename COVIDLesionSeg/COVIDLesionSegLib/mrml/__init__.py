@@ -5,8 +5,10 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
 from .charts import showHistogram, showTrainingCurves, showZones
+from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
-from .lungs import lungsFromSegmentation, showFoundLungs
+from .levels import keepLevels, levelsOf
+from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
     attachRecord,
@@ -26,6 +28,8 @@ from .predictions import hasPrediction, keepPrediction, predictionMask, removeLo
 from .segmentations import (
     EDITED,
     UndoStates,
+    addLesion,
+    changeSegment,
     createSegmentation,
     hideOthers,
     lesionMask,
@@ -38,6 +42,8 @@ from .segmentations import (
     showIn3D,
     showLesions,
     showLungs,
+    takeSurfaces,
+    viewOf,
     volumeOf,
     writeSegment,
 )
@@ -51,9 +57,13 @@ __all__ = [
     "OF_A_CT",
     "LesionView",
     "ModuleParameters",
+    "PointPlacement",
     "UndoStates",
+    "WheelListener",
+    "addLesion",
     "attachRecord",
     "caseName",
+    "changeSegment",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
@@ -62,10 +72,13 @@ __all__ = [
     "hideOthers",
     "insideROI",
     "jumpTo",
+    "keepLevels",
     "keepPrediction",
     "lesionMask",
+    "levelsOf",
     "loadTerminology",
     "lungsFromSegmentation",
+    "lungsInside",
     "moduleParameters",
     "nameCase",
     "nodeFromVolume",
@@ -100,10 +113,13 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
+    "takeSurfaces",
     "valuesInside",
+    "viewOf",
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelAt",
     "voxelStamp",
     "writeSegment",
 ]
