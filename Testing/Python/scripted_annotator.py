@@ -151,7 +151,7 @@ class Annotator:
                 self.rest()
                 self.page.choose("aside") if last else self.ui.openNextButton.click()
             elif last:
-                self.ui.saveButton.click()
+                self.ui.saveCaseButton.click()
                 self.rest()
                 self.page.choose("aside")
             else:

@@ -115,7 +115,7 @@ def test_a_save_that_fails_leaves_everything_open(page, panel, store, monkeypatc
     rest(page)
     assert page.work.caseId == "case-0001" and page.work.isOpen and np.array_equal(scene_mask(), drawn)
     monkeypatch.undo()
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     rest(page)
     assert not page.work.isEdited
@@ -151,7 +151,7 @@ def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, pa
 
 def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, scene):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for(lambda: page.work.state == "saving", "the save")
     scene.Clear(0)
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")

@@ -137,7 +137,7 @@ def test_a_save_does_not_wait_for_what_takes_long(page, store, worker, tmp_path)
     page.ui.addPath.setProperty("currentPath", str(tmp_path))
     page.ui.addFolderButton.click()
     wait_for(lambda: page.store.progress is not None, "the long work")
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     assert page.store.busy
     page.ui.storeCancelButton.click()

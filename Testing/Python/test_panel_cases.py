@@ -117,7 +117,7 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
     rest(page)
     assert "are erased" in answers.asked[0] and len(answers.asked) == 1 and scene_mask().any()
     draw(np.zeros(SIZE, bool))
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for_words(panel, "save it as 'no lesion'")
     rest(page)
     assert page.work.isOpen and len(store.case("case-0001").revisions) == 1
@@ -125,7 +125,7 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
 
 def test_approve_and_exclude_with_a_note(page, panel, store):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
     wait_for(lambda: page.entries["approve"].isEnabled(), "the overview")
     page.choose("approve")
@@ -149,7 +149,7 @@ def test_approve_and_exclude_with_a_note(page, panel, store):
 
 def test_messages_name_no_patient(page, panel, store, tmp_path):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
     assert "Patient" not in said(panel)
     assert "Patient" not in json.dumps(page.store.overview)

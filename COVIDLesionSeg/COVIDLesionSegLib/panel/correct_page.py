@@ -51,7 +51,7 @@ class CaseBar:
         self._ui, self._store, self._work, self._start, self._note = ui, store, work, start, note
         for button, action in (
             (ui.nextCaseButton, self.openNext),
-            (ui.saveButton, self.save),
+            (ui.saveCaseButton, self.save),
             (ui.saveNextButton, self.saveAndNext),
             (ui.noLesionButton, self.saveWithoutLesion),
             (ui.caseCancelButton, work.cancelPrediction),
@@ -109,41 +109,40 @@ class CaseBar:
         """Show the case, or that none is open."""
         ui, work, store = self._ui, self._work, self._store
         ui.caseBar.setVisible(bool(store.folder or work.state))
+        title = work.caseId or (_("Opening...") if work.state else _("No case is open"))
+        reader = _("reader {reader}").format(reader=store.reader or "?")
+        showText(ui.caseTitle, ", ".join(filter(None, [title, reader, store.progressText])))
         showText(ui.caseLabel, self._text())
         predicting, isThere = work.state == "predicting", bool(work.state)
         showProgress(ui.caseProgress, predicting, None if work.progress is None else work.progress.fraction)
         ui.caseCancelButton.setVisible(predicting)
         ui.nextCaseButton.setVisible(not isThere)
-        for button in (ui.saveButton, ui.saveNextButton, ui.noLesionButton, ui.caseMenuButton):
+        for button in (ui.saveCaseButton, ui.saveNextButton, ui.noLesionButton, ui.caseMenuButton):
             button.setVisible(isThere)
             button.setEnabled(work.state == "open")
         self.entries["discard"].setVisible(work.isEdited)
 
     def _text(self) -> str:
-        work, store = self._work, self._store
+        """What goes on with the case, where it begins from, and why it is this one."""
+        work = self._work
         texts = {
-            "": _("No case is open."),
-            "opening": _("Opening..."),
-            "showing": _("Showing {case}..."),
-            "saving": _("Saving {case}..."),
-            "closing": _("Closing {case}..."),
-            "predicting": _("{case}: the model runs first."),
-            "open": _("{case}, from {start}; {edited}."),
+            "showing": _("Showing..."),
+            "saving": _("Saving..."),
+            "closing": _("Closing..."),
+            "predicting": _("The model runs first."),
         }
-        edited = _("edited") if work.isEdited else _("not edited")
-        text = texts[work.state].format(case=work.caseId, start=work.startFrom, edited=edited)
-        parts = [text]
+        parts = [texts.get(work.state, "")]
         if work.progress is not None:
             parts.append(work.progress.message or work.progress.phase.capitalize())
         if work.state == "open":
-            if work.model:
+            edited = _("edited") if work.isEdited else _("not edited")
+            parts.append(_("From {start}; {edited}.").format(start=work.startFrom, edited=edited))
+            if work.model and work.model not in work.startFrom:
                 parts.append(_("AI result of {model}.").format(model=work.model))
             parts.append(work.reason)
             if work.case.get("fix"):
                 slices = ", ".join(map(str, work.case["fix"]))
                 parts.append(_("To be fixed: slices {slices}.").format(slices=slices))
-        parts.append(_("Reader: {reader}.").format(reader=store.reader or _("nobody")))
-        parts.append(store.progressText and f"{store.progressText}.")
         return " ".join(filter(None, parts))
 
 
