@@ -177,7 +177,7 @@ def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
     reference.GetSegmentation().AddEmptySegment("expert", "expert")
     mrml.writeSegment(reference, "expert", chest()[1], parameters.inputVolume)
     parameters.referenceSegmentation = reference
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
     panel.measure.ui.errorsButton.click()
     wait_for(lambda: parameters.errorSegmentation is not None, "the error map")

@@ -90,7 +90,7 @@ def test_after_a_scene_is_loaded_the_editor_has_its_segmentation_and_undoes(when
     slicer.util.loadScene(scene_file)
     if when == "before the module is entered":
         panel.enter()
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     parameters, editor = mrml.moduleParameters(), find(panel, "editor")
     assert editor.segmentationNode() is parameters.lesionSegmentation is not None
     assert editor.sourceVolumeNode() is parameters.inputVolume is not None
@@ -128,7 +128,7 @@ def test_the_editor_gets_its_node_before_its_scene(open_panel, capfd):
 def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct, scene, mrml, parameters):
     find(panel, "probabilityCheck").click()
     lesions = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     find(panel, "lungsCombo").setCurrentIndex(1)
     reference, earlier = add_reference(ct, mrml, chest()[1]), add_ct("earlier")

@@ -169,6 +169,24 @@ def test_something_to_be_made_may_be_left_out():
         call(task, {"batch_size": 2})
 
 
+def test_a_maker_may_need_a_value_and_an_array_of_one_name():
+    def made(facts: dict[str, Any], /, levels: Array) -> Study:
+        return Study((facts, levels))
+
+    def task(levels: Study | None = None):
+        return levels and levels.name
+
+    def ask(parameters, arrays):
+        return dispatch("try", task, parameters, arrays, Context(), {Study: made})
+
+    assert ask({"levels": {"a": 1}}, {"levels": ARRAY}) == ({"a": 1}, ARRAY)
+    assert ask({"levels": None}, {}) is None
+    with pytest.raises(InputError, match="levels of try is an array; an object is needed"):
+        ask({}, {"levels": ARRAY})
+    with pytest.raises(InputError, match="needs the array levels"):
+        ask({"levels": {}}, {})
+
+
 def test_nothing_is_made_before_all_was_looked_at():
     def task(study: Study):
         return study

@@ -76,24 +76,22 @@ def fine_tune(
         job.progress(phase, done, total)
         curves.follow()
 
-    # of a run that was stopped before it began nothing is there to go on with
-    resume = job.is_resumed and any(job.work.iterdir())
     if is_store:
-        result = _in_store(job, cases, base_model, settings, resume, progress, extra)
+        result = _in_store(job, cases, base_model, settings, progress, extra)
     else:
-        result = _on_cases(job, cases, base_model, settings, resume, progress)
+        result = _on_cases(job, cases, base_model, settings, progress)
     curves.follow()
     return result
 
 
 def _on_cases(
-    job: JobContext, cases: Path, base: str | None, config: TrainingConfig, resume: bool, progress: Progress
+    job: JobContext, cases: Path, base: str | None, config: TrainingConfig, progress: Progress
 ) -> dict[str, Any]:
     from ..learning import fine_tune
     from ..models import ModelRegistry
 
     model = fine_tune(
-        base or ModelRegistry().default(), str(cases), config, job.work, resume, progress, job.is_cancelled
+        base or ModelRegistry().default(), str(cases), config, job.work, job.is_resumed, progress, job.is_cancelled
     )
     metrics = model.card.metrics
     return {
@@ -109,7 +107,6 @@ def _in_store(
     cases: Path,
     base: str | None,
     config: TrainingConfig,
-    resume: bool,
     progress: Progress,
     extra: dict[str, Any],
 ) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def _in_store(
         base,
         config=config,
         folder=job.work,
-        resume=resume,
+        resume=job.is_resumed,
         progress=progress,
         cancelled=job.is_cancelled,
         **extra,

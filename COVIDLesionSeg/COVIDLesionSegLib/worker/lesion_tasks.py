@@ -55,6 +55,7 @@ class Lesions:
         choice: Choice,
         lungs: Array | None = None,
         probability: bool = False,
+        levels: bool = False,
         uncertainty: Literal["entropy", "mutual_information"] | bool | None = None,
         tta: bool = False,
         postprocessing: PostProcessing = PostProcessing(),  # noqa: B008  # frozen
@@ -68,14 +69,16 @@ class Lesions:
             choice: model and device.
             lungs: uint8; None lets ``lung_engine`` find them.
             probability: also answer the array ``probability``.
+            levels: also answer it in 256 levels: the array ``levels``, the value ``levels``.
             uncertainty: the same of ``uncertainty``; True is entropy.
             tta: average over four flipped copies of each slice.
             postprocessing: threshold and clean-up.
             lung_engine: what finds lungs that do not come along.
 
         Returns:
-            Arrays ``mask`` and ``lungs`` (uint8), ``probability`` and ``uncertainty`` (float32) where asked for; values
-            ``record`` (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
+            Arrays ``mask`` and ``lungs`` (uint8); where asked for ``probability`` and ``uncertainty`` (float32), and
+            ``levels`` (uint8, with the value ``levels``: ``ProbabilityLevels.described()``). Values ``record``
+            (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
             lung_quality: ``LungQuality.to_json()``).
         """
         predictor = self._predictor(choice, context)
@@ -85,6 +88,7 @@ class Lesions:
             context.progress,
             context.is_cancelled,
             probability=probability,
+            levels=levels,
             tta=tta,
             uncertainty=uncertainty,
             postprocessing=postprocessing,
@@ -93,13 +97,17 @@ class Lesions:
         warnings = [*volume.warnings, *result.record.warnings]
         for warning in warnings:
             context.note(warning)
-        maps = {"probability": result.probability, "uncertainty": result.uncertainty}
+        maps: dict[str, Any] = {"probability": result.probability, "uncertainty": result.uncertainty}
+        described = {}
+        if result.levels is not None:
+            maps["levels"], described = result.levels.levels, {"levels": result.levels.described()}
         voxels = int(np.count_nonzero(result.mask))
         inside = int(np.count_nonzero(result.mask & (result.lungs != 0)))
         lung_voxels = int(np.count_nonzero(result.lungs))
         return Answer(
             {
                 "record": result.record.to_json(),
+                **described,
                 "summary": {
                     "lesion_ml": voxels * volume.geometry.voxel_ml,
                     "lesion_percent_of_lung": 100.0 * inside / lung_voxels if lung_voxels else None,

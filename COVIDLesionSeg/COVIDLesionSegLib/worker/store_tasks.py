@@ -18,9 +18,10 @@ from ..cases.session import starting_mask
 from ..cases.split import Side, unnamed
 from ..cases.store import Store
 from ..cases.store_models import StoredModel
-from ..errors import COVIDLesionSegError, InputError
+from ..errors import COVIDLesionSegError, InputError, ReadError
 from ..imaging import Geometry, LabelVolume, Volume, dicom_files, image_suffix
 from ..imaging.masks import Mask
+from ..inference import ProbabilityLevels
 from .protocol import geometry_to_json
 from .tasks import Answer, Array, Context, Makers
 
@@ -38,6 +39,10 @@ class Drawing:
         return self.mask if self.geometry is None else LabelVolume(self.mask.view(np.uint8), self.geometry)
 
 
+def _levels(described: dict[str, Any], /, levels: Array) -> ProbabilityLevels:
+    return ProbabilityLevels.rebuilt(levels, described)
+
+
 class StoreTasks:
     """Tasks on a case store: the public methods. ``store`` is its folder; masks are (z, y, x) on the CT's grid.
 
@@ -47,12 +52,13 @@ class StoreTasks:
     def __init__(self) -> None:
         self._folder = ""
         self._store: Store | None = None
-        self.makers: Makers = {Store: self._at, Drawing: Drawing}
+        self.makers: Makers = {Store: self._at, Drawing: Drawing, ProbabilityLevels: _levels}
 
     # ---- one case ---------------------------------------------------------------------------------------------------
 
     def case_open(
         self,
+        context: Context,
         store: Store,
         rater: str,
         case: str | None = None,
@@ -64,6 +70,7 @@ class StoreTasks:
         """Open a case for a rater.
 
         Args:
+            context: of the request.
             store: of the case.
             rater: who edits.
             case: None takes the next one.
@@ -77,7 +84,8 @@ class StoreTasks:
             ``is_untouched`` (no model has answered, nobody has saved, and it is not read blind), ``blind`` (it is read
             without any prediction), ``recovered`` (when unsaved work was saved, or null), ``geometry``, ``record`` and
             ``model`` of the prediction; arrays ``volume``, ``mask`` (what to edit), and as far as there are any
-            ``answer`` (the prediction) and ``lungs``.
+            ``answer`` (the prediction), ``lungs``, and ``levels`` of the prediction's probability (with the value
+            ``levels``: ``ProbabilityLevels.described()``).
         """
         reason = ""
         skipped: tuple[str, ...] = ()
@@ -115,6 +123,14 @@ class StoreTasks:
         if session.prediction is not None and opened.prediction is not None:
             arrays["answer"] = session.prediction.view(np.uint8)
             values |= {"model": opened.prediction.model_id, "record": store.run_record(case, opened.prediction.number)}
+            try:
+                levels = store.read_levels(case, opened.prediction.number)
+            except ReadError as error:
+                # the case can be corrected by hand all the same
+                context.note(str(error))
+                levels = None
+            if levels is not None:
+                arrays["levels"], values["levels"] = levels.levels, levels.described()
         if lungs is not None:
             arrays["lungs"] = lungs.array.astype(np.uint8)
         return Answer(values, arrays)
@@ -129,10 +145,16 @@ class StoreTasks:
         return Answer({"start_from": text}, {"mask": labels.mask().view(np.uint8)})
 
     def case_answer(
-        self, store: Store, case: str, drawing: Drawing, record: dict[str, Any], lungs: Array | None = None
+        self,
+        store: Store,
+        case: str,
+        drawing: Drawing,
+        record: dict[str, Any],
+        lungs: Array | None = None,
+        levels: ProbabilityLevels | None = None,
     ) -> Answer:
         """Keep a model's prediction, with the record of its run: ``number``, ``lesion_ml``."""
-        made = store.set_prediction(case, drawing.labels, record["model"], record=record, lungs=lungs)
+        made = store.set_prediction(case, drawing.labels, record["model"], record=record, lungs=lungs, levels=levels)
         return Answer({"number": made.number, "lesion_ml": made.lesion_ml})
 
     def case_autosave(

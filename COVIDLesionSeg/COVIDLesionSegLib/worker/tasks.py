@@ -147,7 +147,7 @@ class _Request:
         self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, Array], context: object, makers: Makers
     ) -> None:
         self._task, self._context, self._makers = task, context, makers
-        self._left: dict[str, Any] = {**parameters, **arrays}
+        self._values, self._arrays = dict(parameters), dict(arrays)
 
     def call_of(self, function: Callable[..., Any], own: str = "") -> Call:
         """Take what a function needs; ``own`` is the name of the value that a maker makes something of."""
@@ -158,7 +158,7 @@ class _Request:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(self._argument(own, parameter, hint))
             elif parameter.kind is parameter.VAR_KEYWORD:
-                rest = {name: self._left.pop(name) for name in list(self._left) if _is_array(self._left[name])}
+                rest, self._arrays = self._arrays, {}
             else:
                 named[parameter.name] = self._argument(parameter.name, parameter, hint)
         return lambda: function(*(call() for call in positional), **{n: call() for n, call in named.items()}, **rest)
@@ -169,8 +169,9 @@ class _Request:
         Raises:
             InputError: something that the task does not know.
         """
-        if self._left:
-            raise InputError(f"The task {self._task} does not know {', '.join(sorted(self._left))}.")
+        unknown = {*self._values, *self._arrays}
+        if unknown:
+            raise InputError(f"The task {self._task} does not know {', '.join(sorted(unknown))}.")
 
     def _argument(self, name: str, parameter: inspect.Parameter, hint: Any) -> Call:
         if isinstance(hint, type) and isinstance(self._context, hint):
@@ -178,11 +179,13 @@ class _Request:
         maker = next((self._makers[kind] for kind in _kinds(hint) if kind in self._makers), None)
         optional = parameter.default is not parameter.empty
         if maker is not None:
-            if optional and not any(self._left.get(known) is not None for known in self._names(maker, name)):
-                self._left.pop(name, None)
+            names = self._names(maker, name)
+            if optional and all(self._values.get(known) is None and known not in self._arrays for known in names):
+                for known in names:
+                    self._values.pop(known, None)
                 return lambda: parameter.default
             return self.call_of(maker, name)
-        value = self._left.pop(name, None)
+        value = self._taken(name, hint)
         if value is not None:
             value = self._checked(name, value, hint)
         elif optional:
@@ -191,6 +194,15 @@ class _Request:
             needed = f"the array {name}" if _takes_array(hint) else f"{name}, {_words(hint)}"
             raise InputError(f"The task {self._task} needs {needed}.")
         return lambda: value
+
+    def _taken(self, name: str, hint: Any) -> Any:
+        """What there is of a name, of the right sort if there are an array and a value."""
+        places: list[dict[str, Any]] = [self._values, self._arrays]
+        for place in reversed(places) if _takes_array(hint) else places:
+            if place.get(name) is not None:
+                return place.pop(name)
+            place.pop(name, None)
+        return None
 
     def _names(self, maker: Callable[..., Any], own: str) -> set[str]:
         """The names of all that a maker takes from a request."""
