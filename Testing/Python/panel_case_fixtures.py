@@ -56,7 +56,7 @@ def forgotten_choices(slicer_gui):
 @pytest.fixture
 def page(panel, store):
     """The work with cases, with that store chosen."""
-    found = panel.learn.cases
+    found = panel.cases
     found.ui.raterEdit.setText("anna")
     found.list._onRater()
     found.ui.storePath.setProperty("currentPath", str(store.folder))

@@ -81,7 +81,7 @@ def restore_in_a_lesion(panel: Any, _: str) -> None:
 
     from COVIDLesionSegLib import mrml
 
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     live = panel.session.live
     _wait(lambda: live.lesions and not live.busy, "the figures")
     panel.correct.goToLesion(1)
@@ -102,7 +102,7 @@ def measure(panel: Any, _: str) -> None:
     earlier = add_ct("earlier")
     truth = mrml.showLesions(earlier, np.roll(chest()[1], 2, axis=2))
     parameters.update(referenceSegmentation=truth, earlierVolume=earlier, earlierSegmentation=truth)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     _wait(lambda: live.evaluation and not live.busy, "the comparison")
     tools = panel.session.tools
     for show, name in (
@@ -129,8 +129,8 @@ def cases(panel: Any, store: str) -> None:
     """Open a case, which the model answers first, edit it, keep it, save it, and open the next one."""
     from panel_case_fixtures import draw, scene_mask
 
-    page = panel.learn.cases
-    panel.tabs.setCurrentIndex(3)
+    page = panel.cases
+    panel.show("cases")
     page.ui.raterEdit.setText("anna")
     page.list._onRater()
     page.ui.storePath.setProperty("currentPath", store)

@@ -51,7 +51,7 @@ class Annotator:
     """
 
     def __init__(self, panel: Any, name: str, patience: float = 60.0) -> None:
-        self.panel, self.page, self.ui = panel, panel.learn.cases, panel.learn.cases.ui
+        self.panel, self.page, self.ui = panel, panel.cases, panel.cases.ui
         self.patience = patience
         self.ui.raterEdit.setText(name)
         self.page.list._onRater()

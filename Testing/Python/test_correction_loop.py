@@ -107,7 +107,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     assert [point[0] for point in status.curves["loss"]] == list(range(STEPS))
     assert {"student_dice", "teacher_dice"} <= set(status.curves)
     annotator.ui.curvesButton.click()
-    loss, dice = panel.learn.cases.tuning._charts
+    loss, dice = panel.cases.tuning._charts
     table = loss.GetNthPlotSeriesNode(0).GetTableNode()
     assert table.GetNumberOfRows() == STEPS and dice.GetNumberOfPlotSeriesNodes() == 2
     split = store.split.sides()
@@ -162,7 +162,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     # the validation case comes first, to be read without the prediction that drafted its label
     ui.nextButton.click()
     annotator.rest()
-    assert panel.learn.cases.work.caseId == "case-0004" and panel.learn.cases.work.startFrom == "an empty mask"
+    assert panel.cases.work.caseId == "case-0004" and panel.cases.work.startFrom == "an empty mask"
     assert "without any model's prediction" in ui.caseLabel.text
     ui.noLesionButton.click()
     annotator.rest()
@@ -201,12 +201,12 @@ def test_a_training_is_found_again_by_the_next_panel_and_its_cancel_keeps_the_be
     # a second start of Slicer
     with module_panel() as second:
         later = Annotator(second, "anna")
-        later.wait(lambda: second.learn.cases.store.overview, "the remembered store")
+        later.wait(lambda: second.cases.store.overview, "the remembered store")
         assert "A fine-tuning of this store is on." in later.said
-        assert second.learn.cases.tuning.watch.isActive
-        second.learn.cases.ui.tuneCancelButton.click()
-        later.wait(lambda: not second.learn.cases.tuning.watch.isActive, "the end", 30)
-        assert second.learn.cases.tuning.watch.status.state == "cancelled"
+        assert second.cases.tuning.watch.isActive
+        second.cases.ui.tuneCancelButton.click()
+        later.wait(lambda: not second.cases.tuning.watch.isActive, "the end", 30)
+        assert second.cases.tuning.watch.status.state == "cancelled"
     (kept,) = store.models.list()
     assert kept.id.endswith("-stopped") and kept.gate is None
     annotator.wait(lambda: not tuning.watch.isActive, "the end")

@@ -45,7 +45,7 @@ def test_a_double_click_jumps_once(reviewed, page, panel, monkeypatch):
 
     # however slow this machine is
     monkeypatch.setattr(review_page, "DOUBLE_CLICK_S", 60)
-    panel.tabs.setCurrentIndex(3)
+    panel.show("cases")
     page.ui.reviewButton.collapsed = False
     let_run(0.05)
     jumps = []

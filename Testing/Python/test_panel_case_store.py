@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
 
 def test_a_store_is_made_and_remembered(panel, tmp_path, slicer_gui):
-    page = panel.learn.cases
+    page = panel.cases
     folder = tmp_path / "new store"
     page.ui.storePath.setProperty("currentPath", str(folder))
     assert page.ui.createButton.isVisibleTo(page.form) and page.ui.createButton.enabled

@@ -69,7 +69,7 @@ def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store)
     page.ui.openButton.click()
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     node = mrml.moduleParameters().lesionSegmentation
-    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasAnswer(node)
+    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasPrediction(node)
     assert page.work.startFrom.startswith("the prediction of")
 
 
@@ -177,7 +177,7 @@ def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
     reference.GetSegmentation().AddEmptySegment("expert", "expert")
     mrml.writeSegment(reference, "expert", chest()[1], parameters.inputVolume)
     parameters.referenceSegmentation = reference
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
     panel.measure.ui.errorsButton.click()
     wait_for(lambda: parameters.errorSegmentation is not None, "the error map")

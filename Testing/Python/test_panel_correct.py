@@ -11,7 +11,7 @@ from panel_fixtures import add_ct, apply_and_wait, brush, chest, find, let_run, 
 def segmentation(panel, ct):
     """The lesions, found; the Correct tab in view; figures measured."""
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")
     return node
 
@@ -35,16 +35,16 @@ def test_brushes_and_shortcuts_work_while_the_tab_is_in_view_only(panel, segment
     ):
         monkeypatch.setattr(slicer_gui.qMRMLSegmentEditorWidget, name, lambda *_, name=name: calls.append(name))
     editor.setActiveEffectByName("Paint")
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     assert calls == ["uninstallKeyboardShortcuts", "removeViewObservations"] and editor.activeEffect() is None
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     assert calls[2:] == ["setupViewObservations", "installKeyboardShortcuts"]
     panel.exit()
     assert calls[4:] == calls[:2]
 
 
 def test_without_a_segmentation_the_tab_says_what_to_do(panel, ct):
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     assert panel.correct.ui.stateLabel.isVisible() and not panel.correct.editor.isEnabled()
     panel.correct.goToLesion(1)
     assert "no measured lesions" in said(panel)
@@ -156,7 +156,7 @@ def test_everything_comes_back_segment_by_segment(panel, ct, mrml):
 def test_undo_brings_back_the_edited_segment_that_a_result_replaced(panel, segmentation, ct, mrml):
     brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
     edited = mrml.lesionMask(segmentation, ct)
-    panel.tabs.setCurrentIndex(0)
+    panel.show("segment")
     apply_and_wait(panel)
     assert np.array_equal(mrml.lesionMask(segmentation, ct), chest()[1])
     assert "undo brings them back" in said(panel) and panel.messages.ui.undoButton.isVisible()
@@ -188,7 +188,7 @@ def test_the_answer_survives_a_scene_file_and_goes_with_its_segmentation(
     let_run()
     parameters = mrml.moduleParameters()
     node, volume = parameters.lesionSegmentation, parameters.inputVolume
-    assert np.array_equal(mrml.answerMask(node, volume), chest()[1])
+    assert np.array_equal(mrml.predictionMask(node, volume), chest()[1])
     assert not mrml.lesionMask(node, volume)[:, :, :40].any()
     answers = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetHideFromEditors()]
     assert len(answers) == 1

@@ -16,12 +16,12 @@ from COVIDLesionSegLib.worker.protocol import Failure
 
 @pytest.fixture
 def page(panel):
-    panel.tabs.setCurrentIndex(3)
-    return panel.learn.ui
+    panel.show("settings")
+    return panel.settings.ui
 
 
 def choose(page, panel, model):
-    ids = list(panel.learn.models._entries)
+    ids = list(panel.settings.models._entries)
     page.modelList.setCurrentRow(ids.index(model))
 
 
@@ -181,7 +181,7 @@ def test_pytorch_comes_through_its_extension(page, panel, worker, monkeypatch):
     assert "The PyTorch extension is not installed" in said(panel)
     calls = []
     page.checkButton.click()
-    panel.learn.cases.store._newClient()
+    panel.cases.store._newClient()
     wait_for(lambda: "PyTorch 2.13.0" in page.torchLabel.text, "a child")
 
     def install(**options):
@@ -305,7 +305,7 @@ def test_a_command_prefix_gets_the_environment_from_before_slicer(slicer_gui, mo
 def test_a_missing_pytorch_is_said_once_something_is_to_be_computed(panel, ct, worker):
     for task in ("doctor", "segment"):
         worker.tasks[task] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
-    panel.learn.ui.checkButton.click()
+    panel.settings.ui.checkButton.click()
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     assert "PyTorch is needed." in panel.segment.ui.deviceLabel.text
     panel.segment.ui.applyButton.click()
@@ -314,7 +314,7 @@ def test_a_missing_pytorch_is_said_once_something_is_to_be_computed(panel, ct, w
 
 def test_a_run_that_waits_says_so(panel, ct, worker):
     worker.tasks["doctor"] = lambda *_: HOLD
-    panel.learn.ui.checkButton.click()
+    panel.settings.ui.checkButton.click()
     wait_for(lambda: worker.named("doctor"), "the look at the devices")
     panel.segment.ui.applyButton.click()
     wait_for(lambda: "Waiting for the worker" in panel.segment.ui.phaseLabel.text, "the words")

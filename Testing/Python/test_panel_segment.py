@@ -265,8 +265,8 @@ def test_the_button_leads_to_the_set_up_page(panel, ct, worker):
     panel.session.devices.ask(again=True)
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     panel.messages.ui.torchButton.click()
-    assert panel.tabs.tabText(panel.tabs.currentIndex) == "Learn"
-    assert "PyTorch can't be loaded" in panel.learn.ui.torchLabel.text
+    assert panel.current == "settings"
+    assert "PyTorch can't be loaded" in panel.settings.ui.torchLabel.text
     assert "PyTorch can't be loaded" in panel.segment.ui.deviceLabel.text
 
 
@@ -306,7 +306,7 @@ def test_a_model_that_was_removed_is_named_so(panel, parameters, mrml):
 
 
 def test_settings_of_an_older_version_do_no_harm(open_panel, mrml, slicer_gui):
-    node = mrml.moduleParameters().node
+    node = mrml.moduleParameters().parameterNode
     for name, text in {
         "device": "gpu0",
         "lesionView": '"rainbow"',

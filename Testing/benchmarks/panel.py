@@ -102,7 +102,7 @@ def main() -> int:
     reference.GetSegmentation().AddEmptySegment("reference", "reference")
     mrml.writeSegment(reference, "reference", np.roll(lesion, 2, axis=2), ct)
     mrml.moduleParameters().referenceSegmentation = reference
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     live = session.live
     wait_for(lambda: live.evaluation and not live.busy, "the figures", 300)
     z, y, x = (int(np.median(places)) for places in np.nonzero(lesion))
@@ -118,13 +118,13 @@ def main() -> int:
     print(f"table after a stroke             {min(seconds):6.2f} s  (bar 0.5), median {np.median(seconds):.2f}")
 
     wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     panel.correct.goToLesion(1)
     panel.correct.onRestore()
     wait_for(lambda: not panel.correct.busy, "the restored lesion", 60)
     wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
     panel.segment.ui.viewCombo.setCurrentIndex(panel.segment.ui.viewCombo.findData("separate"))
-    panel.tabs.setCurrentIndex(0)
+    panel.show("segment")
     panel.segment.ui.applyButton.click()
     wait_for(lambda: not session.run.busy, "the run lesion by lesion", 300)
     nodes = ("_showLesions", "_keepAnswer", "_showLungs", "<lambda>", "readVolume", "readLesions", "readLungs")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..documents import read_toml
-from ..errors import InputError, ReadError
+from ..errors import ReadError
 from ..models.card import are_slice_offsets
 from .augmentation import AugmentationSettings
-from .settings import from_mapping, to_plain, toml_value
+from .settings import from_mapping, merged, refuse, to_plain, toml_value
 from .settings import require as _require
 
 LossName = Literal[
@@ -110,14 +110,14 @@ class DataSettings:
         _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
         _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
         good = len(self.resize) in (0, 2) and all(side > 0 for side in self.resize)
-        _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
+        sized = _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
         good = len(self.crop) == 2 and all(side > 0 and side % 16 == 0 for side in self.crop)
-        _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]")
-        largest = self.largest_crop()
-        fits = all(crop <= most for crop, most in zip(self.crop, largest, strict=True))
-        _require(
-            fits, "data.crop", list(self.crop), f"at most {list(largest)}: a larger crop mirrors the resized slice"
-        )
+        if _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]") and sized:
+            largest = self.largest_crop()
+            fits = all(crop <= most for crop, most in zip(self.crop, largest, strict=True))
+            _require(
+                fits, "data.crop", list(self.crop), f"at most {list(largest)}: a larger crop mirrors the resized slice"
+            )
 
     def largest_crop(self) -> tuple[float, float]:
         """Sides of the largest crop that a resized slice fills: multiples of 16; without resizing there is no limit."""
@@ -228,6 +228,8 @@ class RunSettings:
         patience: stop when the cases that choose have not improved for so many steps; 10 000 in the TMI paper.
         deterministic: same bits twice on the CPU (float32, same threads, torch build and processor).
         threads: CPU threads; 0 leaves PyTorch's default.
+        workers: threads that prepare the batches of coming steps; 0 takes one where the CPU trains, and one a core, at
+            most eight, where a GPU does.
     """
 
     seed: int = 0
@@ -241,11 +243,12 @@ class RunSettings:
     patience: int = 10_000
     deterministic: bool = True
     threads: int = 0
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validation_interval", "checkpoint_interval", "patience"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        for name in ("seed", "pseudo_batch_size", "threads"):
+        for name in ("seed", "pseudo_batch_size", "threads", "workers"):
             _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or above")
 
 
@@ -255,7 +258,7 @@ class EnsemblingSettings:
 
     Attributes:
         enabled: off: plain training of one network.
-        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+        adaptive_teacher: Eq. 6: the teacher stands still at a step whose student loss is not below beta. Off: plain
             mean teacher.
         adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
         alpha_early: alpha' before ``alpha_switch_step``.
@@ -346,6 +349,24 @@ class LabelNoiseSettings:
         _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
 
 
+@dataclass(frozen=True)
+class RegularizationSettings:
+    """What holds a training to its base model, so that it forgets less of what it does not see again.
+
+    Attributes:
+        name: "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
+            (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
+            base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
+        weight: how much that counts beside the loss on the labels, >= 0.
+    """
+
+    name: Literal["none", "weights", "predictions"] = "none"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "regularization.weight", self.weight, "0 or above")
+
+
 def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
     """Raise InputError unless a loss window's size, percentile and warm-up are allowed."""
     _require(size >= 1, f"{where}.window", size, "at least 1")
@@ -368,21 +389,20 @@ class TrainingConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ensembling: EnsemblingSettings = field(default_factory=EnsemblingSettings)
     reweighting: ReweightingSettings = field(default_factory=ReweightingSettings)
+    regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     label_noise: LabelNoiseSettings = field(default_factory=LabelNoiseSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
         if self.reweighting.enabled and self.ensembling.enabled:
-            raise InputError(
+            refuse(
                 "Data re-weighting and self-ensembling are both enabled; the paper compares one with the other. "
                 "Set ensembling.enabled = false or reweighting.enabled = false."
             )
         if self.data.depth > 1 and self.network.name != "external":
-            raise InputError(
-                f"data.depth is {self.data.depth}, but {self.network.name} sees slices one by one; 1 is needed."
-            )
+            refuse(f"data.depth is {self.data.depth}, but {self.network.name} sees slices one by one; 1 is needed.")
         if bool(self.data.pseudo_cases) != bool(self.run.pseudo_batch_size):
-            raise InputError(
+            refuse(
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
             )
@@ -390,15 +410,16 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """Read nested tables, as TOML or JSON give them; absent keys keep their defaults."""
-        return from_mapping(cls, values, "")
+        config: TrainingConfig = from_mapping(cls, values)
+        return config
 
     @classmethod
-    def from_toml(cls, path: Path | str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingConfig:
+    def from_toml(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainingConfig:
         """Read a TOML file.
 
         Args:
             path: the file.
-            overrides: table -> key -> value that count instead of the file's, e.g. what a command line gives.
+            overrides: nested tables that count instead of the file's, e.g. what a command line gives.
 
         Raises:
             ReadError: the file is missing or not TOML.
@@ -410,12 +431,7 @@ class TrainingConfig:
             raise ReadError(f"The configuration {path} is not there.") from error
         except ReadError as error:
             raise ReadError(f"The configuration {error}") from error
-        for table, settings in (overrides or {}).items():
-            given = values.get(table, {})
-            if not isinstance(given, dict):
-                raise InputError(f"{table} is {given!r}; a table of settings is needed.")
-            values[table] = {**given, **settings}
-        return cls.from_dict(values)
+        return cls.from_dict(merged(values, overrides or {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested tables with every value, tuples as lists."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,6 +180,30 @@ class BatchSource:
             lungs = self._store.lungs(case)[planes]
             slabs, masks = transform.paint(slabs, masks, lungs, positions, generators(transform))
         return apply_window(slabs, *window), masks
+
+
+def ahead(prepare: Callable[[int], Any], steps: range, workers: int) -> Generator[Any, None, None]:
+    """What ``prepare`` gives for each step in order, while threads prepare that of coming ones.
+
+    Threads do: what takes time in a slice (interpolation, filters, random numbers) lets go of the interpreter's lock.
+
+    Args:
+        prepare: called from several threads at once.
+        steps: whose turn comes.
+        workers: threads, >= 1; as many steps are prepared at once, and one more waits.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[Any]] = deque()
+        try:
+            for step in steps:
+                coming.append(pool.submit(prepare, step))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: DataSettings) -> tuple[float, float]:

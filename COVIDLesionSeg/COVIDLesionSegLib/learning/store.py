@@ -11,12 +11,14 @@ alone, and keep their size; its mask is whole, so that lesion beside the box cou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -166,7 +168,21 @@ def open_store(
             _make(target, *_prepare(case, margin, () if case.id in judges else resize, case.id in judges))
             if progress is not None:
                 progress("preparing cases", number + 1, len(missing))
+        for target in targets:
+            # says when it was last asked for, see :func:`remove_unused`
+            with contextlib.suppress(OSError):
+                os.utime(target / "index.json")
     return SliceStore([(_stored(case, target), target) for case, target in zip(cases, targets, strict=True)])
+
+
+def remove_unused(folder: Path | str, days: float) -> None:
+    """Remove the entries that nobody has opened for so many days, e.g. those of labels that were corrected since."""
+    oldest = time.time() - 86400 * days
+    for index in Path(folder).glob("*/index.json"):
+        # what another program holds open or has removed meanwhile is nothing to stop for
+        with contextlib.suppress(OSError):
+            if index.stat().st_mtime < oldest:
+                shutil.rmtree(index.parent)
 
 
 def _stored(case: TrainingCase, target: Path) -> StoredCase:

@@ -4,9 +4,11 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
+from .charts import showHistogram, showTrainingCurves, showZones
+from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
-from .lungs import lungsFromSegmentation, showFoundLungs
+from .levels import keepLevels, levelsOf
+from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
     attachRecord,
@@ -19,17 +21,19 @@ from .nodes import (
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
-from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
+from .parameters import OF_A_CT, ModuleParameters, moduleParameters
+from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
     UndoStates,
+    addLesion,
+    changeSegment,
     createSegmentation,
     hideOthers,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -38,50 +42,55 @@ from .segmentations import (
     showIn3D,
     showLesions,
     showLungs,
+    takeSurfaces,
+    viewOf,
     volumeOf,
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
     "LESION_VIEWS",
+    "OF_A_CT",
     "LesionView",
     "ModuleParameters",
-    "NodeReference",
-    "Parameter",
-    "ParameterSet",
+    "PointPlacement",
     "UndoStates",
-    "answerMask",
+    "WheelListener",
+    "addLesion",
     "attachRecord",
     "caseName",
+    "changeSegment",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
     "gridOfNode",
-    "hasAnswer",
+    "hasPrediction",
     "hideOthers",
     "insideROI",
     "jumpTo",
-    "keepAnswer",
-    "labelsFromNode",
+    "keepLevels",
+    "keepPrediction",
     "lesionMask",
+    "levelsOf",
     "loadTerminology",
     "lungsFromSegmentation",
+    "lungsInside",
     "moduleParameters",
     "nameCase",
     "nodeFromVolume",
     "patientOf",
     "placeUnderStudy",
+    "predictionMask",
     "recordOf",
-    "removeLostAnswers",
+    "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
     "requireNode",
-    "restoreAnswer",
+    "resetToPrediction",
     "resultsOn",
     "segmentMask",
     "segmentsMask",
@@ -96,7 +105,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -105,11 +113,13 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
+    "takeSurfaces",
     "valuesInside",
+    "viewOf",
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelAt",
     "voxelStamp",
     "writeSegment",
 ]

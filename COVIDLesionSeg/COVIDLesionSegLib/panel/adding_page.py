@@ -93,12 +93,12 @@ class AddingPage:
 
         def readAnswer() -> None:
             lesions = parameters.lesionSegmentation
-            if lesions is None or mrml.volumeOf(lesions) is not volumeNode or not mrml.hasAnswer(lesions):
+            if lesions is None or mrml.volumeOf(lesions) is not volumeNode or not mrml.hasPrediction(lesions):
                 return
             record = mrml.recordOf(lesions)
             if record is not None:
                 values["record"] = record.to_json()
-                arrays["answer"] = mrml.answerMask(lesions, volumeNode).view(np.uint8)
+                arrays["answer"] = mrml.predictionMask(lesions, volumeNode).view(np.uint8)
 
         def send() -> None:
             self._store.ask("case_add", values, self._onAdded, arrays=arrays, shown=True)

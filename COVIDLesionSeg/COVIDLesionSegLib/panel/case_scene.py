@@ -49,7 +49,7 @@ class CaseScene:
 
     def keepAnswer(self) -> None:
         """Remember what is shown as the model's answer, so that parts of it can be restored."""
-        mrml.keepAnswer(self.segmentationNode)
+        mrml.keepPrediction(self.segmentationNode)
 
     def write(self, mask: Mask, undo: mrml.UndoStates | None = None) -> None:
         """Put other lesions in place of those that are shown; ``undo`` saves the state before."""
@@ -83,7 +83,7 @@ class CaseScene:
     def isAnswer(self, mask: Mask) -> bool:
         """Whether a mask is the model's answer."""
         node = self.segmentationNode
-        return mrml.hasAnswer(node) and np.array_equal(mask, mrml.answerMask(node, self.volumeNode))
+        return mrml.hasPrediction(node) and np.array_equal(mask, mrml.predictionMask(node, self.volumeNode))
 
     def otherSegments(self) -> list[str]:
         """Names of the segments that are no lesion segments of ours."""
@@ -100,7 +100,7 @@ class CaseScene:
         made = [] if self.volumeNode is None else mrml.moduleParameters().madeFrom(self.volumeNode)
         for node in (*made, self.segmentationNode, self.lungNode, self.volumeNode):
             mrml.removeNode(node)
-        mrml.removeLostAnswers()
+        mrml.removeLostPredictions()
         for node in self._hidden:
             if node.GetScene() is not None and node.GetDisplayNode() is not None:
                 node.GetDisplayNode().SetVisibility(True)

@@ -1,20 +1,19 @@
-"""The work with cases in the Learn tab, in its order: work list, adding, fine-tuning, review, raters, files."""
+"""The page of the cases: work list, adding, review, raters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import qt
-
 from .adding_page import AddingPage
 from .case_work import CaseWork
-from .forms import addShortcut, loadForm
+from .forms import Page, Shortcut, loadForm
 from .notices import Notice
 from .review_page import ReviewPage
 from .session import Session
 from .store_client import StoreClient
 from .store_files_page import StoreFilesPage
+from .text import _
 from .training import TrainingLogic
 from .tuning_page import TuningPage
 from .work_list import WorkList
@@ -22,13 +21,12 @@ from .work_list import WorkList
 _GROUPS = ("workListButton", "addButton", "tuneButton", "reviewButton", "ratersButton", "filesButton")
 
 
-class CasesPage:
-    """Fills the Learn tab's container.
+class CasesPage(Page):
+    """The work with the cases of a store.
 
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        container: an empty widget.
         note: shows a :class:`.notices.Notice`.
         undo: gives what saves the state of a segmentation before it is replaced.
         training: starts jobs; None takes one with the session's settings.
@@ -42,17 +40,12 @@ class CasesPage:
         self,
         session: Session,
         scene: Any,
-        container: Any,
         note: Callable[[Notice], None],
         undo: Callable[[Any], Any],
         training: TrainingLogic | None = None,
     ) -> None:
         self._note = note
         self.form, self.ui = loadForm("Cases", scene)
-        layout = qt.QVBoxLayout()
-        layout.setContentsMargins(0, 0, 0, 0)
-        container.setLayout(layout)
-        layout.addWidget(self.form)
         self.store = StoreClient(session)
         self.work = CaseWork(session, self.store, undo)
         self.training = training or TrainingLogic()
@@ -63,12 +56,21 @@ class CasesPage:
         self.files = StoreFilesPage(self.store, self.ui, note)
         self.store.noted.connect(note)
         self.work.noted.connect(note)
-        self._shortcuts: list[Any] = []
         for button in (getattr(self.ui, name) for name in _GROUPS):
             # unfolding shows what is hidden for the moment, too
             button.connect("contentsCollapsed(bool)", lambda *_ignored: self.show())
-        # once the tab stands in the panel: corrections are saved while another tab is in front
-        session.timer(0, self._addShortcuts)
+        # corrections are saved and reviewed while another page is in view
+        self.shortcuts = tuple(
+            Shortcut(keys, text, action, isEverywhere=True)
+            for keys, text, action in (
+                ("Alt+O", _("Open the next case"), self.list.openNext),
+                ("Alt+S", _("Save the case"), self.list.save),
+                ("Alt+D", _("Save the case and open the next one"), self.list.saveAndNext),
+                ("Alt+J", _("Next doubtful label"), self.review.jumpToNext),
+                ("Alt+Y", _("The label is right"), lambda: self.review.decide("right")),
+                ("Alt+X", _("The label is to be fixed"), lambda: self.review.decide("fix")),
+            )
+        )
         if self.store.folder:
             self.store.refresh()
 
@@ -85,22 +87,6 @@ class CasesPage:
         self.work.close()
         for page in (self.list, self.adding, self.tuning, self.review, self.files):
             page.close()
-        for shortcut in self._shortcuts:
-            shortcut.setEnabled(False)
         self.store.noted.disconnect(self._note)
         self.work.noted.disconnect(self._note)
         self.store.close()
-
-    def _addShortcuts(self) -> None:
-        holder = self.form
-        while holder.parentWidget() is not None and not holder.inherits("QTabWidget"):
-            holder = holder.parentWidget()
-        actions: dict[str, Callable[[], None]] = {
-            "Alt+O": self.list.openNext,
-            "Alt+S": self.list.save,
-            "Alt+D": self.list.saveAndNext,
-            "Alt+J": self.review.jumpToNext,
-            "Alt+Y": lambda: self.review.decide("right"),
-            "Alt+X": lambda: self.review.decide("fix"),
-        }
-        self._shortcuts = [addShortcut(keys, holder, action) for keys, action in actions.items()]

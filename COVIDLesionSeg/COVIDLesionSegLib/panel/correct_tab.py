@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Reply, Request, WorkerError
-from .forms import addShortcut, chosenData, loadForm, setScene, showText
+from .forms import Page, Shortcut, chosenData, loadForm, setScene, showText
 from .notices import Notice, noticeOf
 from .session import Session
 from .steps import Steps
@@ -24,7 +24,7 @@ _EDITOR_TAG = "COVIDLesionSeg.Editor"
 _EFFECTS = ["Paint", "Erase", "Draw", "Threshold", "Islands", "Scissors", "Margin", "Smoothing", "Logical operators"]
 
 
-class CorrectTab:
+class CorrectTab(Page):
     """The segment editor on our segmentation, with the CT as source.
 
     Args:
@@ -32,6 +32,8 @@ class CorrectTab:
         scene: the MRML scene.
         note: shows a :class:`.notices.Notice`.
     """
+
+    showsFigures = True
 
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._scene, self._note = session, scene, note
@@ -59,11 +61,11 @@ class CorrectTab:
         ui.previousButton.connect("clicked(bool)", lambda *_ignored: self.goToLesion(-1))
         ui.nextButton.connect("clicked(bool)", lambda *_ignored: self.goToLesion(1))
         ui.restoreButton.connect("clicked(bool)", self.onRestore)
-        self._shortcuts = [
-            addShortcut("Alt+N", self.form, lambda: self.goToLesion(1)),
-            addShortcut("Alt+P", self.form, lambda: self.goToLesion(-1)),
-            addShortcut("Alt+R", self.form, self.onRestore),
-        ]
+        self.shortcuts = (
+            Shortcut("Alt+N", _("Next lesion"), lambda: self.goToLesion(1)),
+            Shortcut("Alt+P", _("Previous lesion"), lambda: self.goToLesion(-1)),
+            Shortcut("Alt+R", _("Reset to the AI result"), self.onRestore),
+        )
         session.live.changed.connect(self.showLesions)
         # the editor wants its node before its scene
         self._useEditorNode()
@@ -72,7 +74,7 @@ class CorrectTab:
 
     def close(self) -> None:
         """Let go of the scene."""
-        self.leave()
+        self.exit()
         self._steps.stop()
         if self._request is not None:
             self._request.cancel()
@@ -90,7 +92,7 @@ class CorrectTab:
             self.editor.setupViewObservations()
             self.editor.installKeyboardShortcuts()
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """The tab is out of view: brushes must not paint under another module."""
         if self._active:
             self._active = False
@@ -125,7 +127,7 @@ class CorrectTab:
         ready = segmentationNode is not None
         self.ui.stateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
-        self.ui.restoreButton.setEnabled(mrml.hasAnswer(segmentationNode))
+        self.ui.restoreButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
 
     def release(self, node: Any) -> None:
@@ -225,7 +227,7 @@ class CorrectTab:
         self, segmentationNode: Any, volumeNode: Any, findRegion: Callable[[], NDArray[np.bool_] | None]
     ) -> None:
         def restore() -> None:
-            mrml.restoreAnswer(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
+            mrml.resetToPrediction(segmentationNode, volumeNode, findRegion(), self.undoFor(segmentationNode))
 
         self._steps.start([restore, self._restored], self._onError)
 
@@ -245,7 +247,7 @@ class CorrectTab:
         found: dict[str, Any] = {}
 
         def readAnswer() -> None:
-            found["both"] = mrml.answerMask(segmentationNode, volumeNode)
+            found["both"] = mrml.predictionMask(segmentationNode, volumeNode)
 
         def readLesions() -> None:
             found["both"] |= mrml.lesionMask(segmentationNode, volumeNode)

@@ -119,7 +119,7 @@ class Export:
             arrays[identity] = mrml.segmentMask(node, identity, volumeNode).view(np.uint8)
 
         def readAnswer() -> None:
-            found["answer"] = mrml.answerMask(node, volumeNode) if mrml.hasAnswer(node) else None
+            found["answer"] = mrml.predictionMask(node, volumeNode) if mrml.hasPrediction(node) else None
 
         def add() -> None:
             _parameters, lesions = self._session.live.require()

@@ -247,13 +247,13 @@ class LiveMeasurement(VTKObservationMixin):
         parameters = self._parameters
         assert parameters is not None  # noqa: S101  # refresh has set it
         volumeNode, _lesions, lungNode, referenceNode = self._nodes(parameters)
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, Any] = {}
         geometry: dict[str, Any] = {}
 
         def readVolume() -> None:
-            volume = mrml.volumeFromNode(volumeNode, check=False)
-            arrays["volume"] = volume.array
-            geometry.update(geometry_to_json(volume.geometry))
+            # the very one that the lesions were found in, unless it has changed
+            grid, arrays["volume"] = self._session.ct.read(volumeNode)
+            geometry.update(geometry_to_json(grid))
 
         def readLesions() -> None:
             # what is edited from now on brings an update of its own
@@ -353,7 +353,7 @@ class LiveMeasurement(VTKObservationMixin):
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def _ask(self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _ask(self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         client = self._session.client("measurement")
 
         def finished(reply: Reply) -> None:

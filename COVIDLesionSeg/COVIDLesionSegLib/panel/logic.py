@@ -127,7 +127,7 @@ class LesionLogic:
             consolidationFrom=consolidationFrom,
         )
         mrml.attachRecord(node, RunRecord.from_json(reply.values["record"]))
-        mrml.keepAnswer(node)
+        mrml.keepPrediction(node)
         if lungs is None:
             known = mrml.resultsOn(volumeNode, "lungs")
             lungs = mrml.showFoundLungs(volumeNode, reply.arrays["lungs"], known[-1] if known else None)

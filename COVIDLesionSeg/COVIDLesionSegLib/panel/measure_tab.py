@@ -11,7 +11,7 @@ from ..errors import COVIDLesionSegError
 from ..mrml import ModuleParameters
 from .export import Export
 from .figure_list import FigureList
-from .forms import chooseData, chosenData, fillCombo, loadForm, showText
+from .forms import Page, chooseData, chosenData, fillCombo, loadForm, showText
 from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .steps import Steps
@@ -20,7 +20,7 @@ from .text import _
 _TABLES = ("measurementTable", "lesionTable", "comparisonTable", "changeTable")
 
 
-class MeasureTab:
+class MeasureTab(Page):
     """Shows what :class:`.live.LiveMeasurement` measures.
 
     Args:
@@ -28,6 +28,8 @@ class MeasureTab:
         scene: the MRML scene.
         note: shows a :class:`.notices.Notice`.
     """
+
+    showsFigures = True
 
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._note = session, note

@@ -11,6 +11,7 @@ import slicer
 
 from ..errors import CancelledError, COVIDLesionSegError
 from ..worker import WorkerError
+from ..worker.faults import WorkerFailedError
 from .text import _
 
 _log = logging.getLogger("COVIDLesionSeg")
@@ -35,6 +36,10 @@ class Notice:
 
 def noticeOf(error: Exception | WorkerError) -> Notice:
     """The message of an error; one that is not ours is a fault of this program, and says so."""
+    failure = error if isinstance(error, WorkerFailedError) else getattr(error, "__cause__", None)
+    if isinstance(failure, WorkerFailedError):
+        # the worker knows the button that leads on
+        error = failure.error
     if isinstance(error, WorkerError):
         cancelled = error.kind == "cancelled"
         return Notice(_("Cancelled.") if cancelled else str(error), error.action, not cancelled, error.details)

@@ -11,6 +11,7 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..errors import InputError
+from ..imaging import Volume
 from ..inference import PostProcessing, RunRecord
 from ..mrml import ModuleParameters
 from ..worker import Progress, Reply, Request, WorkerError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 Undo = Callable[[Any], Any]
 _OF_ONE_RUN = (
-    *("_parameters", "_choices", "_undo", "_volumeNode", "_lungNode", "_segmentationNode", "_volume", "_lungs"),
+    *("_parameters", "_choices", "_undo", "_volumeNode", "_lungNode", "_segmentationNode", "_ct", "_lungs"),
     *("_request", "_reply", "_reason", "_shownLungs", "_keptLungs", "_undoable"),
 )
 
@@ -102,7 +103,7 @@ class SegmentationRun(VTKObservationMixin):
         self._volumeNode: Any = None
         self._lungNode: Any = None
         self._segmentationNode: Any = None
-        self._volume: Any = None
+        self._ct: Any = None
         self._lungs: Any = None
         self._request: Request | None = None
         self._reply: Any = None
@@ -169,14 +170,14 @@ class SegmentationRun(VTKObservationMixin):
 
     def _readVolume(self) -> None:
         # the worker looks whether the voxels can be Hounsfield units
-        self._volume = mrml.volumeFromNode(self._volumeNode, check=False)
+        self._ct = self._session.ct.read(self._volumeNode)
 
     def _readLungs(self) -> None:
         self._lungs = mrml.lungsFromSegmentation(self._lungNode, self._volumeNode)
 
     def _send(self) -> None:
-        volume, choices = self._volume, self._choices
-        arrays = {"volume": volume.array} if self._lungs is None else {"volume": volume.array, "lungs": self._lungs}
+        (grid, voxels), choices = self._ct, self._choices
+        arrays = {"volume": voxels} if self._lungs is None else {"volume": voxels, "lungs": self._lungs}
         client = self._session.client("lesions")
         self._enter("computing")
         if client.busy:
@@ -184,7 +185,7 @@ class SegmentationRun(VTKObservationMixin):
             self._onProgress(Progress("waiting", 0, 1))
         self._request = client.request(
             "segment",
-            choices.request(volume.geometry, self._session.modelFor(choices.model)),
+            choices.request(grid, self._session.modelFor(choices.model)),
             arrays,
             files=("model",),
             progress=self._onProgress,
@@ -192,9 +193,6 @@ class SegmentationRun(VTKObservationMixin):
             failed=self._onFailed,
         )
         self._lungs = None
-        if choices.view == "lesion":
-            # the others need the CT's HU again
-            self._volume = None
 
     def _onProgress(self, progress: Progress) -> None:
         if self.state == "computing":
@@ -228,19 +226,20 @@ class SegmentationRun(VTKObservationMixin):
             node, replaced = None, False
         undo = self._undo(node) if replaced and self._undo is not None else None
         self._undoable = undo is not None
+        grid, voxels = self._ct
         self._segmentationNode = mrml.showLesions(
             self._volumeNode,
             self._reply.arrays["mask"].view(bool),
             view=self._choices.view,
             segmentationNode=node,
-            volume=self._volume,
+            volume=Volume(voxels.array, grid, "CT"),
             undo=undo,
             consolidationFrom=self._choices.consolidationFrom,
         )
         mrml.attachRecord(self._segmentationNode, RunRecord.from_json(self._reply.values["record"]))
 
     def _keepAnswer(self) -> None:
-        mrml.keepAnswer(self._segmentationNode)
+        mrml.keepPrediction(self._segmentationNode)
         self._choose(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
 
     def _showLungs(self) -> None:

@@ -11,14 +11,14 @@ from ..errors import COVIDLesionSegError, ModelError
 from ..models.catalog import ModelEntry
 from ..mrml import LESION_VIEWS, ModuleParameters
 from .devices import AUTOMATIC
-from .forms import DOUBLE_CLICK_S, addShortcut, chooseData, chosenData, loadForm, showText
+from .forms import DOUBLE_CLICK_S, Page, Shortcut, chooseData, chosenData, loadForm, showText
 from .model_text import cardHtml, licenseText
 from .notices import Notice, attempt, noticeOf
 from .session import Session
 from .text import _, duration_text
 
 
-class SegmentTab:
+class SegmentTab(Page):
     """CT, model, device and lungs in; lesions out.
 
     Args:
@@ -27,6 +27,8 @@ class SegmentTab:
         note: shows a :class:`.notices.Notice`.
         undo: gives what saves the state of a segmentation before it is replaced.
     """
+
+    showsFigures = True
 
     def __init__(
         self, session: Session, scene: Any, note: Callable[[Notice], None], undo: Callable[[Any], Any]
@@ -46,7 +48,7 @@ class SegmentTab:
             ui.viewCombo.addItem(text, view)
         ui.consolidationSpin.setToolTip(_consolidationTip())
         self._connect()
-        self._shortcuts = [addShortcut("Ctrl+Return", self.form, self.onApply)]
+        self.shortcuts = (Shortcut("Ctrl+Return", _("Find the lesions, or cancel"), self.onApply),)
         self.showModels()
         self.showDevices()
         self.showRun()

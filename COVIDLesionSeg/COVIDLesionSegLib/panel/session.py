@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import slicer
+from slicer.util import VTKObservationMixin
 
+from .. import mrml
 from ..errors import InputError
+from ..imaging import Geometry
 from ..models import ModelRegistry
 from ..models.catalog import INSTALLED
-from ..worker import Client, Process, Timer, WorkerSettings
+from ..worker import Client, Process, SharedArray, Timer, WorkerSettings
 from ..worker.process import split_prefix
 from .devices import Devices
 from .events import Signal
@@ -56,6 +59,7 @@ class Session:
         self._given = settings
         self._clients: dict[str, Client] = {}
         self._users: list[Any] = []
+        self.ct = SceneCt()
         self.live = LiveMeasurement(self)
         self.tools = MeasurementTools(self)
         self.run = SegmentationRun(self)
@@ -92,6 +96,7 @@ class Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+        self.ct.forget()
 
     def spawn(self, command: list[str], environment: Mapping[str, str]) -> Process:
         """A process for a child; the session knows all that run."""
@@ -135,6 +140,39 @@ class Session:
 
     def _settings(self) -> WorkerSettings:
         return readSettings() if self._given is None else self._given
+
+
+class SceneCt(VTKObservationMixin):
+    """The CT of the scene that was read last, with its voxels as all children get them: read and written once."""
+
+    def __init__(self) -> None:
+        VTKObservationMixin.__init__(self)
+        self._stamp: tuple[Any, ...] = ()
+        self._read: tuple[Geometry, SharedArray] | None = None
+
+    def read(self, volumeNode: Any) -> tuple[Geometry, SharedArray]:
+        """Grid and voxels (z, y, x) of a CT, the same ones as long as neither it nor its place changes.
+
+        Raises:
+            InputError, GeometryError: see :func:`.mrml.volumeFromNode`; whether the voxels can be HU is not looked at.
+        """
+        # no two images have had the same time of change
+        stamp = (mrml.gridOfNode(volumeNode), volumeNode.GetImageData().GetMTime())
+        if self._read is None or stamp != self._stamp:
+            self.forget()
+            volume = mrml.volumeFromNode(volumeNode, check=False)
+            self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
+            scene = slicer.mrmlScene
+            for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
+                self.addObserver(scene, event, lambda *_: None if volumeNode.GetScene() else self.forget())
+        return self._read
+
+    def forget(self) -> None:
+        """Remove what was written; children keep what they have."""
+        self.removeObservers()
+        if self._read is not None:
+            self._read[1].release()
+        self._stamp, self._read = (), None
 
 
 def readSettings() -> WorkerSettings:

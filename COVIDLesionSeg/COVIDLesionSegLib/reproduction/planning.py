@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..learning.config import LabelNoiseSettings, TrainingConfig
+from ..learning.settings import merged, toml_value
 from .catalog import Row, Table
 
 NATURAL = "natural"
@@ -169,7 +170,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     Raises:
         InputError: settings that are not allowed.
     """
-    values = _merged(table.settings, cell.row.settings)
+    values = merged(table.settings, cell.row.settings)
     network = cell.row.network
     width = min(options.width or network.width or 0, network.width or 0)
     values["network"] = {"name": network.family or "external", "arguments": dict(network.arguments)}
@@ -191,7 +192,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     values["run"] |= {"seed": cell.seed, "device": options.device, "precision": options.precision}
     if cell.noise is not None:
         values["label_noise"] = asdict(cell.noise)
-    values = _merged(values, _changes(cell.row, options))
+    values = merged(values, _changes(cell.row, options))
     if values["data"].get("lesion_free_share") == NATURAL:
         values["data"]["lesion_free_share"] = round(facts.lesion_free / facts.slices, 6)
     if cell.row.method == "semi-supervised":
@@ -357,13 +358,5 @@ def noise_name(noise: LabelNoiseSettings | None) -> str:
     return f"{noise.kind}{noise.strength:g}{share}"
 
 
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables of settings, the second's values before the first's."""
-    out = {name: dict(values) for name, values in first.items()}
-    for name, values in second.items():
-        out[name] = {**out.get(name, {}), **values}
-    return out
-
-
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else toml_value(value)

@@ -1,4 +1,4 @@
-"""The network's own answer, kept beside a segmentation that people edit, so that parts of it can be restored."""
+"""The AI result, kept beside a segmentation that people edit, so that it can be reset to it, wholly or in part."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging.masks import bounding_box
+from .levels import removeLostLevels
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
@@ -22,12 +23,12 @@ from .segmentations import (
 )
 from .volumes import gridOfNode
 
-_REFERENCE = "COVIDLesionSeg.Answer"
-_ATTRIBUTE = "COVIDLesionSeg.IsAnswer"
+_REFERENCE = "COVIDLesionSeg.Prediction"
+_ATTRIBUTE = "COVIDLesionSeg.IsPrediction"
 
 
-def keepAnswer(segmentationNode: Any) -> Any:
-    """Remember the lesion segments as they are now in a hidden segmentation, in place of an earlier answer.
+def keepPrediction(segmentationNode: Any) -> Any:
+    """Remember the lesion segments as they are now in a hidden segmentation, in place of an earlier result.
 
     Args:
         segmentationNode: with lesion segments of this extension.
@@ -39,45 +40,45 @@ def keepAnswer(segmentationNode: Any) -> Any:
         InputError: no segmentation, or deleted.
     """
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
-    answer = _answer(segmentationNode)
-    if answer is None:
-        answer = addNode(SEGMENTATION, "Answer of the network")
-        answer.SetHideFromEditors(True)
-        answer.SetAttribute(_ATTRIBUTE, "1")
-        segmentationNode.SetNodeReferenceID(_REFERENCE, answer.GetID())
-    answer.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())
-    kept, current = answer.GetSegmentation(), segmentationNode.GetSegmentation()
+    prediction = _prediction(segmentationNode)
+    if prediction is None:
+        prediction = addNode(SEGMENTATION, "AI result")
+        prediction.SetHideFromEditors(True)
+        prediction.SetAttribute(_ATTRIBUTE, "1")
+        segmentationNode.SetNodeReferenceID(_REFERENCE, prediction.GetID())
+    prediction.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())
+    kept, current = prediction.GetSegmentation(), segmentationNode.GetSegmentation()
     kept.RemoveAllSegments()
     for identity in segmentsWithRole(segmentationNode):
         kept.CopySegmentFromSegmentation(current, identity, False)
-    return answer
+    return prediction
 
 
-def hasAnswer(segmentationNode: Any) -> bool:
-    """Whether the network's answer to this segmentation is remembered."""
-    return segmentationNode is not None and _answer(segmentationNode) is not None
+def hasPrediction(segmentationNode: Any) -> bool:
+    """Whether this segmentation's AI result is remembered."""
+    return segmentationNode is not None and _prediction(segmentationNode) is not None
 
 
-def answerMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
-    """The network's answer, all its segments together.
+def predictionMask(segmentationNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
+    """The AI result, all its segments together.
 
     Returns:
         bool (z, y, x) on the CT's grid.
 
     Raises:
-        InputError: no answer is remembered, or a node that is not what it should be.
+        InputError: no AI result is remembered, or a node that is not what it should be.
     """
-    answer = _require_answer(segmentationNode)
-    identities = answer.GetSegmentation().GetSegmentIDs()
+    prediction = _require_prediction(segmentationNode)
+    identities = prediction.GetSegmentation().GetSegmentIDs()
     if not identities:
-        raise InputError("The network's answer has no segments.", "Segment the CT again.")
-    return segmentsMask(answer, identities, volumeNode)
+        raise InputError("The AI result has no segments.", "Segment the CT again.")
+    return segmentsMask(prediction, identities, volumeNode)
 
 
-def restoreAnswer(
+def resetToPrediction(
     segmentationNode: Any, volumeNode: Any, region: NDArray[np.bool_] | None = None, undo: UndoStates | None = None
 ) -> None:
-    """Put the network's answer back, everywhere or inside a region; edits elsewhere stay.
+    """Reset the segmentation to the AI result, everywhere or inside a region; edits elsewhere stay.
 
     Args:
         segmentationNode: the edited segmentation.
@@ -86,32 +87,32 @@ def restoreAnswer(
         undo: saves the state before.
 
     Raises:
-        InputError: no answer is remembered, or a node that is not what it should be.
+        InputError: no AI result is remembered, or a node that is not what it should be.
         GridMismatchError: the region is not on the CT's grid.
     """
-    answer = _require_answer(segmentationNode)
+    prediction = _require_prediction(segmentationNode)
     requireLabelmaps(segmentationNode)
     if region is not None:
         gridOfNode(volumeNode).require_shape(region, "region")
     if undo is not None:
         undo.saveStateForUndo()
-    segmentation, kept = segmentationNode.GetSegmentation(), answer.GetSegmentation()
+    segmentation, kept = segmentationNode.GetSegmentation(), prediction.GetSegmentation()
     # surfaces once at the end instead of after each segment
     surfaces = segmentation.ContainsRepresentation("Closed surface")
     if surfaces:
         segmentationNode.RemoveClosedSurfaceRepresentation()
-    # a segment that was deleted comes back; lesion segments that the answer has not are emptied inside the region
+    # a segment that was deleted comes back; lesion segments that the AI result lacks are emptied inside the region
     for identity in dict.fromkeys([*kept.GetSegmentIDs(), *segmentsWithRole(segmentationNode)]):
         if kept.GetSegment(identity) is None:
             given = None
         elif segmentation.GetSegment(identity) is None:
             segmentation.CopySegmentFromSegmentation(kept, identity, False)
             if region is not None:
-                inside = segmentMask(answer, identity, volumeNode) & region
+                inside = segmentMask(prediction, identity, volumeNode) & region
                 writeSegment(segmentationNode, identity, inside, volumeNode)
             continue
         else:
-            given = segmentMask(answer, identity, volumeNode)
+            given = segmentMask(prediction, identity, volumeNode)
         edited = segmentMask(segmentationNode, identity, volumeNode)
         writeSegment(segmentationNode, identity, _restored(edited, given, region), volumeNode)
     if surfaces:
@@ -132,22 +133,23 @@ def _restored(
     return edited
 
 
-def removeLostAnswers() -> None:
-    """Remove remembered answers whose segmentation was deleted."""
-    answers = [node for node in nodesOfClass(SEGMENTATION) if node.GetAttribute(_ATTRIBUTE)]
+def removeLostPredictions() -> None:
+    """Remove remembered AI results, and kept probabilities, whose segmentation was deleted."""
+    predictions = [node for node in nodesOfClass(SEGMENTATION) if node.GetAttribute(_ATTRIBUTE)]
     used = {node.GetNodeReferenceID(_REFERENCE) for node in nodesOfClass(SEGMENTATION)}
-    for answer in answers:
-        if answer.GetID() not in used:
-            removeNode(answer)
+    for prediction in predictions:
+        if prediction.GetID() not in used:
+            removeNode(prediction)
+    removeLostLevels()
 
 
-def _answer(segmentationNode: Any) -> Any:
+def _prediction(segmentationNode: Any) -> Any:
     return segmentationNode.GetNodeReference(_REFERENCE)
 
 
-def _require_answer(segmentationNode: Any) -> Any:
+def _require_prediction(segmentationNode: Any) -> Any:
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
-    answer = _answer(segmentationNode)
-    if answer is None or not isinstance(answer, slicer.vtkMRMLSegmentationNode):
-        raise InputError("There is no answer of the network to restore.", "Segment the CT first.")
-    return answer
+    prediction = _prediction(segmentationNode)
+    if prediction is None or not isinstance(prediction, slicer.vtkMRMLSegmentationNode):
+        raise InputError("There is no AI result to reset to.", "Segment the CT first.")
+    return prediction
