@@ -15,9 +15,9 @@ from .cases_page import CasesPage
 from .correct_tab import CorrectTab
 from .forms import Page, addShortcut, loadForm, setScene, stacked
 from .learn_tab import SettingsPage, TrainPage
-from .measure_tab import MeasureTab
+from .measure_page import MeasurePage
 from .messages import Messages
-from .segment_tab import SegmentTab
+from .segment_page import SegmentPage
 from .session import Session, session
 from .text import _
 
@@ -49,8 +49,8 @@ class ModulePanel(VTKObservationMixin):
         note = self.messages.note
         self.form, self._ui = loadForm("Panel")
         self.correct = CorrectTab(self.session, scene, note)
-        self.segment = SegmentTab(self.session, scene, note, self.correct.undoFor)
-        self.measure = MeasureTab(self.session, scene, note)
+        self.segment = SegmentPage(self.session, scene, note, self.correct.undoFor)
+        self.measure = MeasurePage(self.session, scene, note)
         self.cases = CasesPage(self.session, scene, note, self.correct.undoFor)
         self.train = TrainPage(self.cases)
         self.settings = SettingsPage(self.session, scene, note, self.cases)

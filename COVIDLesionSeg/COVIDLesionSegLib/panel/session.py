@@ -12,15 +12,13 @@ import slicer
 
 from ..errors import InputError
 from ..models import ModelRegistry
-from ..models.catalog import INSTALLED
 from ..worker import Client, Process, Timer, WorkerSettings
 from ..worker.process import split_prefix
 from .devices import Devices
 from .events import Signal
-from .live import LiveMeasurement
+from .live import LiveMeasurement, MeasurementTools
 from .process import QtProcess, QtTimer
-from .run import SegmentationRun
-from .tools import MeasurementTools
+from .run import SegmentationRun, modelForWorker
 
 _PREFIX = "COVIDLesionSeg/"
 _MINUTE = 60.0
@@ -151,30 +149,6 @@ def readSettings() -> WorkerSettings:
     # another interpreter or program, such as ssh, must not see Slicer's own Python and library folders
     environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
     return replace(settings, environment=environment)
-
-
-def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:
-    """What a worker is told of a model.
-
-    Args:
-        model: an id, a file, or "" for the default model.
-        settings: of the worker.
-        registry: the models of this computer.
-
-    Returns:
-        The model as it is named here, None for the default; behind a prefix the file of a model that is on this
-        computer and does not come with the library: the other one may not have it. The request names it in ``files``.
-
-    Raises:
-        ModelError: behind a prefix: the default model is not installed any more, or a model's file was changed.
-    """
-    if not settings.prefix:
-        return model or None
-    name = model or registry.default()
-    known = {entry.id: entry for entry in registry.list()}
-    if name in known and known[name].status == INSTALLED:
-        return str(registry.path(name))
-    return name
 
 
 def writeSettings(python: str, prefix: str, idleMinutes: int) -> None:
