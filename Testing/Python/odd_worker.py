@@ -29,6 +29,12 @@ class Odd:
     def echo(self, work):
         return Answer({"pid": os.getpid()}, dict(work.arrays))
 
+    def scribble(self, work):
+        """Changes what it was sent."""
+        volume = work.array("volume")
+        volume += work.take("add", int, 1)
+        return Answer({"sum": int(volume.sum())})
+
     def talk(self, work):
         """Everything that could end up on the standard output."""
         print("a print", flush=True)

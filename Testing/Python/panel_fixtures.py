@@ -145,6 +145,25 @@ def answers(slicer_gui, monkeypatch):
     return kept
 
 
+@pytest.fixture
+def views_with_wheel(scene, monkeypatch):
+    """Slice views of a layout, as far as their events go: name -> interactor."""
+    import types
+
+    import slicer
+    import vtk
+
+    interactors = {name: vtk.vtkGenericRenderWindowInteractor() for name in ("Red", "Yellow", "Green")}
+
+    def slice_widget(name):
+        view = types.SimpleNamespace(interactor=lambda: interactors[name])
+        return types.SimpleNamespace(sliceView=lambda: view)
+
+    layout = types.SimpleNamespace(sliceViewNames=lambda: tuple(interactors), sliceWidget=slice_widget)
+    monkeypatch.setattr(slicer.app, "_layout", layout)
+    return interactors
+
+
 def find(panel: Any, name: str) -> Any:
     """A widget of the panel by its object name."""
     import slicer

@@ -240,8 +240,34 @@ def test_a_cancelled_round_keeps_the_best_so_far_and_can_be_resumed(a_store):
     assert result.round == 1 and result.model.id == kept.id.removesuffix("-stopped")
     assert a_store.training.rounds()[-1]["status"] == "done"
     assert result.plan.fresh == ("case-0001", "case-0002", "case-0003")
-    with pytest.raises(InputError, match="waits to be finished"):
-        a_store.fine_tune(resume=True)
+    # where nothing waits, the same command starts
+    assert a_store.fine_tune(config=settings(), resume=True, rule=ANY_MODEL).round == 2
+    # the slices of the first round have served the second one
+    entries = {path: path.stat().st_mtime_ns for path in a_store.layout.slices.glob("*/images.i16")}
+    assert len(entries) == 4 and max(entries.values()) < (a_store.layout.rounds / "0002").stat().st_ctime_ns
+    assert a_store.check().findings == ()
+
+
+def test_a_round_that_is_resumed_is_the_same_round(a_store):
+    steps = []
+    with pytest.raises(CancelledError):
+        a_store.fine_tune(
+            config=settings(),
+            validation=["case-0004"],
+            progress=lambda phase, done, _: phase == "training" and steps.append(done),
+            cancelled=lambda: bool(steps and steps[-1] >= 2),
+        )
+    other = replace(settings(), loss=replace(settings().loss, name="dice"))
+    with pytest.raises(InputError, match=r"loss\.name"):
+        a_store.fine_tune(config=other, resume=True)
+    # what was refused is not kept, and more steps extend the round
+    result = a_store.fine_tune(resume=True, steps=6, rule=ANY_MODEL)
+    (record,) = a_store.training.rounds()
+    assert (result.round, record["config"]["run"]["steps"], record["config"]["loss"]["name"]) == (
+        1,
+        6,
+        "noise_robust_dice",
+    )
 
 
 def test_models_answer_what_waits_with_their_uncertainty(a_trained_store, corrected, tmp_path):
@@ -331,7 +357,6 @@ def test_an_estimate_comes_before_and_changes_nothing(a_store):
         ({"replay_share": 1.0}, InputError, "replay share is 1; it must be"),
         ({"base_model": "nobody"}, ModelError, "no model 'nobody'"),
         ({"validation": ["case-0009"]}, InputError, "neither a patient's key nor"),
-        ({"resume": True}, InputError, "waits to be finished"),
     ],
 )
 def test_a_fine_tuning_that_cannot_be_is_refused(a_store, arguments, error, words):

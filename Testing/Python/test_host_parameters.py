@@ -131,7 +131,7 @@ def test_a_wrong_member_is_an_error(wrapped, slicer_core, node):
             action()
     with pytest.raises(ValueError, match="Modified"):
         parameterNodeWrapper(type("Bad", (), {"Modified": None}))
-    with pytest.raises(Exception, match="bytes"):
+    with pytest.raises(Exception, match="serializer"):
         parameterNodeWrapper(type("Bad", (), {"__annotations__": {"what": bytes}}))(node)
 
 

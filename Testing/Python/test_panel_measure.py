@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import slicer
 from fake_worker import DIE, HOLD, segment_by_threshold
 from panel_fixtures import (
     SPACING,
@@ -20,7 +21,7 @@ from panel_fixtures import (
     wait_for,
 )
 
-from COVIDLesionSegLib.worker import Request
+from COVIDLesionSegLib.worker import Request, transport
 from COVIDLesionSegLib.worker import protocol as p
 
 
@@ -48,6 +49,37 @@ def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameter
     assert panel.measure.ui.tableView.mrmlTableNode() is table
     panel.measure.ui.tableCombo.setCurrentIndex(1)
     assert panel.measure.ui.tableView.mrmlTableNode() is parameters.lesionTable
+
+
+def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, worker, monkeypatch, tmp_path):
+    monkeypatch.setattr(transport, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
+    written = []
+
+    def write_array(path, array):
+        written.append(array)
+        yield from whole(path, array)
+
+    whole = transport.write_array
+    monkeypatch.setattr(transport, "write_array", write_array)
+    apply_and_wait(panel)
+    panel.show("measure")
+    settle(panel)
+    hu = chest()[0]
+    for task in ("segment", "open"):
+        np.testing.assert_array_equal(worker.named(task)[0].arrays["volume"], hu)
+    assert [array.nbytes for array in written if array.dtype == hu.dtype] == [hu.nbytes]
+    # other voxels travel, and what was written before is gone
+    changed = hu.copy()
+    changed[0, 0, 0] += 1
+    slicer.util.updateVolumeFromArray(ct, changed)
+    wait_for(lambda: len(worker.named("open")) == 2, "the changed CT")
+    settle(panel)
+    np.testing.assert_array_equal(worker.named("open")[1].arrays["volume"], changed)
+    assert len(list(tmp_path.glob("*/array.npy"))) == 1
+    slicer.mrmlScene.RemoveNode(ct)
+    let_run()
+    assert not list(tmp_path.glob("*/array.npy"))
 
 
 def test_every_figure_explains_itself(panel, segmentation):

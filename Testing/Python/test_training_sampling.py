@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, make_dataclass, replace
 
 import numpy as np
 import pytest
-from training_fixtures import WINDOW
 
 from COVIDLesionSegLib.learning import augmentation as aug
 from COVIDLesionSegLib.learning.augmentation import AugmentationSettings, augment, cut
@@ -14,6 +13,7 @@ from COVIDLesionSegLib.learning.config import DataSettings
 from COVIDLesionSegLib.learning.randomness import Purpose, draw
 from COVIDLesionSegLib.learning.sampling import BatchSource, crop_center
 from COVIDLesionSegLib.measurement import dice
+from COVIDLesionSegLib.models import Preprocessing
 
 STILL = AugmentationSettings.none()
 ROWS, COLUMNS = np.mgrid[:96, :96]
@@ -38,7 +38,7 @@ def disk(row=40, column=55, radius=15):
 
 def source(store, cases=("anna", "bert", "cleo"), augmentation=STILL, labels=None, seed=3, size=5, **settings):
     data = DataSettings(crop=(32, 32), **settings)
-    return BatchSource(store, list(cases), size, data, augmentation, WINDOW, seed=seed, labels=labels)
+    return BatchSource(store, list(cases), size, data, augmentation, Preprocessing(), seed=seed, labels=labels)
 
 
 # ---- which slices ---------------------------------------------------------------------------------------------------

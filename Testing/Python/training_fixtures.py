@@ -14,7 +14,6 @@ from COVIDLesionSegLib.learning.data import read_cases
 from COVIDLesionSegLib.learning.store import open_store
 
 PATIENTS = ("anna", "bert", "cleo", "dora")
-WINDOW = (1500.0, -650.0)
 
 
 def write_cases(folder: Path, patients=PATIENTS, slices: int = 6, size: tuple[int, int] = (48, 56)) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..documents import read_toml
 from ..errors import ReadError
+from ..models.card import are_slice_offsets
 from .augmentation import AugmentationSettings
 from .settings import from_mapping, merged, refuse, to_plain, toml_value
 from .settings import require as _require
@@ -59,6 +60,9 @@ class DataSettings:
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16; not larger than what slices are resized to.
         depth: slices of a training crop; above 1 the network is 3-D and not one of this project's.
+        slice_offsets_mm: distances (mm) along the slices' axis, rising, at which a 2-D network sees slices as channels
+            of its input; 0, the slice itself, is one of them. Empty takes the base model's; without one the slice
+            alone.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
@@ -79,6 +83,7 @@ class DataSettings:
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
     depth: int = 1
+    slice_offsets_mm: tuple[float, ...] = ()
     zoom: float = 1.0
     foreground_share: float = 0.5
     lesion_free_share: float = 0.1
@@ -87,6 +92,19 @@ class DataSettings:
         _require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
         _require(0 <= self.selection_fraction < 1, "data.selection_fraction", self.selection_fraction, "in [0, 1)")
         _require(self.depth >= 1, "data.depth", self.depth, "at least 1")
+        offsets = self.slice_offsets_mm
+        _require(
+            not offsets or are_slice_offsets(offsets),
+            "data.slice_offsets_mm",
+            list(offsets),
+            "empty, or a rising list of distances in mm, one of which is 0",
+        )
+        _require(
+            self.depth == 1 or len(offsets) <= 1,
+            "data.slice_offsets_mm",
+            list(offsets),
+            "empty where data.depth is above 1: a 3-D network sees the slices anyway",
+        )
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
         _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
@@ -387,11 +405,6 @@ class TrainingConfig:
             refuse(
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
-            )
-        if self.regularization.name != "none" and not self.network.base_model:
-            refuse(
-                f'regularization.name is "{self.regularization.name}", but there is no base model to hold to; set '
-                'network.base_model, or regularization.name = "none".'
             )
 
     @classmethod

@@ -97,7 +97,14 @@ def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
     # a default crop may be larger than what this model's slices are resized to
     largest = replace(data, crop=(16, 16), resize=resize).largest_crop()
     crop = (int(min(data.crop[0], largest[0])), int(min(data.crop[1], largest[1])))
-    return replace(data, margin=-1 if margin is None else margin, resize=resize, crop=crop)
+    offsets = preprocessing.slice_offsets_mm
+    return replace(
+        data,
+        margin=-1 if margin is None else margin,
+        resize=resize,
+        crop=crop,
+        slice_offsets_mm=offsets if len(offsets) > 1 else (),
+    )
 
 
 def default_config() -> TrainingConfig:

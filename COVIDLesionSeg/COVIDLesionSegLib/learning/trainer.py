@@ -98,9 +98,9 @@ class Trainer:
         folder: of the run; made if absent.
         base_folder: what relative names in the configuration count from; the current folder by default.
         card: what the model's card should say besides what the training knows (id, name, license, training data).
-        make_network: makes the network where ``config.network.name`` is "external": (N, 1, H, W), or (N, 1, D, H, W)
-            with ``config.data.depth`` above 1, to logits of two channels. Its
-            tensors are saved as ``best.pt``, without a card.
+        make_network: makes the network where ``config.network.name`` is "external": (N, C, H, W) with a channel for
+            each of ``config.data.slice_offsets_mm``, or (N, 1, D, H, W) with ``config.data.depth`` above 1, to logits
+            of two channels. Its tensors are saved as ``best.pt``, without a card.
         callbacks: who follows the training, besides TensorBoard where it is installed.
 
     Raises:
@@ -119,6 +119,12 @@ class Trainer:
         if (config.network.name == "external") != (make_network is not None):
             raise InputError(
                 f'network.name is "{config.network.name}"; an external network, and no other, is made by the caller.'
+            )
+        held = config.regularization.name
+        if held != "none" and not config.network.base_model:
+            raise InputError(
+                f'regularization.name is "{held}", but there is no base model to hold to; set network.base_model, or '
+                'regularization.name = "none".'
             )
         self.config = config
         self.make_network = make_network
@@ -192,20 +198,25 @@ class Trainer:
     @cached_property
     def data(self) -> TrainingData:
         """Cases, split and slices; prepared when they are first asked for."""
-        settings = self.preprocessing
-        window = settings.window_width, settings.window_level
         watched = (self._progress, self._cancelled) if hasattr(self, "_progress") else ()
-        return TrainingData(self.config, self._base_folder, self.folder, window, self._ranks, *watched)
+        return TrainingData(self.config, self._base_folder, self.folder, self.preprocessing, self._ranks, *watched)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How slices reach the network: box and size are the configuration's, all else is the base model's."""
         data = self.config.data
         base = self._base_model().card.preprocessing if self.config.network.base_model else Preprocessing()
+        offsets = data.slice_offsets_mm or base.slice_offsets_mm
+        if self.config.network.base_model and offsets != base.slice_offsets_mm:
+            raise InputError(
+                f"data.slice_offsets_mm is {list(offsets)}, but the base model sees slices at "
+                f"{list(base.slice_offsets_mm)} mm; leave it empty to train on as it is."
+            )
         return replace(
             base,
             lung_crop_margin=None if data.margin < 0 else data.margin,
             resize=(data.resize[0], data.resize[1]) if data.resize else None,
+            slice_offsets_mm=offsets,
         )
 
     def _base_model(self) -> LoadedModel:
@@ -220,7 +231,8 @@ class Trainer:
             return self.make_network()
         if settings.base_model:
             return self._base_model().network.requires_grad_(True)
-        return create_network(settings.name, **settings.arguments)
+        channels = {"in_channels": len(self.preprocessing.slice_offsets_mm)}
+        return create_network(settings.name, **channels | settings.arguments)
 
     def _begin(self, resume: bool) -> None:
         """Everything that a run needs, as new or as the last state has it."""

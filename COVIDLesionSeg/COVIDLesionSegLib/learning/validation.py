@@ -62,7 +62,7 @@ def preparation_of(stored: StoredCase, preprocessing: Preprocessing, device: tor
     """How the stored slices of a case become a network's input: as the model's card says, but for what was done."""
     settings = for_pictures(preprocessing) if stored.kind == "picture" else preprocessing
     settings = replace(settings, resize=None) if stored.resized else settings
-    return SlicePreparation(settings, stored.shape[1:], device)
+    return SlicePreparation(settings, stored.shape[1:], device, stored.spacing[0])
 
 
 def predict_case(
@@ -96,7 +96,8 @@ def predict_case(
     for start in range(0, len(images), _BATCH):
         if cancelled is not None and cancelled():
             raise CancelledError("Stopped while validating.")
-        logits = slice_logits(network, preparation, images[start : start + _BATCH], autocast)
+        indices = range(start, min(start + _BATCH, len(images)))
+        logits = slice_logits(network, preparation, images, autocast, indices)
         probability = lesion_probability(logits, preprocessing.activation)
         box[start : start + _BATCH] = preparation.restore(probability)[:, 0].cpu().numpy()
     return out

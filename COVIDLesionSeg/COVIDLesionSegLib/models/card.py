@@ -12,8 +12,9 @@ import math
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -49,6 +50,8 @@ class Preprocessing:
         activation: "softmax" (over the classes) or "sigmoid" (of the lesion's logit alone): how logits become the
             probability that is shown.
         pad_multiple: sides are padded by reflection to a multiple of this many voxels.
+        slice_offsets_mm: distances (mm) along the slices' axis, rising, at which the network sees slices as channels of
+            its input; 0, the slice itself, is one of them. (0,) is a network that sees each slice alone.
 
     Raises:
         ModelError: a value that is not allowed.
@@ -60,6 +63,7 @@ class Preprocessing:
     resize: tuple[int, int] | None = None
     activation: str = "softmax"
     pad_multiple: int = 16
+    slice_offsets_mm: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         _require(_is_number(self.window_width) and self.window_width > 0, "window_width", "a number above 0", self)
@@ -81,6 +85,10 @@ class Preprocessing:
             "a positive multiple of 16",
             self,
         )
+        offsets = self.slice_offsets_mm
+        good = isinstance(offsets, list | tuple) and are_slice_offsets(offsets)
+        _require(good, "slice_offsets_mm", "a rising list of distances in mm, one of which is 0", self)
+        object.__setattr__(self, "slice_offsets_mm", tuple(map(float, offsets)))
 
 
 @dataclass(frozen=True)
@@ -309,6 +317,11 @@ def _preprocessing(value: Any) -> Preprocessing:
 def _require(good: Any, name: str, needed: str, owner: Any) -> None:
     if not good:
         raise ModelError(f"The model card's {name} is {getattr(owner, name)!r}; it must be {needed}.")
+
+
+def are_slice_offsets(values: Sequence[Any]) -> bool:
+    """Whether values are distances (mm) at which a network can see slices: rising, and 0 is one of them."""
+    return all(map(_is_number, values)) and 0 in values and all(a < b for a, b in pairwise(values))
 
 
 def _is_integer(value: Any) -> bool:

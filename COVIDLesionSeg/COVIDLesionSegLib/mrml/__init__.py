@@ -4,8 +4,11 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
+from .charts import showHistogram, showTrainingCurves, showZones
+from .clicks import PointPlacement, WheelListener, voxelAt
 from .contents import LESION_VIEWS, LesionView
-from .lungs import lungsFromSegmentation, showFoundLungs
+from .levels import keepLevels, levelsOf
+from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
     attachRecord,
@@ -18,18 +21,19 @@ from .nodes import (
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
 from .parameters import OF_A_CT, ModuleParameters, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
     UndoStates,
+    addLesion,
+    changeSegment,
     createSegmentation,
     hideOthers,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -38,13 +42,14 @@ from .segmentations import (
     showIn3D,
     showLesions,
     showLungs,
+    takeSurfaces,
+    viewOf,
     volumeOf,
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
 from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
@@ -52,9 +57,13 @@ __all__ = [
     "OF_A_CT",
     "LesionView",
     "ModuleParameters",
+    "PointPlacement",
     "UndoStates",
+    "WheelListener",
+    "addLesion",
     "attachRecord",
     "caseName",
+    "changeSegment",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
@@ -63,11 +72,13 @@ __all__ = [
     "hideOthers",
     "insideROI",
     "jumpTo",
+    "keepLevels",
     "keepPrediction",
-    "labelsFromNode",
     "lesionMask",
+    "levelsOf",
     "loadTerminology",
     "lungsFromSegmentation",
+    "lungsInside",
     "moduleParameters",
     "nameCase",
     "nodeFromVolume",
@@ -94,7 +105,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -103,11 +113,13 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
+    "takeSurfaces",
     "valuesInside",
+    "viewOf",
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelAt",
     "voxelStamp",
     "writeSegment",
 ]

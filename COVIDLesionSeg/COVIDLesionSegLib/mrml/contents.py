@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ LesionView = Literal["lesion", "attenuation", "separate"]
 LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
 # More segments than this can't be told apart, and every one costs the scene a node's worth of work.
 MOST_SEPARATE_LESIONS = 30
+_ATTENUATION: dict[str, tuple[str, Callable[[NDArray[Any], float], NDArray[Any]]]] = {
+    "ground_glass_opacity": ("below {limit} HU", np.less),
+    "consolidation": ("from {limit} HU", np.greater_equal),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,28 @@ def lesion_contents(
     return _by_attenuation(mask, volume, consolidation_from)
 
 
+def view_of(identities: Iterable[str]) -> LesionView:
+    """The view that segments with these IDs show lesions in."""
+    known = set(identities)
+    if known >= set(_ATTENUATION):
+        return "attenuation"
+    return "separate" if "lesion_1" in known else "lesion"
+
+
+def split_by_attenuation(
+    mask: NDArray[np.bool_], hu: NDArray[Any], consolidation_from: float | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Lesion as ground-glass opacity and consolidation: segment ID -> mask.
+
+    Args:
+        mask: bool (z, y, x).
+        hu: of the same shape.
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+    """
+    limit = consolidation_limit(consolidation_from)
+    return {identity: mask & belongs(hu, limit) for identity, (_words, belongs) in _ATTENUATION.items()}
+
+
 def lung_contents(lungs: NDArray[Any]) -> list[SegmentContent]:
     """Lungs as segments.
 
@@ -105,15 +131,11 @@ def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None
     limit = consolidation_limit(limit)
     box = bounding_box(mask, least=1)
     inside, hu = mask[box], volume.array[box]
-    parts: list[tuple[str, str, Callable[[NDArray[Any], float], NDArray[Any]]]] = [
-        ("ground_glass_opacity", f"below {limit:g} HU", np.less),
-        ("consolidation", f"from {limit:g} HU", np.greater_equal),
-    ]
     contents = []
-    for identity, range_of_hu, belongs in parts:
+    for identity, part in split_by_attenuation(inside, hu, limit).items():
         style = segment_style(identity)
-        name = f"{style.name} ({range_of_hu})"
-        contents.append(_content(identity, "lesion", name, style, inside & belongs(hu, limit), box))
+        words = _ATTENUATION[identity][0].format(limit=f"{limit:g}")
+        contents.append(_content(identity, "lesion", f"{style.name} ({words})", style, part, box))
     return contents
 
 

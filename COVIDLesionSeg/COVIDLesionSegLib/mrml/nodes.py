@@ -150,13 +150,6 @@ def placeUnderStudy(node: Any, volumeNode: Any) -> None:
     hierarchy.SetItemParent(_item_of(hierarchy, node), parent)
 
 
-def studyOf(node: Any) -> int:
-    """Subject hierarchy item of a node's study; 0 where it is under none."""
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
-    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy()
-    return int(hierarchy.GetItemAncestorAtLevel(_item_of(hierarchy, node), level))
-
-
 def _item_of(hierarchy: Any, node: Any) -> int:
     item = hierarchy.GetItemByDataNode(node)
     return int(item or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging.masks import bounding_box
+from .levels import removeLostLevels
 from .nodes import addNode, nodesOfClass, removeNode, requireNode
 from .segmentations import (
     SEGMENTATION,
@@ -133,12 +134,13 @@ def _restored(
 
 
 def removeLostPredictions() -> None:
-    """Remove remembered AI results whose segmentation was deleted."""
+    """Remove remembered AI results, and kept probabilities, whose segmentation was deleted."""
     predictions = [node for node in nodesOfClass(SEGMENTATION) if node.GetAttribute(_ATTRIBUTE)]
     used = {node.GetNodeReferenceID(_REFERENCE) for node in nodesOfClass(SEGMENTATION)}
     for prediction in predictions:
         if prediction.GetID() not in used:
             removeNode(prediction)
+    removeLostLevels()
 
 
 def _prediction(segmentationNode: Any) -> Any:

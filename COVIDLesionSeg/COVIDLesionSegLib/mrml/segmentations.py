@@ -18,7 +18,8 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ..errors import InputError
 from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box
+from ..imaging.masks import Box, bounding_box
+from ..resources import resource
 from . import contents
 from .contents import LesionView, SegmentContent
 from .nodes import (
@@ -41,8 +42,10 @@ EDITED = (
     slicer.vtkSegmentation.SegmentRemoved,
     slicer.vtkSegmentation.SegmentModified,
 )
+TERMINOLOGY_FILE = "Terminologies/COVIDLesionSeg.term.json"
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _LABELMAP = "Binary labelmap"
+_SURFACE = "Closed surface"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.
 _SURFACES = {"Conversion method": "1", "SurfaceNets smoothing": "0", "Smoothing factor": "0.5"}
 _ROUGH_SURFACES = {"Conversion method": "0", "Smoothing factor": "0"}
@@ -164,10 +167,14 @@ def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArr
     return segmentsMask(segmentationNode, [segmentId], volumeNode)
 
 
-def segmentsMask(segmentationNode: Any, segmentIds: Iterable[str], volumeNode: Any) -> NDArray[np.bool_]:
-    """Several segments together on the CT's grid, like :func:`segmentMask`."""
+def segmentsMask(
+    segmentationNode: Any, segmentIds: Iterable[str], volumeNode: Any, box: Box | None = None
+) -> NDArray[np.bool_]:
+    """Several segments together on the CT's grid, or in a box (z, y, x) of it, like :func:`segmentMask`."""
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
     geometry = gridOfNode(volumeNode)
+    if box is not None:
+        geometry = geometry.cropped(box)
     if not segmentationNode.GetSegmentation().ContainsRepresentation(_LABELMAP):
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         segmentationNode.CreateBinaryLabelmapRepresentation()
@@ -186,15 +193,21 @@ def _add(mask: NDArray[np.bool_], segmentationNode: Any, segmentId: str, geometr
     stored = vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(stored)
     world = world_from_parent(segmentationNode, "segmentation") @ array_of_matrix(stored)
-    between = np.linalg.inv(geometry.ijk_to_ras) @ world
     extent = np.reshape(labelmap.GetExtent(), (3, 2))
-    shift = np.rint(between[:3, 3]).astype(int)
-    corners = np.array(list(itertools.product(*extent))).T
-    moved = between[:3, :3] @ corners + between[:3, 3:]
-    if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE:
+    shift = _shift(extent, world, geometry)
+    if shift is None:
         mask |= _resampled(labelmap, world, geometry)
     else:
         _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
+
+
+def _shift(extent: NDArray[Any], world: NDArray[np.float64], geometry: Geometry) -> NDArray[Any] | None:
+    """By how many voxels (x, y, z) a labelmap's indices differ from a grid's; None where its voxels are others."""
+    between = np.linalg.inv(geometry.ijk_to_ras) @ world
+    shift = np.rint(between[:3, 3]).astype(int)
+    corners = np.array(list(itertools.product(*extent))).T
+    moved = between[:3, :3] @ corners + between[:3, 3:]
+    return None if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE else shift
 
 
 def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
@@ -205,6 +218,11 @@ def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
         for index in range(segmentation.GetNumberOfSegments())
         if _role_of(segmentation.GetNthSegment(index)) == role
     ]
+
+
+def viewOf(segmentationNode: Any) -> LesionView:
+    """The view in which the lesion segments of this extension show lesions."""
+    return contents.view_of(segmentsWithRole(segmentationNode))
 
 
 def volumeOf(segmentationNode: Any) -> Any:
@@ -274,6 +292,95 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
     _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
 
 
+def changeSegment(
+    segmentationNode: Any, segmentId: str, box: Box, mask: NDArray[np.bool_], volumeNode: Any, *, add: bool
+) -> None:
+    """Add voxels to a segment, or take them away; only the box is touched, so that it is quick on a large CT.
+
+    Args:
+        segmentationNode: the segmentation.
+        segmentId: which segment; all others stay.
+        box: where in the CT, (z, y, x).
+        mask: bool (z, y, x), the size of the box.
+        volumeNode: the CT.
+        add: False takes the voxels away.
+
+    Raises:
+        InputError: a node that is not what it should be, no such segment, surfaces, or not under the CT's transform.
+        GridMismatchError: the mask has another size than the box.
+    """
+    requireLabelmaps(segmentationNode)
+    _require_segment(segmentationNode, segmentId)
+    _require_same_transform(segmentationNode, volumeNode)
+    grid = local_grid(volumeNode)
+    grid.cropped(box).require_shape(mask, "mask")
+    labelmap = slicer.vtkOrientedImageData()
+    has = segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) and not labelmap.IsEmpty()
+    if not mask.any() or not (add or has):
+        return
+    segmentation = segmentationNode.GetSegmentation()
+    # segments of a file lie in one labelmap, where each would take the other's voxels
+    sharing: list[str] = []
+    segmentation.GetSegmentIDsSharingBinaryLabelmapRepresentation(segmentId, sharing, False)
+    if sharing:
+        segmentation.SeparateSegmentLabelmap(segmentId)
+    shift, matrix = np.zeros(3, int), matrix_of_array(grid.ijk_to_ras)
+    if has:
+        stored = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(stored)
+        found = _shift(np.reshape(labelmap.GetExtent(), (3, 2)), array_of_matrix(stored), grid)
+        if found is None:
+            # of another grid than the CT's: the whole segment is put on the CT's
+            whole = segmentMask(segmentationNode, segmentId, volumeNode)
+            whole[box] = whole[box] | mask if add else whole[box] & ~mask
+            writeSegment(segmentationNode, segmentId, whole, volumeNode)
+            return
+        shift, matrix = found, stored
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    label = segmentation.GetSegment(segmentId).GetLabelValue()
+    change, extent = _labelmap((mask if add else ~mask) * np.uint8(label), box, matrix, shift)
+    mode = logic.MODE_MERGE_MAX if add else logic.MODE_MERGE_MIN
+    if not logic.SetBinaryLabelmapToSegment(change, segmentationNode, segmentId, mode, extent):
+        raise InputError(f"Slicer could not write the segment {segmentId!r}; its log says why.")
+
+
+def addLesion(
+    segmentationNode: Any,
+    segmentId: str,
+    box: Box,
+    mask: NDArray[np.bool_],
+    volumeNode: Any,
+    consolidationFrom: float | None = None,
+) -> None:
+    """Add lesion to a segment, or by HU to ground-glass opacity and consolidation where these are told apart.
+
+    Args:
+        segmentationNode: with lesion segments of this extension.
+        segmentId: which of them.
+        box: where in the CT, (z, y, x).
+        mask: bool (z, y, x), the size of the box.
+        volumeNode: the CT.
+        consolidationFrom: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Raises:
+        InputError, GridMismatchError: as :func:`changeSegment`.
+    """
+    parts = {segmentId: mask}
+    if viewOf(segmentationNode) == "attenuation":
+        hu = slicer.util.arrayFromVolume(volumeNode)[box]
+        parts = contents.split_by_attenuation(mask, hu, consolidationFrom)
+    for identity, part in parts.items():
+        changeSegment(segmentationNode, identity, box, part, volumeNode, add=True)
+
+
+def takeSurfaces(segmentationNode: Any) -> bool:
+    """Take the closed surfaces away, which would be made anew with each change; returns whether there were any."""
+    if not segmentationNode.GetSegmentation().ContainsRepresentation(_SURFACE):
+        return False
+    segmentationNode.RemoveClosedSurfaceRepresentation()
+    return True
+
+
 def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -> None:
     """Make and show the closed surfaces of a segmentation, or remove them.
 
@@ -297,6 +404,22 @@ def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -
     segmentationNode.GetDisplayNode().SetVisibility3D(True)
 
 
+def loadTerminology() -> str:
+    """Make the terminology known to Slicer, so that its segment editor offers and understands our codes.
+
+    Returns:
+        The name under which Slicer lists it.
+
+    Raises:
+        InputError: the file is missing or Slicer did not take it.
+    """
+    logic = slicer.modules.terminologies.logic()
+    name = logic.LoadTerminologyFromFile(str(resource(TERMINOLOGY_FILE)))
+    if not name:
+        raise InputError(f"{TERMINOLOGY_FILE} could not be loaded; install the extension again.")
+    return str(name)
+
+
 def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
     if segmentationNode is None:
         segmentationNode = createSegmentation(volumeNode)
@@ -308,7 +431,7 @@ def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any
     if earlier and undo is not None:
         undo.saveStateForUndo()
     # surfaces once at the end instead of after each segment
-    surfaces = segmentation.ContainsRepresentation("Closed surface")
+    surfaces = segmentation.ContainsRepresentation(_SURFACE)
     if surfaces:
         segmentationNode.RemoveClosedSurfaceRepresentation()
     grid = local_grid(volumeNode)
@@ -339,16 +462,23 @@ def _add_segment(segmentation: Any, content: SegmentContent) -> str:
     return str(identity)
 
 
-def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: contents.Box, grid: Geometry) -> None:
-    labelmap = slicer.vtkOrientedImageData()
-    z, y, x = box
-    labelmap.SetExtent(x.start, x.stop - 1, y.start, y.stop - 1, z.start, z.stop - 1)
-    labelmap.SetGeometryFromImageToWorldMatrix(matrix_of_array(grid.ijk_to_ras))
-    scalars = numpy_to_vtk(np.ascontiguousarray(mask).view(np.uint8).ravel(), deep=True)
-    labelmap.GetPointData().SetScalars(scalars)
+def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: Box, grid: Geometry) -> None:
+    labelmap, _extent = _labelmap(mask, box, matrix_of_array(grid.ijk_to_ras))
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if not logic.SetBinaryLabelmapToSegment(labelmap, node, identity, logic.MODE_REPLACE):
         raise InputError(f"Slicer could not write the segment {identity!r}; its log says why.")
+
+
+def _labelmap(mask: NDArray[Any], box: Box, matrix: Any, shift: Any = (0, 0, 0)) -> tuple[Any, list[int]]:
+    """A labelmap of the voxels in a box, its indices smaller by the shift (x, y, z); and its extent."""
+    labelmap = slicer.vtkOrientedImageData()
+    sides = zip(reversed(box), shift, strict=True)
+    extent = [int(end - by) for side, by in sides for end in (side.start, side.stop - 1)]
+    labelmap.SetExtent(*extent)
+    labelmap.SetGeometryFromImageToWorldMatrix(matrix)
+    scalars = numpy_to_vtk(np.ascontiguousarray(mask).view(np.uint8).ravel(), deep=True)
+    labelmap.GetPointData().SetScalars(scalars)
+    return labelmap, extent
 
 
 def _resampled(labelmap: Any, world: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:

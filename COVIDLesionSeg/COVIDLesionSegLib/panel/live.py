@@ -239,12 +239,13 @@ class LiveMeasurement(VTKObservationMixin):
         parameters = mrml.moduleParameters()
         volumeNode, _lesions, lungNode, referenceNode = self._nodes(parameters)
         self._problem = ""
-        volume = mrml.volumeFromNode(volumeNode, check=False)
+        # the very one that the lesions were found in, unless it has changed
+        grid, voxels = self._session.ct.read(volumeNode)
         await turn()
         # what is edited from now on brings an update of its own
         self._isDirty = False
         lesions = self._read()
-        arrays: dict[str, NDArray[Any]] = {"volume": volume.array, "lesion": lesions.view(np.uint8)}
+        arrays: dict[str, Any] = {"volume": voxels, "lesion": lesions.view(np.uint8)}
         await turn()
         if lungNode is not None:
             arrays["lungs"] = mrml.lungsFromSegmentation(lungNode, volumeNode)
@@ -256,7 +257,7 @@ class LiveMeasurement(VTKObservationMixin):
         self._mask = None
         values = {
             "study": STUDY,
-            "geometry": geometry_to_json(volume.geometry),
+            "geometry": geometry_to_json(grid),
             "consolidation_from": parameters.consolidationFrom,
         }
         reply = await self._client.request("open", values, arrays)

@@ -23,7 +23,7 @@ from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, w
 from ..worker.process import Kind
 from ..worker.protocol import geometry_to_json
 from .live import segmentOrLesions
-from .run import Choices, segment
+from .run import Choices, SceneCt, segment
 from .session import readSettings, session
 from .task import complete
 
@@ -48,12 +48,14 @@ class LesionLogic:
         self._settings = settings
         self._progress = progress or _PhaseLog()
         self._clients: dict[str, Client] = {}
+        self._ct = SceneCt()
 
     def close(self) -> None:
         """End the worker; the next call starts a new one."""
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+        self._ct.forget()
 
     def segment(
         self,
@@ -112,11 +114,13 @@ class LesionLogic:
         choices.check(volumeNode)
         mrml.moduleParameters().inputVolume = volumeNode
         if not wait:
-            run = session().run
-            run.start(volumeNode, choices)
-            return run
+            shared = session().run
+            shared.start(volumeNode, choices)
+            return shared
         client = self._client("lesions")
-        outcome = complete(segment(client, ModelRegistry(), volumeNode, choices, progress=self._progress), client)
+        outcome = complete(
+            segment(client, ModelRegistry(), self._ct, volumeNode, choices, progress=self._progress), client
+        )
         self._warn(outcome.messages)
         return outcome.segmentationNode
 
@@ -141,16 +145,14 @@ class LesionLogic:
         Returns:
             What ``measurement.quantify`` returns: key -> value, unit, status, title, definition, ...
         """
-        volume = mrml.volumeFromNode(volumeNode, check=False)
-        arrays = {
-            "volume": volume.array,
-            "lesion": segmentOrLesions(segmentationNode, segmentId, volumeNode).view(np.uint8),
-        }
+        grid, voxels = self._ct.read(volumeNode)
+        lesions = segmentOrLesions(segmentationNode, segmentId, volumeNode)
+        arrays: dict[str, Any] = {"volume": voxels, "lesion": lesions.view(np.uint8)}
         if lungs is None:
             lungs = next(reversed(mrml.resultsOn(volumeNode, "lungs")), None)
         if lungs is not None:
             arrays["lungs"] = mrml.lungsFromSegmentation(lungs, volumeNode)
-        values = {"geometry": geometry_to_json(volume.geometry), "consolidation_from": consolidationFrom}
+        values = {"geometry": geometry_to_json(grid), "consolidation_from": consolidationFrom}
         return dict(self._ask("measurement", "quantify", values, arrays).values["quantities"])
 
     def evaluate(

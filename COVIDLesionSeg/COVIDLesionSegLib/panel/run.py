@@ -11,12 +11,12 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..errors import InputError
-from ..imaging import Geometry
+from ..imaging import Geometry, Volume
 from ..inference import PostProcessing, RunRecord
 from ..models import ModelRegistry
 from ..models.catalog import INSTALLED
 from ..mrml import LESION_VIEWS, ModuleParameters
-from ..worker import Client, Progress, WorkerSettings
+from ..worker import Client, Progress, SharedArray, WorkerSettings
 from ..worker.protocol import geometry_to_json
 from .events import Signal
 from .notices import Notice, noticeOf
@@ -112,6 +112,39 @@ class Choices:
         }
 
 
+class SceneCt(VTKObservationMixin):
+    """The CT of the scene that was read last, with its voxels as all children get them: read and written once."""
+
+    def __init__(self) -> None:
+        VTKObservationMixin.__init__(self)
+        self._stamp: tuple[Any, ...] = ()
+        self._read: tuple[Geometry, SharedArray] | None = None
+
+    def read(self, volumeNode: Any) -> tuple[Geometry, SharedArray]:
+        """Grid and voxels (z, y, x) of a CT, the same ones as long as neither it nor its place changes.
+
+        Raises:
+            InputError, GeometryError: see :func:`.mrml.volumeFromNode`; whether the voxels can be HU is not looked at.
+        """
+        # no two images have had the same time of change
+        stamp = (mrml.gridOfNode(volumeNode), volumeNode.GetImageData().GetMTime())
+        if self._read is None or stamp != self._stamp:
+            self.forget()
+            volume = mrml.volumeFromNode(volumeNode, check=False)
+            self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
+            scene = slicer.mrmlScene
+            for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
+                self.addObserver(scene, event, lambda *_: None if volumeNode.GetScene() else self.forget())
+        return self._read
+
+    def forget(self) -> None:
+        """Remove what was written; children keep what they have."""
+        self.removeObservers()
+        if self._read is not None:
+            self._read[1].release()
+        self._stamp, self._read = (), None
+
+
 @dataclass(frozen=True)
 class Segmented:
     """What a run has brought into the scene.
@@ -134,6 +167,7 @@ class Segmented:
 async def segment(
     client: Client,
     registry: ModelRegistry,
+    ct: SceneCt,
     volumeNode: Any,
     choices: Choices,
     undo: Undo | None = None,
@@ -145,6 +179,7 @@ async def segment(
     Args:
         client: of the child that finds lesions.
         registry: the models of this computer.
+        ct: reads the CT.
         volumeNode: the CT. The result is kept with it, whatever is chosen when it comes.
         choices: what to do.
         undo: called with the segmentation whose segments are about to be replaced; gives what saves its state.
@@ -157,8 +192,8 @@ async def segment(
     state("reading")
     choices.check(volumeNode)
     # the worker looks whether the voxels can be Hounsfield units
-    volume = mrml.volumeFromNode(volumeNode, check=False)
-    arrays = {"volume": volume.array}
+    grid, voxels = ct.read(volumeNode)
+    arrays: dict[str, Any] = {"volume": voxels}
     await turn()
     if choices.lungNode is not None:
         arrays["lungs"] = mrml.lungsFromSegmentation(choices.lungNode, volumeNode)
@@ -167,7 +202,7 @@ async def segment(
     if client.busy:
         # e.g. a model is being verified, or the devices are looked at
         progress(Progress("waiting", 0, 1))
-    values = choices.request(volume.geometry, client, registry)
+    values = choices.request(grid, client, registry)
     reply = await client.request("segment", values, arrays, files=("model",), progress=progress)
     del arrays
     state("showing")
@@ -187,7 +222,7 @@ async def segment(
         reply.arrays["mask"].view(bool),
         view=choices.view,
         segmentationNode=node,
-        volume=volume,
+        volume=Volume(voxels.array, grid, "CT"),
         undo=states,
         consolidationFrom=choices.consolidationFrom,
     )
@@ -276,7 +311,14 @@ class SegmentationRun(VTKObservationMixin):
     async def _run(self, volumeNode: Any, choices: Choices, undo: Undo | None) -> None:
         session = self._session
         outcome = await segment(
-            session.client("lesions"), session.registry, volumeNode, choices, undo, self._enter, self._onProgress
+            session.client("lesions"),
+            session.registry,
+            session.ct,
+            volumeNode,
+            choices,
+            undo,
+            self._enter,
+            self._onProgress,
         )
         # before the outcome, whose button would be hidden by them
         for text in outcome.messages:

@@ -18,7 +18,7 @@ from .devices import Devices
 from .events import Signal
 from .live import LiveMeasurement, MeasurementTools
 from .process import QtProcess, QtTimer
-from .run import SegmentationRun, modelForWorker
+from .run import SceneCt, SegmentationRun, modelForWorker
 
 _PREFIX = "COVIDLesionSeg/"
 _MINUTE = 60.0
@@ -54,6 +54,7 @@ class Session:
         self._given = settings
         self._clients: dict[str, Client] = {}
         self._users: list[Any] = []
+        self.ct = SceneCt()
         self.live = LiveMeasurement(self)
         self.tools = MeasurementTools(self)
         self.run = SegmentationRun(self)
@@ -90,6 +91,7 @@ class Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+        self.ct.forget()
 
     def spawn(self, command: list[str], environment: Mapping[str, str]) -> Process:
         """A process for a child; the session knows all that run."""

@@ -66,10 +66,8 @@ def fine_tune(job: JobContext) -> dict[str, Any]:
         job.progress(phase, done, total)
         curves.follow()
 
-    # of a run that was stopped before it began nothing is there to go on with
-    resume = bool(wanted.get("resume")) and any(job.work.iterdir())
     run = _in_store if is_store else _on_cases
-    result = run(job, wanted, config, resume, progress)
+    result = run(job, wanted, config, bool(wanted.get("resume")), progress)
     curves.follow()
     return result
 

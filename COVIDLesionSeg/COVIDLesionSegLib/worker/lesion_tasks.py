@@ -27,9 +27,11 @@ class Lesions:
 
     ``segment``: arrays ``volume`` (z, y, x; int16 or float32, HU) and, if given, ``lungs`` (uint8); parameters
     ``geometry`` and, if given, ``name``, ``rescale`` ([slope, intercept]), ``model`` (id or file), ``device``,
-    ``precision``, ``batch_size``, ``tta``, ``probability``, ``uncertainty`` (true, "entropy", "mutual_information"),
-    ``postprocessing`` (``PostProcessing.to_json()``), ``lung_engine`` (what finds lungs that do not come along).
-    Answers arrays ``mask`` and ``lungs`` (uint8), ``probability`` and ``uncertainty`` (float32) where asked for; values
+    ``precision``, ``batch_size``, ``tta``, ``probability``, ``levels``, ``uncertainty`` (true, "entropy",
+    "mutual_information"), ``postprocessing`` (``PostProcessing.to_json()``), ``lung_engine`` (what finds lungs that do
+    not come along).
+    Answers arrays ``mask`` and ``lungs`` (uint8), ``probability`` and ``uncertainty`` (float32) and ``levels`` (uint8,
+    with the value ``levels``: ``ProbabilityLevels.described()``) where asked for; values
     ``record`` (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
     lung_quality: ``LungQuality.to_json()``).
 
@@ -69,6 +71,7 @@ class Lesions:
         lungs = work.array("lungs")
         settings = PostProcessing.from_json(work.take("postprocessing", dict, {}))
         probability, tta = work.take("probability", bool, False), work.take("tta", bool, False)
+        levels = work.take("levels", bool, False)
         uncertainty = work.take("uncertainty", (str, bool))
         engine = work.take("lung_engine", str, CLASSICAL)
         choice = _Choice.of(work)
@@ -80,6 +83,7 @@ class Lesions:
             lambda phase, done, total: work.progress(phase, done, total),
             work.is_cancelled,
             probability=probability,
+            levels=levels,
             tta=tta,
             uncertainty=uncertainty,
             postprocessing=settings,
@@ -87,13 +91,17 @@ class Lesions:
         )
         for warning in (*volume.warnings, *result.record.warnings):
             work.note(warning)
-        maps = {"probability": result.probability, "uncertainty": result.uncertainty}
+        maps: dict[str, Any] = {"probability": result.probability, "uncertainty": result.uncertainty}
+        described = {}
+        if result.levels is not None:
+            maps["levels"], described = result.levels.levels, {"levels": result.levels.described()}
         voxels = int(np.count_nonzero(result.mask))
         inside = int(np.count_nonzero(result.mask & (result.lungs != 0)))
         lung_voxels = int(np.count_nonzero(result.lungs))
         return Answer(
             {
                 "record": result.record.to_json(),
+                **described,
                 "summary": {
                     "lesion_ml": voxels * volume.geometry.voxel_ml,
                     "lesion_percent_of_lung": 100.0 * inside / lung_voxels if lung_voxels else None,

@@ -18,8 +18,9 @@ from ..cases.session import starting_mask
 from ..cases.split import unnamed
 from ..cases.store import Store
 from ..cases.store_models import StoredModel
-from ..errors import COVIDLesionSegError, InputError
+from ..errors import COVIDLesionSegError, InputError, ReadError
 from ..imaging import LabelVolume, dicom_files, image_suffix
+from ..inference import ProbabilityLevels
 from .protocol import geometry_from_json, geometry_to_json
 from .tasks import Answer, Work
 
@@ -36,10 +37,12 @@ class StoreTasks:
     ``reason``, ``skipped``, ``token``, ``seconds``, ``start_from``, ``is_untouched`` (no model has answered, nobody has
     saved, and it is not read blind), ``blind`` (it is read without any prediction), ``recovered`` (when unsaved work
     was saved, or null), ``geometry``, ``record`` and ``model`` of the answer; arrays ``volume``, ``mask`` (what to
-    edit), and as far as there are any ``answer`` and ``lungs``.
+    edit), and as far as there are any ``answer``, ``lungs``, and ``levels`` of the answer's probability (with the value
+    ``levels``: ``ProbabilityLevels.described()``).
 
     ``case_restart``: throws ``rater``'s unsaved work on ``case`` away: ``start_from``, array ``mask``.
-    ``case_answer``: keeps a model's answer: ``case``, ``record``; arrays ``mask``, ``lungs``.
+    ``case_answer``: keeps a model's answer: ``case``, ``record``; arrays ``mask``, ``lungs`` and, with the value
+    ``levels``, ``levels``.
     ``case_autosave``: ``case``, ``rater``, ``token``, ``seconds``; array ``mask``. ``case_renew``: ``case``, ``token``.
     ``case_save``: a revision: ``case``, ``rater``, ``seconds``, ``no_lesion``, ``comment``, ``held``
     (the token); array ``mask``; with ``token`` the case is closed. Answers ``revision``.
@@ -133,6 +136,14 @@ class StoreTasks:
         if session.prediction is not None and case.prediction is not None:
             arrays["answer"] = session.prediction.view(np.uint8)
             values |= {"model": case.prediction.model_id, "record": store.run_record(case_id, case.prediction.number)}
+            try:
+                levels = store.read_levels(case_id, case.prediction.number)
+            except ReadError as error:
+                # the case can be corrected by hand all the same
+                work.note(str(error))
+                levels = None
+            if levels is not None:
+                arrays["levels"], values["levels"] = levels.levels, levels.described()
         if lungs is not None:
             arrays["lungs"] = lungs.array.astype(np.uint8)
         return Answer(values, arrays)
@@ -152,8 +163,10 @@ class StoreTasks:
         """Keep a model's answer."""
         store, case_id = self._of(work), work.need("case", str)
         mask, lungs, record = _mask(work), work.array("lungs"), work.need("record", dict)
+        array, described = work.array("levels"), work.take("levels", dict)
         work.finish()
-        made = store.set_prediction(case_id, mask, record["model"], record=record, lungs=lungs)
+        levels = None if array is None or described is None else ProbabilityLevels.rebuilt(array, described)
+        made = store.set_prediction(case_id, mask, record["model"], record=record, lungs=lungs, levels=levels)
         return Answer({"number": made.number, "lesion_ml": made.lesion_ml})
 
     def autosave(self, work: Work) -> Answer:

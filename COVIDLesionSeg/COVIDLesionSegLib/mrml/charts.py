@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,8 @@ from .tables import Column, Entries, fill_table
 _CHART = "vtkMRMLPlotChartNode"
 # Okabe and Ito's palette, which readers with any color vision can tell apart.
 _COLORS = ((0.90, 0.62, 0.0), (0.34, 0.71, 0.91), (0.0, 0.62, 0.45), (0.80, 0.47, 0.65), (0.84, 0.37, 0.0))
-_LOSSES = {
-    "loss": "Loss",
-    "student_loss": "Student's loss",
-    "teacher_loss": "Teacher's loss",
-    "consistency": "Consistency",
-}
+Curve = Sequence[Sequence[float | None]]
+_DICE = {"student_dice": "Student", "teacher_dice": "Teacher"}
 
 
 @dataclass(frozen=True)
@@ -120,29 +116,38 @@ def showZones(entries: Entries, chartNode: Any = None, *, quantity: str = "invol
     return chart
 
 
-def showLossCurves(entries: Iterable[Mapping[str, Any]], chartNode: Any = None) -> Any:
-    """Loss of each training step.
+def showTrainingCurves(curves: Mapping[str, Curve], lossChart: Any = None, diceChart: Any = None) -> tuple[Any, Any]:
+    """The loss and the Dice on the validation cases over the training step.
 
     Args:
-        entries: lines of a training log (``learning.log.read_log``).
-        chartNode: an earlier chart to fill again, e.g. while the training runs; None makes a new one.
+        curves: "loss", "student_dice" and "teacher_dice", as far as there are any: points [step, value]; a value may be
+            None.
+        lossChart: an earlier chart to fill again, e.g. while the training runs; None makes a new one.
+        diceChart: the same for the validation.
 
     Returns:
-        The vtkMRMLPlotChartNode, with a line for each kind of loss that the log has.
-
-    Raises:
-        InputError: the log has no step with a loss, or a node that is no chart or deleted.
+        Both vtkMRMLPlotChartNode; one for which there is no point yet is what was given.
     """
-    steps = [entry for entry in entries if entry.get("kind") == "step"]
-    names = [name for name in _LOSSES if any(entry.get(name) is not None for entry in steps)]
-    if not names:
-        raise InputError("The training log has no step with a loss yet.")
-    columns = [Column("step", "Step", [int(entry["step"]) for entry in steps])]
-    columns += [Column(name, _LOSSES[name], [_number(entry.get(name)) for entry in steps]) for name in names]
-    series = [_Series(_LOSSES[name], "step", name, color) for name, color in zip(names, _COLORS, strict=False)]
-    chart = _chart(chartNode, "Training loss", columns, series, bars=False)
-    _titles(chart, "Training loss", "step", "loss")
-    return chart
+    loss = [point for point in curves.get("loss", ()) if point[0] is not None]
+    if loss:
+        columns = [_steps([point[0] for point in loss]), Column("loss", "Loss", [_value(point[1]) for point in loss])]
+        lossChart = _chart(
+            lossChart, "Training loss", columns, [_Series("Loss", "step", "loss", _COLORS[0])], bars=False
+        )
+        _titles(lossChart, "Training loss", "step", "loss")
+    found = {name: {p[0]: p[1] for p in curves[name] if p[0] is not None} for name in _DICE if curves.get(name)}
+    if found:
+        steps = sorted({step for points in found.values() for step in points})
+        columns = [_steps(steps)]
+        columns += [Column(n, _DICE[n], [_value(points.get(step)) for step in steps]) for n, points in found.items()]
+        series = [_Series(_DICE[n], "step", n, color) for n, color in zip(found, _COLORS[1:], strict=False)]
+        diceChart = _chart(diceChart, "Validation", columns, series, bars=False)
+        for index in range(diceChart.GetNumberOfPlotSeriesNodes()):
+            line = diceChart.GetNthPlotSeriesNode(index)
+            # few points, which a line alone would hide
+            line.SetMarkerStyle(line.MarkerStyleCircle)
+        _titles(diceChart, "Dice on the validation cases", "step", "Dice")
+    return lossChart, diceChart
 
 
 def _chart(node: Any, name: str, columns: Sequence[Column], series: Sequence[_Series], bars: bool = True) -> Any:
@@ -187,48 +192,6 @@ def _titles(chart: Any, title: str, x: str, y: str) -> None:
 
 def _color(style: str) -> tuple[float, float, float]:
     return segment_style(style).color
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-Curve = Sequence[Sequence[float | None]]
-_DICE = {"student_dice": "Student", "teacher_dice": "Teacher"}
-
-
-def showTrainingCurves(curves: Mapping[str, Curve], lossChart: Any = None, diceChart: Any = None) -> tuple[Any, Any]:
-    """The loss and the Dice on the validation cases over the training step.
-
-    Args:
-        curves: "loss", "student_dice" and "teacher_dice", as far as there are any: points [step, value]; a value may be
-            None.
-        lossChart: an earlier chart to fill again, e.g. while the training runs; None makes a new one.
-        diceChart: the same for the validation.
-
-    Returns:
-        Both vtkMRMLPlotChartNode; one for which there is no point yet is what was given.
-    """
-    loss = [point for point in curves.get("loss", ()) if point[0] is not None]
-    if loss:
-        columns = [_steps([point[0] for point in loss]), Column("loss", "Loss", [_value(point[1]) for point in loss])]
-        lossChart = _chart(
-            lossChart, "Training loss", columns, [_Series("Loss", "step", "loss", _COLORS[0])], bars=False
-        )
-        _titles(lossChart, "Training loss", "step", "loss")
-    found = {name: {p[0]: p[1] for p in curves[name] if p[0] is not None} for name in _DICE if curves.get(name)}
-    if found:
-        steps = sorted({step for points in found.values() for step in points})
-        columns = [_steps(steps)]
-        columns += [Column(n, _DICE[n], [_value(points.get(step)) for step in steps]) for n, points in found.items()]
-        series = [_Series(_DICE[n], "step", n, color) for n, color in zip(found, _COLORS[1:], strict=False)]
-        diceChart = _chart(diceChart, "Validation", columns, series, bars=False)
-        for index in range(diceChart.GetNumberOfPlotSeriesNodes()):
-            line = diceChart.GetNthPlotSeriesNode(index)
-            # few points, which a line alone would hide
-            line.SetMarkerStyle(line.MarkerStyleCircle)
-        _titles(diceChart, "Dice on the validation cases", "step", "Dice")
-    return lossChart, diceChart
 
 
 def _steps(values: Sequence[Any]) -> Column:
