@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import xml.etree.ElementTree as ET
 
@@ -79,6 +80,13 @@ def test_a_label_leads_to_its_field_and_no_two_letters_are_the_same(name, panel)
         assert not set(letters) & set(taken), (name, letters)
 
 
+def test_no_two_widgets_have_the_same_name():
+    """A name leads to one widget, in tests and in the application."""
+    forms = sorted((REPOSITORY / "Resources" / "UI").glob("*.ui"))
+    names = [widget.get("name") for form in forms for widget in ET.parse(form).getroot().iter("widget")]
+    assert not [name for name, count in collections.Counter(names).items() if count > 1]
+
+
 def test_a_page_has_few_buttons_and_the_rest_is_in_its_menu(page, panel):
     import qt
 
@@ -123,6 +131,7 @@ def test_everything_fits_into_320_pixels(name, page, panel, reviewed):
     open_next(page)
     panel.show(name)
     form = panel.pages[name].form
+    assert form.minimumSizeHint.width() <= 320 - 24
     for button in form.findChildren(ctk.ctkCollapsibleButton):
         button.collapsed = False
         let_run(0.01)
