@@ -256,7 +256,7 @@ class CorrectPage(Page):
         if segmentationNode is not None:
             self._chooseSegment(segmentationNode, parameters.lesionSegmentId)
         ready = segmentationNode is not None
-        self.ui.stateLabel.setVisible(not ready)
+        self.ui.editorStateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
         self.ui.resetButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
