@@ -64,7 +64,8 @@ def test_fields_come_in_the_order_of_the_work(form, order, panel):
 def test_a_label_leads_to_its_field_and_no_two_letters_are_the_same(name, panel):
     """Letters of labels, too, must not be keys that the panel has given away."""
     root = ET.parse(REPOSITORY / "Resources" / "UI" / f"{name.capitalize()}.ui").getroot()
-    taken = [shortcut.key.toString().removeprefix("Alt+") for shortcut in panel.shortcuts]
+    there = [each for each in panel.shortcuts if each.parent() in (panel.form, panel.pages[name].form)]
+    taken = [shortcut.key.toString().removeprefix("Alt+") for shortcut in there]
     # of sections that unfold one at a time each has its letters for itself
     sections = [w for w in root.iter("widget") if w.get("class") == "ctkCollapsibleButton"]
     groups = sections if name == "settings" else [root]

@@ -16,7 +16,7 @@ from ..errors import COVIDLesionSegError, InputError
 from ..files import write_json, write_text
 from ..imaging import Volume, dicom_files, image_stem, image_suffix, read_volume, write_labels
 from ..imaging.volume import LabelVolume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..measurement.catalog import consolidation_limit
 from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
@@ -128,6 +128,7 @@ class LesionLogic:
         )
         mrml.attachRecord(node, RunRecord.from_json(reply.values["record"]))
         mrml.keepPrediction(node)
+        mrml.keepLevels(node, volumeNode, ProbabilityLevels.received(reply.values, reply.arrays))
         if lungs is None:
             known = mrml.resultsOn(volumeNode, "lungs")
             lungs = mrml.showFoundLungs(volumeNode, reply.arrays["lungs"], known[-1] if known else None)
@@ -281,6 +282,7 @@ class LesionLogic:
             "device": device,
             "tta": tta,
             "probability": probability,
+            "levels": True,
             "uncertainty": "entropy" if uncertainty else None,
             "postprocessing": (postprocessing or PostProcessing()).to_json(),
             "name": volume.name,

@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from .. import mrml
 from ..errors import InputError
 from ..imaging import Volume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..mrml import ModuleParameters
 from ..worker import Progress, Reply, Request, WorkerError
 from ..worker.protocol import geometry_to_json
@@ -72,6 +72,7 @@ class Choices:
             "device": self.device,
             "tta": self.tta,
             "probability": self.probability,
+            "levels": True,
             "uncertainty": "entropy" if self.uncertainty else None,
             "postprocessing": self.postprocessing.to_json(),
             "name": "CT",
@@ -240,6 +241,8 @@ class SegmentationRun(VTKObservationMixin):
 
     def _keepAnswer(self) -> None:
         mrml.keepPrediction(self._segmentationNode)
+        levels = ProbabilityLevels.received(self._reply.values, self._reply.arrays)
+        mrml.keepLevels(self._segmentationNode, self._volumeNode, levels)
         self._choose(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
 
     def _showLungs(self) -> None:

@@ -49,7 +49,7 @@ class StoreTasks:
     ``case_close``: ``case``, ``token``.
     ``case_act``: ``case``, ``act``: "approve", "exclude", "include", "note", "label", "unlock"; ``text``, ``by``.
     ``case_add``: a CT: array ``volume``, ``geometry``; if given ``patient``, ``record`` and the arrays ``lungs``,
-    ``answer``. Answers ``done``, ``known``, ``failed``.
+    ``answer``, ``levels``. Answers ``done``, ``known``, ``failed``.
 
     On the store as a whole:
 
@@ -163,9 +163,8 @@ class StoreTasks:
         """Keep a model's answer."""
         store, case_id = self._of(work), work.need("case", str)
         mask, lungs, record = _mask(work), work.array("lungs"), work.need("record", dict)
-        array, described = work.array("levels"), work.take("levels", dict)
+        levels = _levels(work)
         work.finish()
-        levels = None if array is None or described is None else ProbabilityLevels.rebuilt(array, described)
         made = store.set_prediction(case_id, mask, record["model"], record=record, lungs=lungs, levels=levels)
         return Answer({"number": made.number, "lesion_ml": made.lesion_ml})
 
@@ -233,6 +232,7 @@ class StoreTasks:
         """Add a CT that is at hand."""
         store, patient = self._of(work), work.take("patient", str)
         record, lungs, answer = work.take("record", dict), work.array("lungs"), work.array("answer")
+        levels = _levels(work)
         volume = work.volume()
         work.finish()
         volume = replace(volume, source={"format": "array", **volume.source})
@@ -241,7 +241,7 @@ class StoreTasks:
         except KnownCtError as error:
             return Answer({"done": {}, "known": {"CT": error.case_id}, "failed": {}})
         if answer is not None and record is not None:
-            store.set_prediction(case.id, answer != 0, record["model"], record=record)
+            store.set_prediction(case.id, answer != 0, record["model"], record=record, levels=levels)
         return Answer({"done": {"CT": case.id}, "known": {}, "failed": {}})
 
     # ---- the store as a whole ---------------------------------------------------------------------------------------
@@ -474,6 +474,11 @@ def _has_dicom(folder: Path) -> bool:
     except COVIDLesionSegError:
         # several series, or none that can be read: adding it says what is wrong
         return any(path.suffix.lower() == ".dcm" for path in folder.iterdir())
+
+
+def _levels(work: Work) -> ProbabilityLevels | None:
+    array, described = work.array("levels"), work.take("levels", dict)
+    return None if array is None or described is None else ProbabilityLevels.rebuilt(array, described)
 
 
 def _mask(work: Work) -> LabelVolume | np.ndarray[Any, Any]:
