@@ -117,11 +117,16 @@ class ProbabilityLevels:
         Returns:
             bool (z, y, x) on the CT's grid.
         """
-        inside = self.levels >= _least_level(sensitivity)
-        settings = PostProcessing(minimum_volume_ml=minimum_volume_ml)
         mask = np.zeros(self.shape, bool)
-        mask[self.box] = apply_postprocessing(inside, spacing, settings)
+        mask[self.box] = self.result_in_box(sensitivity, spacing, minimum_volume_ml)
         return mask
+
+    def result_in_box(
+        self, sensitivity: int, spacing: tuple[float, float, float], minimum_volume_ml: float = 0.0
+    ) -> Mask:
+        """The same in the box, outside of which there is no lesion."""
+        inside = self.levels >= _least_level(sensitivity)
+        return apply_postprocessing(inside, spacing, PostProcessing(minimum_volume_ml=minimum_volume_ml))
 
     def inside(self, box: Box) -> NDArray[np.uint8]:
         """The levels in a box of the CT, 0 where none are kept; do not change them."""

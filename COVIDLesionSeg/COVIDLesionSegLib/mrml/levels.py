@@ -14,7 +14,7 @@ from ..documents import parse_json
 from ..errors import COVIDLesionSegError, InputError
 from ..inference.levels import MOST_SENSITIVE, ProbabilityLevels
 from .nodes import addNode, attachRecord, matrix_of_array, nodesOfClass, recordOf, removeNode, requireNode
-from .segmentations import SEGMENTATION, UndoStates, lesionMask, segmentsWithRole, showLesions, viewOf
+from .segmentations import SEGMENTATION, UndoStates, segmentsMask, segmentsWithRole, showLesions, viewOf, voxelCount
 from .volumes import gridOfNode, local_grid, volumeFromNode
 
 _REFERENCE = "COVIDLesionSeg.Levels"
@@ -104,7 +104,8 @@ def redrawAt(
         raise InputError("The probability of this result is not kept.", "Run the model on the CT again.")
     view = viewOf(segmentationNode)
     volume = None if view == "lesion" else volumeFromNode(volumeNode, check=False)
-    mask = _result_at(levels, sensitivity, segmentationNode, volumeNode)
+    spacing = gridOfNode(volumeNode).spacing_zyx
+    mask = levels.result_at(sensitivity, spacing, _minimum_volume(segmentationNode))
     showLesions(
         volumeNode,
         mask,
@@ -137,9 +138,14 @@ def unedited(segmentationNode: Any, volumeNode: Any) -> bool:
     levels = levelsOf(segmentationNode, volumeNode)
     if levels is None or not segmentsWithRole(segmentationNode):
         return False
-    shown = lesionMask(segmentationNode, volumeNode)
+    segments = segmentsWithRole(segmentationNode)
+    shown = segmentsMask(segmentationNode, segments, volumeNode, levels.box)
+    if np.count_nonzero(shown) != sum(voxelCount(segmentationNode, identity) for identity in segments):
+        # some lies where the run has found nothing
+        return False
+    spacing, minimum = gridOfNode(volumeNode).spacing_zyx, _minimum_volume(segmentationNode)
     for sensitivity in dict.fromkeys((drawnSensitivity(segmentationNode), 0)):
-        if np.array_equal(_result_at(levels, sensitivity, segmentationNode, volumeNode), shown):
+        if np.array_equal(levels.result_in_box(sensitivity, spacing, minimum), shown):
             _remember(segmentationNode, levels, sensitivity)
             return True
     return False
@@ -154,12 +160,10 @@ def _remember(segmentationNode: Any, levels: ProbabilityLevels, sensitivity: int
     segmentationNode.GetNodeReference(_REFERENCE).SetAttribute(_SHOWN, str(sensitivity))
 
 
-def _result_at(
-    levels: ProbabilityLevels, sensitivity: int, segmentationNode: Any, volumeNode: Any
-) -> NDArray[np.bool_]:
+def _minimum_volume(segmentationNode: Any) -> float:
+    """The run's, mL."""
     record = recordOf(segmentationNode)
-    minimum = 0.0 if record is None else float(record.postprocessing.get("minimum_volume_ml") or 0.0)
-    return levels.result_at(sensitivity, gridOfNode(volumeNode).spacing_zyx, minimum)
+    return 0.0 if record is None else float(record.postprocessing.get("minimum_volume_ml") or 0.0)
 
 
 def removeLostLevels() -> None:

@@ -218,8 +218,10 @@ def segmentsMask(
 
 def _add(mask: NDArray[np.bool_], segmentationNode: Any, segmentId: str, geometry: Geometry) -> None:
     """Put a segment into a mask on a grid."""
-    labelmap = slicer.vtkOrientedImageData()
-    if not segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) or labelmap.IsEmpty():
+    # the labelmap itself, which other segments may share: a copy of it would take longer than all else
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    labelmap = segment.GetRepresentation(_LABELMAP)
+    if labelmap is None or labelmap.IsEmpty():
         return
     stored = vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(stored)
@@ -227,9 +229,12 @@ def _add(mask: NDArray[np.bool_], segmentationNode: Any, segmentId: str, geometr
     extent = np.reshape(labelmap.GetExtent(), (3, 2))
     shift = _shift(extent, world, geometry)
     if shift is None:
-        mask |= _resampled(labelmap, world, geometry)
+        alone = slicer.vtkOrientedImageData()
+        segmentationNode.GetBinaryLabelmapRepresentation(segmentId, alone)
+        mask |= _resampled(alone, world, geometry)
     else:
-        _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
+        values = vtk_to_numpy(labelmap.GetPointData().GetScalars())
+        _paste(mask, values, segment.GetLabelValue(), extent, shift)
 
 
 def _shift(extent: NDArray[Any], world: NDArray[np.float64], geometry: Geometry) -> NDArray[Any] | None:
@@ -249,6 +254,16 @@ def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
         for index in range(segmentation.GetNumberOfSegments())
         if _role_of(segmentation.GetNthSegment(index)) == role
     ]
+
+
+def voxelCount(segmentationNode: Any, segmentId: str) -> int:
+    """How many voxels a segment has, of its own labelmap's grid."""
+    _require_segment(segmentationNode, segmentId)
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    labelmap = segment.GetRepresentation(_LABELMAP)
+    if labelmap is None or labelmap.IsEmpty():
+        return 0
+    return int(np.count_nonzero(vtk_to_numpy(labelmap.GetPointData().GetScalars()) == segment.GetLabelValue()))
 
 
 def viewOf(segmentationNode: Any) -> LesionView:
@@ -350,11 +365,11 @@ def changeSegment(
     sides = tuple(side.stop - side.start for side in box)
     if mask.shape != sides:
         raise GridMismatchError(f"The mask has the shape {mask.shape} and its box {sides} (z, y, x).")
-    labelmap = slicer.vtkOrientedImageData()
-    has = segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) and not labelmap.IsEmpty()
+    segmentation = segmentationNode.GetSegmentation()
+    labelmap = segmentation.GetSegment(segmentId).GetRepresentation(_LABELMAP)
+    has = labelmap is not None and not labelmap.IsEmpty()
     if not mask.any() or not (add or has):
         return
-    segmentation = segmentationNode.GetSegmentation()
     # segments of a file lie in one labelmap, where each would take the other's voxels
     sharing: list[str] = []
     segmentation.GetSegmentIDsSharingBinaryLabelmapRepresentation(segmentId, sharing, False)
@@ -651,8 +666,10 @@ def _resampled(labelmap: Any, world: NDArray[np.float64], geometry: Geometry) ->
     return values.reshape(geometry.shape) != 0
 
 
-def _paste(mask: NDArray[np.bool_], values: NDArray[Any], extent: NDArray[Any], shift: NDArray[Any]) -> None:
-    """Put a labelmap's voxels where they belong; what lies outside the CT is left out."""
+def _paste(
+    mask: NDArray[np.bool_], values: NDArray[Any], label: int, extent: NDArray[Any], shift: NDArray[Any]
+) -> None:
+    """Put a label's voxels where they belong; what lies outside the CT is left out."""
     lengths = extent[:, 1] - extent[:, 0] + 1
     array = values.reshape(lengths[::-1])
     first = extent[:, 0] + shift
@@ -662,7 +679,7 @@ def _paste(mask: NDArray[np.bool_], values: NDArray[Any], extent: NDArray[Any], 
         return
     target = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
     source = tuple(slice(a, b) for a, b in zip((low - first)[::-1], (high - first)[::-1], strict=True))
-    mask[target] |= array[source] != 0
+    mask[target] |= array[source] == label
 
 
 def _role_of(segment: Any) -> str:
