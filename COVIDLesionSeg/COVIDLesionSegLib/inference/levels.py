@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ MOST_SENSITIVE = 127
 _STEPS = 16
 _MIDDLE = MOST_SENSITIVE + 1
 _NEIGHBORS = 1
+# Slices that are looked at together: few enough for a processor's cache.
+_SLICES = 16
 MaskOfBox = Callable[[Box], Mask]
 
 
@@ -118,15 +120,24 @@ class ProbabilityLevels:
             bool (z, y, x) on the CT's grid.
         """
         mask = np.zeros(self.shape, bool)
-        mask[self.box] = self.result_in_box(sensitivity, spacing, minimum_volume_ml)
+        for box, part in self.result_in_parts(sensitivity, spacing, minimum_volume_ml):
+            mask[box] = part
         return mask
 
-    def result_in_box(
+    def result_in_parts(
         self, sensitivity: int, spacing: tuple[float, float, float], minimum_volume_ml: float = 0.0
-    ) -> Mask:
-        """The same in the box, outside of which there is no lesion."""
-        inside = self.levels >= _least_level(sensitivity)
-        return apply_postprocessing(inside, spacing, PostProcessing(minimum_volume_ml=minimum_volume_ml))
+    ) -> Iterator[tuple[Box, Mask]]:
+        """The same in boxes of some slices, outside of which there is no lesion."""
+        least = _least_level(sensitivity)
+        whole = None
+        if minimum_volume_ml > 0:
+            settings = PostProcessing(minimum_volume_ml=minimum_volume_ml)
+            whole = apply_postprocessing(self.levels >= least, spacing, settings)
+        z, y, x = self.box
+        for start in range(0, len(self.levels), _SLICES):
+            part = slice(start, min(start + _SLICES, len(self.levels)))
+            place = slice(z.start + part.start, z.start + part.stop)
+            yield (place, y, x), self.levels[part] >= least if whole is None else whole[part]
 
     def inside(self, box: Box) -> NDArray[np.uint8]:
         """The levels in a box of the CT, 0 where none are kept; do not change them."""

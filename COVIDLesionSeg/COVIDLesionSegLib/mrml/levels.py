@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..documents import parse_json
 from ..errors import COVIDLesionSegError, InputError
+from ..imaging.masks import Box
 from ..inference.levels import MOST_SENSITIVE, ProbabilityLevels
 from .nodes import addNode, attachRecord, matrix_of_array, nodesOfClass, recordOf, removeNode, requireNode
 from .segmentations import SEGMENTATION, UndoStates, segmentsMask, segmentsWithRole, showLesions, viewOf, voxelCount
@@ -138,17 +140,23 @@ def unedited(segmentationNode: Any, volumeNode: Any) -> bool:
     levels = levelsOf(segmentationNode, volumeNode)
     if levels is None or not segmentsWithRole(segmentationNode):
         return False
-    segments = segmentsWithRole(segmentationNode)
-    shown = segmentsMask(segmentationNode, segments, volumeNode, levels.box)
-    if np.count_nonzero(shown) != sum(voxelCount(segmentationNode, identity) for identity in segments):
-        # some lies where the run has found nothing
-        return False
     spacing, minimum = gridOfNode(volumeNode).spacing_zyx, _minimum_volume(segmentationNode)
     for sensitivity in dict.fromkeys((drawnSensitivity(segmentationNode), 0)):
-        if np.array_equal(levels.result_in_box(sensitivity, spacing, minimum), shown):
+        if _is_drawn(segmentationNode, volumeNode, levels.result_in_parts(sensitivity, spacing, minimum)):
             _remember(segmentationNode, levels, sensitivity)
             return True
     return False
+
+
+def _is_drawn(segmentationNode: Any, volumeNode: Any, parts: Iterator[tuple[Box, NDArray[np.bool_]]]) -> bool:
+    """Whether the lesion segments are what a result says, part by part, so that no large array is made."""
+    segments, count = segmentsWithRole(segmentationNode), 0
+    for box, found in parts:
+        if not np.array_equal(segmentsMask(segmentationNode, segments, volumeNode, box), found):
+            return False
+        count += int(np.count_nonzero(found))
+    # else some lies where the run has found nothing
+    return count == sum(voxelCount(segmentationNode, identity) for identity in segments)
 
 
 def _remember(segmentationNode: Any, levels: ProbabilityLevels, sensitivity: int) -> None:
