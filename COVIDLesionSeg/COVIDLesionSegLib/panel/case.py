@@ -169,6 +169,7 @@ class CaseWork(VTKObservationMixin):
         self._voxels: tuple[Any, ...] = ()
         # the token of the lock is "" once somebody else has taken the case over
         self._folder = self._token = ""
+        self._isRevision = False
         # edits since it was opened; how many of them are in a revision or thrown away, and in an autosave
         self._edits = self._saved = self._kept = 0
         self._seconds, self._last = 0.0, time.monotonic()
@@ -189,6 +190,11 @@ class CaseWork(VTKObservationMixin):
     def isEdited(self) -> bool:
         """Whether there are edits that are no revision yet."""
         return self._edits > self._saved or bool(self.recovered)
+
+    @property
+    def isSaved(self) -> bool:
+        """Whether what is in the scene was saved as a revision since the case was opened."""
+        return self._isRevision and not self.isEdited
 
     @property
     def seconds(self) -> float:
@@ -492,7 +498,7 @@ class CaseWork(VTKObservationMixin):
         if close and self._edits == edits:
             await self._closeCase()
             return True
-        self.case, self.recovered = reply.values["case"], ""
+        self.case, self.recovered, self._isRevision = reply.values["case"], "", True
         # strokes that came while the file was written are edits of the next revision
         self._haveSaved(edits)
         self._enter("open")

@@ -99,7 +99,8 @@ class CaseBar:
         self._start(self._saveAndNext())
 
     async def _saveAndNext(self) -> None:
-        if await self._work.save(close=True):
+        # what was just saved, e.g. as free of lesion, is no revision again
+        if self._work.isSaved or await self._work.save(close=True):
             await self._work.openNext()
 
     def saveWithoutLesion(self) -> None:
@@ -191,6 +192,8 @@ class CorrectPage(Page):
         session.live.changed.connect(self.showLesions)
         self.work = CaseWork(session, store, self.undoFor)
         self.clicks = ClickCorrection(session, note, self.undoFor)
+        # its title stands on the section, which can be folded
+        self.clicks.form.setTitle("")
         stacked(ui.clickContainer).addWidget(self.clicks.form)
         self.bar = CaseBar(ui, store, self.work, self._tasks.start, note)
         # a case is opened and saved whichever page is in view
