@@ -163,9 +163,9 @@ def test_every_word_of_the_code_can_be_translated(open_panel, monkeypatch):
     """With a translation that marks what it was asked for, no label that the code sets is without the mark."""
     import importlib
 
-    from COVIDLesionSegLib.panel import correct_page, devices, measure_tab, module_panel, segment_tab
+    from COVIDLesionSegLib.panel import correct_page, devices, measure_page, module_panel, segment_page
 
-    for module in (correct_page, devices, measure_tab, module_panel, segment_tab):
+    for module in (correct_page, devices, measure_page, module_panel, segment_page):
         monkeypatch.setattr(importlib.import_module(module.__name__), "_", lambda text: f"«{text}»")
     panel = open_panel()
     ui = panel.segment.ui
