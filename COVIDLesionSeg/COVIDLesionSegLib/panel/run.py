@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from .. import mrml
 from ..errors import InputError
 from ..imaging import Geometry, Volume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..models import ModelRegistry
 from ..models.catalog import INSTALLED
 from ..mrml import LESION_VIEWS, ModuleParameters
@@ -105,6 +105,7 @@ class Choices:
             "device": self.device,
             "tta": self.tta,
             "probability": self.probability,
+            "levels": True,
             "uncertainty": "entropy" if self.uncertainty else None,
             "postprocessing": self.postprocessing.to_json(),
             "name": name,
@@ -228,6 +229,7 @@ async def segment(
     mrml.attachRecord(node, RunRecord.from_json(reply.values["record"]))
     await turn()
     mrml.keepPrediction(node)
+    mrml.keepLevels(node, volumeNode, ProbabilityLevels.received(reply.values, reply.arrays))
     parameters.keepWith(volumeNode, lesionSegmentation=node, lesionSegmentId="")
     await turn()
     lungs, earlier = choices.lungNode, parameters.keptWith(volumeNode, "lungSegmentation")
