@@ -19,10 +19,9 @@ from ..imaging import Volume
 from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..worker import Progress, Reply, Request, Timer
 from ..worker.protocol import geometry_from_json
-from .events import Signal
-from .notices import Notice, attempt, confirm, noticeOf
+from .messages import Notice, attempt, confirm, noticeOf
 from .store_client import StoreClient
-from .task import Tasks, turn
+from .task import Signal, Tasks, turn
 from .text import _
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class CaseWork(VTKObservationMixin):
     Attributes:
         changed: signal: another case or state.
         opened: signal: a case comes into the scene, or is asked for that is there.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         state: "", "opening", "predicting", "showing", "open", "saving" or "closing".
         case: what the overview says of the open case, or empty.
         reason: why it is this case, or "".

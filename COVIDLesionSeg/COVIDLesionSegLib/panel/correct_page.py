@@ -16,7 +16,7 @@ from ..mrml import ModuleParameters
 from .case import CaseWork
 from .click_correction import ClickCorrection
 from .forms import Page, Shortcut, addEntry, chosenData, loadForm, setScene, showProgress, showText, stacked
-from .notices import Notice, noticeOf
+from .messages import Notice, noticeOf
 from .store_client import StoreClient
 from .task import Task, Tasks, turn
 from .text import _, figure_text, number_text
@@ -38,7 +38,7 @@ class CaseBar:
         store: the store.
         work: the case that is open.
         start: runs a coroutine.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class CorrectPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         store: the store of the cases.
 
     Attributes:

@@ -10,13 +10,11 @@ from .. import mrml
 from ..errors import COVIDLesionSegError, ModelError
 from ..models.catalog import ModelEntry
 from ..mrml import LESION_VIEWS, ModuleParameters
-from .devices import AUTOMATIC
 from .forms import DOUBLE_CLICK_S, Page, Shortcut, chooseData, chosenData, loadForm, showText
-from .model_text import cardHtml, licenseText
-from .notices import Notice, attempt, noticeOf
+from .messages import Notice, attempt, noticeOf
 from .run import Choices
-from .session import Session
-from .text import _, duration_text
+from .session import AUTOMATIC, Session
+from .text import _, cardHtml, duration_text, licenseText
 
 
 class SegmentPage(Page):
@@ -25,7 +23,7 @@ class SegmentPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         undo: gives what saves the state of a segmentation before it is replaced.
     """
 
