@@ -13,7 +13,7 @@ from panel_fixtures import find, let_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
-PAGES = ("correct", "cases", "train", "settings")
+PAGES = ("segment", "measure", "correct", "cases", "train", "settings")
 
 
 def test_the_keyboard_is_enough(page, panel, store, press):

@@ -190,6 +190,10 @@ class MeasurePage(Page):
 
     # ---- export -------------------------------------------------------------------------------------------------
 
+    def showExport(self) -> None:
+        """Unfold the part that writes files."""
+        self.ui.exportButton.setProperty("collapsed", False)
+
     def _showDicomNote(self) -> None:
         text = _("A DICOM SEG holds the patient's name and identifiers, as its CT does.")
         wanted = self.ui.dicomCheck.checked
