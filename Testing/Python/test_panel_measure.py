@@ -63,7 +63,7 @@ def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, work
     whole = transport.write_array
     monkeypatch.setattr(transport, "write_array", write_array)
     apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     hu = chest()[0]
     for task in ("segment", "open"):
