@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_fixtures import tiny_config, write_cases
+from training_fixtures import PATIENTS, make_corrected_store, register_tiny_model, tiny_config, write_cases
 
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.gate import GateRule
@@ -19,11 +19,9 @@ from COVIDLesionSegLib.codec import to_json
 from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError
 from COVIDLesionSegLib.imaging import read_labels
 from COVIDLesionSegLib.learning import TrainingConfig
-from COVIDLesionSegLib.models import ModelCard, ModelRegistry, Preprocessing, read_card, save_model
-from COVIDLesionSegLib.networks import create_network
+from COVIDLesionSegLib.models import read_card
 
 ANY_MODEL = GateRule(dice_margin=1.0, minimum_patients=1, lesion_free_gain_ml=1e9)
-PATIENTS = ("anna", "bert", "cleo", "dora")
 
 
 def settings(**run: object) -> TrainingConfig:
@@ -39,27 +37,16 @@ def expert(folder: Path, number: int) -> np.ndarray:
 def registry(tmp_path_factory):
     """An installation whose default model is a tiny network with random weights."""
     folder = tmp_path_factory.mktemp("models")
-    network = create_network("coplenet", channels=[2, 4, 8, 16, 32], dropout=[0, 0, 0.1, 0.1, 0.1])
-    card = ModelCard("tiny", "Tiny", "coplenet", preprocessing=Preprocessing(lung_crop_margin=2))
-    save_model(network.eval(), card, folder / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COVIDLESIONSEG_MODELS", str(folder / "registry"))
-        known = ModelRegistry()
-        known.register(folder / "tiny.safetensors", card)
-        known.set_default("tiny")
-        yield known
+        yield register_tiny_model(folder)
 
 
 @pytest.fixture(scope="module")
 def corrected(tmp_path_factory, registry) -> Path:
     """A folder with a store in which all four cases are corrected."""
     folder = tmp_path_factory.mktemp("corrected")
-    write_cases(folder / "data")
-    store = Store.create(folder / "store")
-    for number, patient in enumerate(PATIENTS, start=1):
-        files = {role: folder / "data" / f"{patient}_{role}.nii.gz" for role in ("ct", "lungs")}
-        store.add(files["ct"], patient, lungs=files["lungs"])
-        store.save_revision(f"case-000{number}", expert(folder, number), "hans")
+    make_corrected_store(folder)
     return folder
 
 

@@ -6,8 +6,7 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 
 from .charts import showHistogram, showTrainingCurves, showZones
 from .clicks import PointPlacement, WheelListener, voxelAt
-from .contents import LESION_VIEWS, LesionView
-from .levels import keepLevels, levelsOf
+from .levels import drawnSensitivity, keepLevels, levelsOf, redrawAt, unedited
 from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
@@ -17,7 +16,6 @@ from .nodes import (
     dicomFilesOf,
     nameCase,
     patientOf,
-    placeUnderStudy,
     recordOf,
     removeNode,
     requireNode,
@@ -27,6 +25,7 @@ from .parameters import OF_A_CT, ModuleParameters, moduleParameters
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
+    LESION_VIEWS,
     UndoStates,
     addLesion,
     changeSegment,
@@ -55,7 +54,6 @@ __all__ = [
     "EDITED",
     "LESION_VIEWS",
     "OF_A_CT",
-    "LesionView",
     "ModuleParameters",
     "PointPlacement",
     "UndoStates",
@@ -67,6 +65,7 @@ __all__ = [
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
+    "drawnSensitivity",
     "gridOfNode",
     "hasPrediction",
     "hideOthers",
@@ -83,9 +82,9 @@ __all__ = [
     "nameCase",
     "nodeFromVolume",
     "patientOf",
-    "placeUnderStudy",
     "predictionMask",
     "recordOf",
+    "redrawAt",
     "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
@@ -114,6 +113,7 @@ __all__ = [
     "showZones",
     "shownSlice",
     "takeSurfaces",
+    "unedited",
     "valuesInside",
     "viewOf",
     "volumeFromNode",
