@@ -154,7 +154,8 @@ def test_one_more_transform_leaves_the_numbers_of_all_others():
 
 
 def test_no_two_transforms_share_their_draws():
-    keys = [getattr(AugmentationSettings(), item.name).key() for item in fields(AugmentationSettings)]
+    names = [item.name for item in fields(AugmentationSettings) if item.name != "imported"]
+    keys = [getattr(AugmentationSettings(), name).key() for name in names]
     assert len(set(keys)) == len(keys)
 
 
