@@ -20,7 +20,7 @@ from COVIDLesionSegLib.inference.record import describe_input
 from COVIDLesionSegLib.worker import protocol as p
 from COVIDLesionSegLib.worker.faults import failure_of
 from COVIDLesionSegLib.worker.measurement_tasks import Measurements
-from COVIDLesionSegLib.worker.tasks import Work
+from COVIDLesionSegLib.worker.tasks import Context, perform
 from COVIDLesionSegLib.worker.transport import read_array, write_array
 
 HOLD, DIE, GARBAGE = "hold", "die", "garbage"
@@ -156,8 +156,7 @@ class FakeChild:
             return getattr(self, f"_{task}")
 
         def measure(parameters: Mapping[str, Any], arrays: dict[str, Any]) -> Any:
-            work = Work(task, parameters, dict(arrays))
-            answer = self._measurements.tasks[task](work)
+            answer = perform(self._measurements, task, parameters, arrays, Context())
             return answer.values, answer.arrays
 
         return measure

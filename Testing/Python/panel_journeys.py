@@ -39,7 +39,7 @@ def main(store: str, folder: str) -> None:
     widget.show()
     panel.enter()
     panel.segment.ui.inputSelector.setCurrentNode(add_ct())
-    for journey in (lesion_by_lesion, restore_in_a_lesion, measure, export, cases):
+    for journey in (lesion_by_lesion, reset_a_lesion, measure, export, cases):
         journey(panel, folder if journey is export else store)
         loaded = sorted(set(HEAVY) & set(sys.modules))
         print(json.dumps({"journey": journey.__name__, "loaded": loaded}), flush=True)
@@ -75,8 +75,8 @@ def lesion_by_lesion(panel: Any, _: str) -> None:
         apply_and_wait(panel)
 
 
-def restore_in_a_lesion(panel: Any, _: str) -> None:
-    """Go to a lesion, erase of it, restore it."""
+def reset_a_lesion(panel: Any, _: str) -> None:
+    """Go to a lesion, erase of it, reset it to the AI result."""
     from panel_fixtures import brush, said
 
     from COVIDLesionSegLib import mrml
@@ -87,9 +87,9 @@ def restore_in_a_lesion(panel: Any, _: str) -> None:
     panel.correct.goToLesion(1)
     brush(panel, mrml.moduleParameters().lesionSegmentation, np.s_[9:12, 22:30, 16:24], erase=True)
     _wait(lambda: not live.busy, "the figures")
-    panel.correct.onRestore()
-    _wait(lambda: not panel.correct.busy, "the restored lesion")
-    assert "answer was restored" in said(panel), said(panel)
+    panel.correct.onReset()
+    _wait(lambda: not panel.correct.busy, "the AI result")
+    assert "Reset to the AI result" in said(panel), said(panel)
 
 
 def measure(panel: Any, _: str) -> None:
@@ -126,16 +126,15 @@ def export(panel: Any, folder: str) -> None:
 
 
 def cases(panel: Any, store: str) -> None:
-    """Open a case, which the model answers first, edit it, keep it, save it, and open the next one."""
-    from panel_case_fixtures import draw, scene_mask
+    """Open a case, on which the model runs first, edit it, keep it, save it, and open the next one."""
+    from panel_case_fixtures import Annotating, draw, scene_mask
 
-    page = panel.cases
     panel.show("cases")
-    page.ui.raterEdit.setText("anna")
-    page.list._onRater()
+    page = Annotating(panel)
+    page.name_reader("anna")
     page.ui.storePath.setProperty("currentPath", store)
     _wait(lambda: page.store.cases, "the overview")
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     _wait(lambda: page.work.isOpen and not page.store._client.busy, "an open case")
     mask = scene_mask()
     mask[mask.any(axis=(1, 2)).argmax()] = False

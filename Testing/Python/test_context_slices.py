@@ -21,6 +21,8 @@ from COVIDLesionSegLib.learning.data import read_pictures
 from COVIDLesionSegLib.learning.pseudo_labels import pseudo_label
 from COVIDLesionSegLib.learning.sampling import BatchSource
 from COVIDLesionSegLib.models import ModelCard, Preprocessing, load_checkpoint
+from COVIDLesionSegLib.networks import CAResUNet, COPLENet
+from COVIDLesionSegLib.networks.factory import with_more_channels
 
 OFFSETS = (-5.0, 0.0, 5.0)
 STILL = AugmentationSettings.none()
@@ -176,3 +178,27 @@ def test_a_network_with_neighbors_is_trained_saved_judged_tuned_and_used(tmp_pat
     other = replace(own, data=replace(own.data, slice_offsets_mm=(0.0,)))
     with pytest.raises(InputError, match=r"the base model sees slices at \[-5.0, 0.0, 5.0\] mm"):
         Trainer(other, tmp_path / "other").run()
+
+
+@pytest.mark.parametrize("network", [COPLENet(channels=(2, 4, 8, 16, 32)), CAResUNet(base_channels=2)])
+def test_a_network_that_gets_channels_computes_what_it_did(network):
+    wider = with_more_channels(network.eval(), 3, [1])
+    x = torch.rand(2, 3, 16, 32)
+    with torch.no_grad():
+        assert torch.equal(wider(x), wider(torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:2], x[:, 2:] + 1], dim=1)))
+        torch.testing.assert_close(wider(x), network(x[:, 1:2]))
+    assert not wider.training
+
+
+def test_a_base_model_that_saw_slices_alone_learns_to_use_neighbors(tmp_path):
+    write_cases(tmp_path / "cases")
+    alone = replace(tiny_config(tmp_path / "cases", run={"steps": 1}), augmentation=STILL)
+    base = Trainer(alone, tmp_path / "alone").run().model
+    settings = replace(alone.network, base_model=str(base), arguments={}, batch_norm="estimated")
+    more = replace(alone, network=settings, data=replace(alone.data, slice_offsets_mm=OFFSETS))
+    model = load_checkpoint(Trainer(more, tmp_path / "more").run().model)
+    assert model.card.preprocessing.slice_offsets_mm == OFFSETS
+    assert model.network.in_channels == 3
+    weights = model.network.input.first.conv.weight
+    assert weights[:, (0, 2)].abs().max() > 0
+    assert weights[:, (0, 2)].abs().max() < weights[:, 1].abs().max()

@@ -135,6 +135,21 @@ def test_a_ct_outside_a_study_keeps_its_segmentation_beside_it(mrml, ct, three_l
     assert study_of(mrml.showLesions(ct, three_lesions)) == 0
 
 
+def test_the_ai_result_that_is_kept_shows_in_no_list(mrml, ct, three_lesions):
+    import slicer
+
+    from COVIDLesionSegLib.mrml import hasPrediction, keepPrediction, predictionMask
+
+    node = mrml.showLesions(ct, three_lesions)
+    kept = keepPrediction(node)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    assert kept.GetHideFromEditors() and not hierarchy.GetItemByDataNode(kept), (
+        "the data tree looks once, when it comes"
+    )
+    assert hasPrediction(node) and not hasPrediction(kept)
+    np.testing.assert_array_equal(predictionMask(node, ct), three_lesions)
+
+
 def test_lesions_by_attenuation(mrml, ct, three_lesions, hounsfield):
     node = mrml.showLesions(ct, three_lesions, view="attenuation")
     assert ids(node) == ["ground_glass_opacity", "consolidation"]

@@ -27,7 +27,7 @@ def test_the_list_shows_states_and_progress(page, store):
     assert page.ui.workProgress.format == "0 of 3 corrected"
     assert page.ui.storeState.text == "3 new"
     store.exclude("case-0002", "motion")
-    page.ui.refreshButton.click()
+    page.choose("refresh")
     wait_for(lambda: "excluded" in page.ui.storeState.text, "the refresh")
     page.ui.stateCombo.setCurrentIndex(page.ui.stateCombo.findData("excluded"))
     assert page.ui.caseList.count == 1 and "motion" in page.ui.caseList.item(0).text()
@@ -62,11 +62,11 @@ def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store)
     from COVIDLesionSegLib import mrml
 
     open_next(page)
-    page.ui.asideButton.click()
+    page.choose("aside")
     rest(page)
     assert not page.work.caseId and store.case("case-0001").lock is None
     page.ui.caseList.setCurrentRow(0)
-    page.ui.openButton.click()
+    page.choose("open")
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     node = mrml.moduleParameters().lesionSegmentation
     assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasPrediction(node)
@@ -79,25 +79,25 @@ def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page
         assert "case-0001 is open: bert" in said(panel)
         rest(page)
         page.ui.caseList.setCurrentRow(0)
-        page.ui.openButton.click()
+        page.choose("open")
         wait_for(lambda: "Take another case" in said(panel), "the refusal")
         rest(page)
-        page.ui.refreshButton.click()
+        page.choose("refresh")
         rest(page)
         answers.next = False
-        page.ui.takeOverButton.click()
+        page.choose("takeOver")
         rest(page)
         assert "case-0001 is open elsewhere (bert" in answers.asked[0] and not page.work.caseId
         answers.next = True
-        page.ui.takeOverButton.click()
+        page.choose("takeOver")
         wait_for(lambda: page.work.caseId == "case-0001" and page.work.isOpen, "the case")
         assert store.case("case-0001").lock.owner == "anna"
 
 
 def test_edits_are_kept_after_a_while_without_being_asked_for(page, store, monkeypatch):
-    from COVIDLesionSegLib.panel import case_hold
+    from COVIDLesionSegLib.panel import case
 
-    monkeypatch.setattr(case_hold, "AUTOSAVE_MS", 30)
+    monkeypatch.setattr(case, "AUTOSAVE_MS", 30)
     open_next(page)
     draw(corrected())
     wait_for(lambda: store.case("case-0001").unsaved == ("anna",), "the autosave")
@@ -114,9 +114,10 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
     draw(drawn)
     answers.next = False
     page.ui.noLesionButton.click()
+    rest(page)
     assert "are erased" in answers.asked[0] and len(answers.asked) == 1 and scene_mask().any()
     draw(np.zeros(SIZE, bool))
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for_words(panel, "save it as 'no lesion'")
     rest(page)
     assert page.work.isOpen and len(store.case("case-0001").revisions) == 1
@@ -124,31 +125,31 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
 
 def test_approve_and_exclude_with_a_note(page, panel, store):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
-    wait_for(lambda: page.ui.approveButton.enabled, "the overview")
-    page.ui.approveButton.click()
+    wait_for(lambda: page.entries["approve"].isEnabled(), "the overview")
+    page.choose("approve")
     wait_for(lambda: store.case("case-0001").approved == 1, "the approval")
     assert store.case("case-0001").approved_by == "anna"
     rest(page)
     page.ui.caseList.setCurrentRow(1)
-    page.ui.excludeButton.click()
+    page.choose("exclude")
     assert "Say in the note why" in said(panel)
     page.ui.noteEdit.setText("motion artifacts")
-    page.ui.excludeButton.click()
+    page.choose("exclude")
     wait_for(lambda: store.case("case-0002").state == "excluded", "the exclusion")
     rest(page)
-    assert page.ui.excludeButton.text == "Re-include"
-    page.ui.excludeButton.click()
+    assert page.entries["exclude"].text == "Re-include"
+    page.choose("exclude")
     wait_for(lambda: store.case("case-0002").state == "new", "the return")
     rest(page)
-    page.ui.noteButton.click()
+    page.choose("note")
     wait_for(lambda: store.case("case-0002").note == "motion artifacts", "the note")
 
 
 def test_messages_name_no_patient(page, panel, store, tmp_path):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
     assert "Patient" not in said(panel)
     assert "Patient" not in json.dumps(page.store.overview)
@@ -163,7 +164,7 @@ def test_what_belongs_to_another_ct_is_hidden_while_a_case_is_open(page, panel, 
     open_next(page)
     case = mrml.moduleParameters().lesionSegmentation
     assert case.GetDisplayNode().GetVisibility() and not other.GetDisplayNode().GetVisibility()
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.isOpen, "the case to be closed")
     assert other.GetDisplayNode().GetVisibility() and not seen_before.GetDisplayNode().GetVisibility()
 
@@ -181,7 +182,7 @@ def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
     panel.measure.ui.errorsButton.click()
     wait_for(lambda: parameters.errorSegmentation is not None, "the error map")
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.isOpen, "the case to be closed")
     assert parameters.errorSegmentation is None
 
@@ -192,7 +193,7 @@ def test_an_emptied_path_of_the_store_lets_go_of_the_store(page, panel, store):
     wait_for(lambda: not find(panel, "caseList").count, "the empty list")
     rest(page)
     assert store.case("case-0001").lock is None and "Choose the folder" in find(panel, "storeState").text
-    assert not find(panel, "nextButton").isEnabled()
+    assert not find(panel, "openNextButton").isEnabled()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     panel.show("correct")
     live = panel.session.live
     wait_for(lambda: live.lesions and not live.busy, "the figures", seconds=60)
-    panel.correct.ui.nextButton.click()
+    panel.correct.ui.nextLesionButton.click()
     before = live.quantities["lesion_volume"]["value"]
     brush(panel, node, np.s_[20:22, 60:70, 40:50])
     wait_for(lambda: live.quantities["lesion_volume"]["value"] != before and not live.busy, "the edit's figures")

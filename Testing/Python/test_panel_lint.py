@@ -41,6 +41,16 @@ def qt_properties() -> set[str]:
 PROPERTIES = qt_properties()
 
 
+def qt_setters() -> set[str]:
+    """Names of Qt's methods that set, add or insert: those that are called with something."""
+    widgets = pytest.importorskip("PySide6.QtWidgets", exc_type=ImportError)
+    names = {name for item in vars(widgets).values() if isinstance(item, type) for name in dir(item)}
+    return {name for name in names if name.startswith(("set", "add", "insert"))}
+
+
+SETTERS = qt_setters()
+
+
 def root(node: ast.AST) -> str:
     """First name of a.b.c, or ""."""
     while isinstance(node, ast.Attribute):
@@ -86,6 +96,9 @@ def call_faults(node: ast.Call, properties: set[str]) -> Iterator[str]:
         yield f"calls a property: {text}"
     if is_method and (name in BANNED_CALLS or name.startswith(WAITING)):
         yield f"calls {name}"
+    to_qt = (is_method and name in SETTERS) or (isinstance(node.func, ast.Attribute) and is_widget_class(node.func))
+    if to_qt and node.keywords:
+        yield f"passes arguments by keyword to Qt: {text}"
     if name in DIALOGS or (name.endswith("Display") and "slicer.util" in text):
         yield f"opens a dialog: {text}"
     first = node.args[0] if node.args else None
@@ -118,6 +131,8 @@ SNIPPETS = {
     "qt.QMessageBox()": "dialog",
     "dialog.exec_()": "dialog",
     "button.connect('clicked', f)": "without its arguments",
+    "layout.addWidget(button, stretch=1)": "by keyword",
+    "qt.QLabel(parent=form)": "by keyword",
     "label.setText('Apply')": "untranslated",
     "note(Notice('Done'))": "untranslated",
     "f = lambda _: _('x')": "hides the translation",

@@ -227,7 +227,7 @@ def journeys(slicer_gui, tmp_path_factory):
     return {row["journey"]: row["loaded"] for row in rows}
 
 
-@pytest.mark.parametrize("journey", ["lesion_by_lesion", "restore_in_a_lesion", "measure", "export", "cases"])
+@pytest.mark.parametrize("journey", ["lesion_by_lesion", "reset_a_lesion", "measure", "export", "cases"])
 def test_no_journey_loads_heavy_packages_into_slicer(journey, journeys):
     """Importing scipy alone holds Slicer's window up for a third of a second."""
     assert journeys[journey] == []

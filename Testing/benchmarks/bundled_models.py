@@ -125,7 +125,7 @@ def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
     """The recipe; the manifest holds training cases only, so nobody is chosen to validate."""
     plain = arguments.plain_dice
     width = arguments.width
-    own = (
+    own: dict[str, Any] = (
         {"channels": [width * 2**level for level in range(5)]}
         if arguments.network == "coplenet"
         else {"base_channels": width}
@@ -148,7 +148,8 @@ def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
                 "neighbor_dropout": {"probability": WITHOUT_NEIGHBORS if arguments.slices > 1 else 0.0},
                 "synthetic_disease": {"probability": PAINTED if arguments.synthetic else 0.0},
             },
-            "network": {"name": arguments.network, "arguments": own},
+            "network": {"name": arguments.network, "batch_norm": "estimated"}
+            | ({"base_model": str(arguments.base.absolute())} if arguments.base else {"arguments": own}),
             "loss": {"name": "dice" if plain else "noise_robust_dice"},
             "ensembling": {"enabled": not plain},
             "optimizer": {
@@ -172,6 +173,7 @@ def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
 def folder_of(arguments: argparse.Namespace) -> Path:
     """Where a training lies: its name says its options."""
     name = f"{arguments.network}{arguments.width}-{arguments.training}-{arguments.steps}-{arguments.slices}slices"
+    name += "-continued" if arguments.base else ""
     for option in ("synthetic", "pictures", "plain_dice"):
         if getattr(arguments, option):
             name += f"-{option}"
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--synthetic", action="store_true", help="disease is painted on slices without lesion")
     parser.add_argument("--pictures", action="store_true", help="the 50 labeled slices of COVID-SemiSeg train, too")
     parser.add_argument("--plain-dice", action="store_true", help="Dice loss without teacher, instead of the framework")
+    parser.add_argument("--base", type=Path, help="model to go on with, trained on the same patients")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="bfloat16", choices=("auto", "float32", "bfloat16"))

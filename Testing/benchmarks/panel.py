@@ -120,7 +120,7 @@ def main() -> int:
     wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
     panel.show("correct")
     panel.correct.goToLesion(1)
-    panel.correct.onRestore()
+    panel.correct.onReset()
     wait_for(lambda: not panel.correct.busy, "the restored lesion", 60)
     wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
     panel.segment.ui.viewCombo.setCurrentIndex(panel.segment.ui.viewCombo.findData("separate"))

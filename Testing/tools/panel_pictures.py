@@ -43,8 +43,8 @@ def main(folder: Path) -> None:
 
     panel.show("correct")
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy)
-    panel.correct.ui.nextButton.click()
-    panel.correct.ui.nextButton.click()
+    panel.correct.ui.nextLesionButton.click()
+    panel.correct.ui.nextLesionButton.click()
     views.photograph(widget, ct, folder / "correct.png", mrml.lesionMask(node, ct))
 
     panel.show("measure")
@@ -118,7 +118,7 @@ def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
     panel.show("cases")
     page.ui.storePath.setProperty("currentPath", str(store.folder))
     wait_for(lambda: page.store.cases)
-    page.ui.nextButton.click()
+    page.ui.nextLesionButton.click()
     wait_for(lambda: page.work.isOpen and not page.store._client.busy, 600)
     panel.show("cases")
     return mrml.moduleParameters().inputVolume

@@ -63,7 +63,7 @@ class DataSettings:
         depth: slices of a training crop; above 1 the network is 3-D and not one of this project's.
         slice_offsets_mm: distances (mm) along the slices' axis, rising, at which a 2-D network sees slices as channels
             of its input; 0, the slice itself, is one of them. Empty takes the base model's; without one the slice
-            alone.
+            alone. A base model learns to use those that it doesn't see yet.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].

@@ -33,6 +33,7 @@ from ..inference.devices import choose_device, choose_precision, exact_float32
 from ..models import LoadedModel, ModelCard, ModelRegistry, Preprocessing, load_checkpoint, save_model
 from ..models.card import rewrite_card
 from ..networks import create_network
+from ..networks.factory import with_more_channels
 from .audit import LabelAudit
 from .config import TrainingConfig
 from .distributed import Ranks, process_group
@@ -207,10 +208,10 @@ class Trainer:
         data = self.config.data
         base = self._base_model().card.preprocessing if self.config.network.base_model else Preprocessing()
         offsets = data.slice_offsets_mm or base.slice_offsets_mm
-        if self.config.network.base_model and offsets != base.slice_offsets_mm:
+        if self.config.network.base_model and not set(base.slice_offsets_mm) <= set(offsets):
             raise InputError(
                 f"data.slice_offsets_mm is {list(offsets)}, but the base model sees slices at "
-                f"{list(base.slice_offsets_mm)} mm; leave it empty to train on as it is."
+                f"{list(base.slice_offsets_mm)} mm; name those, too, or leave it empty to train on as it is."
             )
         return replace(
             base,
@@ -230,7 +231,12 @@ class Trainer:
         if self.make_network is not None:
             return self.make_network()
         if settings.base_model:
-            return self._base_model().network.requires_grad_(True)
+            base, offsets = self._base_model(), self.preprocessing.slice_offsets_mm
+            seen = base.card.preprocessing.slice_offsets_mm
+            network = base.network
+            if offsets != seen:
+                network = with_more_channels(network, len(offsets), [offsets.index(offset) for offset in seen])
+            return network.requires_grad_(True)
         channels = {"in_channels": len(self.preprocessing.slice_offsets_mm)}
         return create_network(settings.name, **channels | settings.arguments)
 

@@ -6,7 +6,6 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 
 from .charts import showHistogram, showTrainingCurves, showZones
 from .clicks import PointPlacement, WheelListener, voxelAt
-from .contents import LESION_VIEWS, LesionView
 from .levels import keepLevels, levelsOf
 from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
@@ -17,7 +16,6 @@ from .nodes import (
     dicomFilesOf,
     nameCase,
     patientOf,
-    placeUnderStudy,
     recordOf,
     removeNode,
     requireNode,
@@ -27,6 +25,7 @@ from .parameters import OF_A_CT, ModuleParameters, moduleParameters
 from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
+    LESION_VIEWS,
     UndoStates,
     addLesion,
     changeSegment,
@@ -55,7 +54,6 @@ __all__ = [
     "EDITED",
     "LESION_VIEWS",
     "OF_A_CT",
-    "LesionView",
     "ModuleParameters",
     "PointPlacement",
     "UndoStates",
@@ -83,7 +81,6 @@ __all__ = [
     "nameCase",
     "nodeFromVolume",
     "patientOf",
-    "placeUnderStudy",
     "predictionMask",
     "recordOf",
     "removeLostPredictions",

@@ -21,9 +21,8 @@ from slicer.parameterNodeWrapper import (
 )
 
 from ..errors import InputError
-from .contents import LESION_VIEWS
 from .nodes import requireNode
-from .segmentations import resultsOn
+from .segmentations import LESION_VIEWS, resultsOn
 
 MODULE_NAME = "COVIDLesionSeg"
 _NODE_CLASS = "vtkMRMLScriptedModuleNode"

@@ -42,8 +42,7 @@ def keepPrediction(segmentationNode: Any) -> Any:
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
     prediction = _prediction(segmentationNode)
     if prediction is None:
-        prediction = addNode(SEGMENTATION, "AI result")
-        prediction.SetHideFromEditors(True)
+        prediction = addNode(SEGMENTATION, "AI result", hidden=True)
         prediction.SetAttribute(_ATTRIBUTE, "1")
         segmentationNode.SetNodeReferenceID(_REFERENCE, prediction.GetID())
     prediction.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())

@@ -1,4 +1,4 @@
-"""Masks to segments of a vtkMRMLSegmentationNode and back.
+"""Masks to segments of a vtkMRMLSegmentationNode and back: lesions as one, by attenuation, or one by one; the lungs.
 
 Segments that this extension made carry a tag with their role; a new result replaces those of the same role and leaves
 all others, whoever made them, as they are.
@@ -6,9 +6,11 @@ all others, whoever made them, as they are.
 
 from __future__ import annotations
 
+import colorsys
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import slicer
@@ -17,11 +19,11 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ..errors import InputError
-from ..imaging import Geometry, Volume
+from ..imaging import Geometry, SegmentStyle, Volume, segment_style
 from ..imaging.masks import Box, bounding_box
+from ..measurement.catalog import consolidation_limit
+from ..measurement.lesions import find_components
 from ..resources import resource
-from . import contents
-from .contents import LesionView, SegmentContent
 from .nodes import (
     addNode,
     array_of_matrix,
@@ -42,6 +44,14 @@ EDITED = (
     slicer.vtkSegmentation.SegmentRemoved,
     slicer.vtkSegmentation.SegmentModified,
 )
+LesionView = Literal["lesion", "attenuation", "separate"]
+LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
+# More segments than this can't be told apart, and every one costs the scene a node's worth of work.
+_MOST_SEPARATE_LESIONS = 30
+_ATTENUATION: dict[str, tuple[str, Callable[[NDArray[Any], float], NDArray[Any]]]] = {
+    "ground_glass_opacity": ("below {limit} HU", np.less),
+    "consolidation": ("from {limit} HU", np.greater_equal),
+}
 TERMINOLOGY_FILE = "Terminologies/COVIDLesionSeg.term.json"
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _LABELMAP = "Binary labelmap"
@@ -51,6 +61,27 @@ _SURFACES = {"Conversion method": "1", "SurfaceNets smoothing": "0", "Smoothing 
 _ROUGH_SURFACES = {"Conversion method": "0", "Smoothing factor": "0"}
 # How far a segment's voxels may lie from the CT's, in voxels, to be taken as they are instead of resampled.
 _SAME_LATTICE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """One segment to be.
+
+    Attributes:
+        id: segment ID that it wants.
+        role: "lesion" or "lungs": segments of a role are replaced together.
+        name: what users read.
+        style: color and codes.
+        box: where in the CT's array (z, y, x) the mask lies.
+        mask: bool (z, y, x), the size of the box.
+    """
+
+    id: str
+    role: str
+    name: str
+    style: SegmentStyle
+    box: Box
+    mask: NDArray[np.bool_]
 
 
 class UndoStates(Protocol):
@@ -129,7 +160,7 @@ def showLesions(
     _require_mask(mask, volumeNode, "lesion mask")
     if view != "lesion" and volume is None:
         volume = volumeFromNode(volumeNode, check=False)
-    made = contents.lesion_contents(mask, view, volume, consolidationFrom)
+    made = _lesion_contents(mask, view, volume, consolidationFrom)
     return _show(made, volumeNode, segmentationNode, undo)
 
 
@@ -145,7 +176,7 @@ def showLungs(
         undo: saves the state before segments are replaced.
     """
     _require_mask(lungs, volumeNode, "lung mask")
-    return _show(contents.lung_contents(lungs), volumeNode, segmentationNode, undo)
+    return _show(_lung_contents(lungs), volumeNode, segmentationNode, undo)
 
 
 def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArray[np.bool_]:
@@ -222,7 +253,10 @@ def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
 
 def viewOf(segmentationNode: Any) -> LesionView:
     """The view in which the lesion segments of this extension show lesions."""
-    return contents.view_of(segmentsWithRole(segmentationNode))
+    known = set(segmentsWithRole(segmentationNode))
+    if known >= set(_ATTENUATION):
+        return "attenuation"
+    return "separate" if "lesion_1" in known else "lesion"
 
 
 def volumeOf(segmentationNode: Any) -> Any:
@@ -368,7 +402,7 @@ def addLesion(
     parts = {segmentId: mask}
     if viewOf(segmentationNode) == "attenuation":
         hu = slicer.util.arrayFromVolume(volumeNode)[box]
-        parts = contents.split_by_attenuation(mask, hu, consolidationFrom)
+        parts = _split_by_attenuation(mask, hu, consolidationFrom)
     for identity, part in parts.items():
         changeSegment(segmentationNode, identity, box, part, volumeNode, add=True)
 
@@ -420,7 +454,129 @@ def loadTerminology() -> str:
     return str(name)
 
 
-def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
+def _lesion_contents(
+    mask: NDArray[np.bool_],
+    view: LesionView,
+    volume: Volume | None = None,
+    consolidation_from: float | None = None,
+) -> list[_Content]:
+    """Lesions as segments.
+
+    Args:
+        mask: bool (z, y, x).
+        view: "lesion": one segment; "attenuation": ground-glass opacity and consolidation, told apart by HU inside the
+            lesion; "separate": one segment for each of the largest 26-connected lesions, largest first, and one for
+            the rest.
+        volume: the CT, needed for "attenuation", and for the volumes in the names of "separate".
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Raises:
+        InputError: a view that is not known, or no CT where one is needed.
+    """
+    if view not in LESION_VIEWS:
+        raise InputError(f"There is no view {view!r} of lesions; choose one of {', '.join(LESION_VIEWS)}.")
+    if view == "lesion":
+        style = segment_style("lesion")
+        return [_content("lesion", "lesion", style.name, style, mask)]
+    if volume is None:
+        raise InputError(f'The CT is needed to show lesions as "{view}".')
+    volume.geometry.require_shape(mask, "lesion mask")
+    if view == "separate":
+        return _separate(mask, volume.geometry.voxel_ml)
+    return _by_attenuation(mask, volume, consolidation_from)
+
+
+def _split_by_attenuation(
+    mask: NDArray[np.bool_], hu: NDArray[Any], consolidation_from: float | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Lesion as ground-glass opacity and consolidation: segment ID -> mask.
+
+    Args:
+        mask: bool (z, y, x).
+        hu: of the same shape.
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+    """
+    limit = consolidation_limit(consolidation_from)
+    return {identity: mask & belongs(hu, limit) for identity, (_words, belongs) in _ATTENUATION.items()}
+
+
+def _lung_contents(lungs: NDArray[Any]) -> list[_Content]:
+    """Lungs as segments.
+
+    Args:
+        lungs: (z, y, x), 1 right lung, 2 left lung. Without a 2, as in a bool mask, the sides are not known, and there
+            is one segment of both.
+    """
+    if not (lungs == 2).any():
+        return [_content("lungs", "lungs", "lungs", segment_style("lungs"), lungs != 0)]
+    sides = [(segment_style("right_lung"), 1), (segment_style("left_lung"), 2)]
+    return [_content(style.id, "lungs", style.name, style, lungs == label) for style, label in sides]
+
+
+def _content(
+    identity: str, role: str, name: str, style: SegmentStyle, mask: NDArray[np.bool_], within: Box | None = None
+) -> _Content:
+    box = bounding_box(mask, least=1)
+    placed = box if within is None else _shifted(box, within)
+    return _Content(identity, role, name, style, placed, np.ascontiguousarray(mask[box]))
+
+
+def _shifted(box: Box, within: Box) -> Box:
+    z, y, x = (slice(b.start + w.start, b.stop + w.start) for b, w in zip(box, within, strict=True))
+    return z, y, x
+
+
+def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None) -> list[_Content]:
+    limit = consolidation_limit(limit)
+    box = bounding_box(mask, least=1)
+    inside, hu = mask[box], volume.array[box]
+    contents = []
+    for identity, part in _split_by_attenuation(inside, hu, limit).items():
+        style = segment_style(identity)
+        words = _ATTENUATION[identity][0].format(limit=f"{limit:g}")
+        contents.append(_content(identity, "lesion", f"{style.name} ({words})", style, part, box))
+    return contents
+
+
+def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[_Content]:
+    style = segment_style("lesion")
+    box = bounding_box(mask, least=1)
+    inside = np.ascontiguousarray(mask[box])
+    found = find_components(inside)
+    if not found.count:
+        return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
+    labels = found.image(inside)
+    bounds = found.boxes()
+    contents = []
+    for index in range(min(found.count, _MOST_SEPARATE_LESIONS)):
+        part = bounds[index]
+        name = f"lesion {index + 1} ({_ml(found.sizes[index], voxel_ml)})"
+        content = _Content(
+            f"lesion_{index + 1}", "lesion", name, _shaded(style, index), _shifted(part, box), labels[part] == index + 1
+        )
+        contents.append(content)
+    if found.count > _MOST_SEPARATE_LESIONS:
+        rest = found.count - _MOST_SEPARATE_LESIONS
+        name = f"{rest} smaller lesions ({_ml(found.sizes[_MOST_SEPARATE_LESIONS:].sum(), voxel_ml)})"
+        smaller = labels > _MOST_SEPARATE_LESIONS
+        contents.append(_content("lesions_smaller", "lesion", name, style, smaller, box))
+    return contents
+
+
+def _shaded(style: SegmentStyle, index: int) -> SegmentStyle:
+    """The style with a hue of its own, a golden ratio from the one before; the first keeps its color."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*style.color)
+    color = colorsys.hsv_to_rgb((hue + 0.618034 * index) % 1.0, saturation, value)
+    return SegmentStyle(
+        style.id, style.name, color, style.category, style.type, style.modifier, style.region, style.context
+    )
+
+
+def _ml(voxels: int, voxel_ml: float) -> str:
+    return f"{voxels * voxel_ml:.3g} mL"
+
+
+def _show(made: Sequence[_Content], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
     if segmentationNode is None:
         segmentationNode = createSegmentation(volumeNode)
     else:
@@ -451,7 +607,7 @@ def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any
     return segmentationNode
 
 
-def _add_segment(segmentation: Any, content: SegmentContent) -> str:
+def _add_segment(segmentation: Any, content: _Content) -> str:
     # a segment of the user's may have this ID
     identity = segmentation.GenerateUniqueSegmentID(content.id)
     segmentation.AddEmptySegment(identity, content.name, content.style.color)

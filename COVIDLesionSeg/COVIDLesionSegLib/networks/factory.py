@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -36,3 +37,24 @@ def create_network(name: str, **arguments: Any) -> SliceNetwork:
     if unknown:
         raise InputError(f"{name} has no argument {', '.join(unknown)}; it takes {', '.join(known)}.")
     return network(**arguments)
+
+
+def with_more_channels(network: SliceNetwork, channels: int, places: Sequence[int]) -> SliceNetwork:
+    """A network that computes the same from more input channels, of which it doesn't use the new ones yet.
+
+    Args:
+        network: with as many input channels as there are places; not changed.
+        channels: of the new network's input.
+        places: where the old channels are among the new ones.
+    """
+    wider = create_network(network.family, **network.arguments | {"in_channels": channels})
+    tensors = wider.state_dict()
+    for name, old in network.state_dict().items():
+        new = tensors[name]
+        if new.shape == old.shape:
+            new.copy_(old)
+        else:
+            # the first convolution alone knows how many channels there are
+            new.zero_()
+            new[:, list(places)] = old
+    return wider.train(network.training)

@@ -16,6 +16,8 @@ from ..resources import resource
 
 # A second press this soon after the first is a double click, not another wish.
 DOUBLE_CLICK_S = 0.5
+# where an item of a list keeps its key
+_KEY = qt.Qt.UserRole
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,52 @@ def fillCombo(combo: Any, entries: list[tuple[Any, str]]) -> None:
         combo.addItem(text, value)
     combo.setCurrentIndex(max(combo.findData(chosen), 0) if entries else -1)
     combo.blockSignals(blocked)
+
+
+def addEntry(widget: Any, text: str, tip: str, action: Any) -> Any:
+    """An entry of the widget's context menu, or of what a tool button unfolds; its text and state can be changed."""
+    entry = qt.QAction(text, widget)
+    entry.setToolTip(tip)
+    entry.connect("triggered(bool)", lambda *_ignored: action())
+    widget.addAction(entry)
+    return entry
+
+
+def fillList(widget: Any, rows: list[tuple[str, str]]) -> None:
+    """Offer these (key, text); the chosen row stays, or the one that takes its place. Signals are not sent."""
+    items = [widget.item(index) for index in range(widget.count)]
+    if [(str(item.data(_KEY)), item.text()) for item in items] == rows:
+        return
+    row, before = widget.currentRow, chosenKey(widget)
+    blocked = widget.blockSignals(True)
+    widget.clear()
+    for key, text in rows:
+        item = qt.QListWidgetItem(text)
+        item.setData(_KEY, key)
+        widget.addItem(item)
+    keys = [key for key, _text in rows]
+    widget.setCurrentRow(keys.index(before) if before in keys else min(row, len(rows) - 1))
+    widget.blockSignals(blocked)
+
+
+def chosenKey(widget: Any) -> str:
+    """The key of the chosen row of a list, or ""."""
+    item = widget.currentItem()
+    return "" if item is None else str(item.data(_KEY))
+
+
+def chooseKey(widget: Any, key: str) -> None:
+    """Choose the row with this key, or none."""
+    rows = [row for row in range(widget.count) if str(widget.item(row).data(_KEY)) == key]
+    widget.setCurrentRow(rows[0] if rows else -1)
+
+
+def showProgress(bar: Any, isOn: bool, fraction: float | None) -> None:
+    """Show a progress bar while something is on; None is on its way, nobody knows how far."""
+    bar.setVisible(isOn)
+    bar.setRange(0, 0 if fraction is None else 1000)
+    if fraction is not None:
+        bar.setValue(round(1000 * fraction))
 
 
 def showText(label: Any, text: str) -> None:

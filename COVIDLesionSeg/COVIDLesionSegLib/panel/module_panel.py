@@ -12,14 +12,17 @@ from slicer.util import VTKObservationMixin
 from .. import mrml
 from ..mrml import ModuleParameters
 from .cases_page import CasesPage
-from .correct_tab import CorrectTab
+from .correct_page import CorrectPage
 from .forms import Page, addShortcut, loadForm, setScene, stacked
-from .learn_tab import SettingsPage, TrainPage
 from .measure_tab import MeasureTab
 from .messages import Messages
 from .segment_tab import SegmentTab
 from .session import Session, session
+from .settings_page import SettingsPage
+from .store_client import StoreClient
 from .text import _
+from .train_page import TrainPage
+from .training import TrainingLogic
 
 
 class ModulePanel(VTKObservationMixin):
@@ -48,12 +51,13 @@ class ModulePanel(VTKObservationMixin):
         self.messages = Messages(actions, self.session.report)
         note = self.messages.note
         self.form, self._ui = loadForm("Panel")
-        self.correct = CorrectTab(self.session, scene, note)
+        self.store, training = StoreClient(self.session), TrainingLogic()
+        self.correct = CorrectPage(self.session, scene, note, self.store)
         self.segment = SegmentTab(self.session, scene, note, self.correct.undoFor)
         self.measure = MeasureTab(self.session, scene, note)
-        self.cases = CasesPage(self.session, scene, note, self.correct.undoFor)
-        self.train = TrainPage(self.cases)
-        self.settings = SettingsPage(self.session, scene, note, self.cases)
+        self.cases = CasesPage(self.session, scene, note, self.store, self.correct.work, training)
+        self.train = TrainPage(self.session, scene, note, self.store, training)
+        self.settings = SettingsPage(self.session, scene, note, self.store)
         self.pages: dict[str, Page] = {
             "segment": self.segment,
             "measure": self.measure,
@@ -77,6 +81,8 @@ class ModulePanel(VTKObservationMixin):
         for teller in self._tellers():
             teller.noted.connect(note)
         self.session.run.finished.connect(self._onFinished)
+        # a case is corrected where it was opened
+        self.correct.work.opened.connect(self._goer("correct"))
         # loading and closing a scene are batches, at whose end the segment editor takes what its selectors have
         self.addObserver(scene, scene.EndBatchProcessEvent, self._onBatchEnded)
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeGoes)
@@ -111,6 +117,7 @@ class ModulePanel(VTKObservationMixin):
         for page in self.pages.values():
             page.close()
             setScene(page.form, None)
+        self.store.close()
         self._parameters = None
         self.session.detach(self)
 
@@ -221,7 +228,7 @@ class ModulePanel(VTKObservationMixin):
     def onSetUp(self) -> None:
         """Go to the page that sets PyTorch up."""
         self.show("settings")
-        self.settings.showTorchPage()
+        self.settings.showTorch()
 
     def onUseProcessor(self) -> None:
         """Run again on the processor."""

@@ -164,7 +164,7 @@ class SceneCt(VTKObservationMixin):
             self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
             scene = slicer.mrmlScene
             for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
-                self.addObserver(scene, event, lambda *_: None if volumeNode.GetScene() else self.forget())
+                self.addObserver(scene, event, lambda *_ignored: None if volumeNode.GetScene() else self.forget())
         return self._read
 
     def forget(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Iterable
 from typing import Any
 
 try:
@@ -14,7 +16,7 @@ except ImportError:  # an application without translations
         return text
 
 
-__all__ = ["_", "duration_text", "figure_text", "number_text"]
+__all__ = ["_", "duration_text", "figure_text", "number_text", "table_html"]
 
 _LARGE = 100
 
@@ -37,6 +39,16 @@ def figure_text(value: Any, unit: str) -> str:
     """A number and its unit."""
     text = number_text(value)
     return f"{text} {unit}" if unit and value is not None else text
+
+
+def table_html(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table as HTML without colors or sizes of its own, so that any theme can show it."""
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag} align='left'>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<table cellspacing='4'>{row(heads, 'th')}{body}</table>"
 
 
 def duration_text(seconds: float) -> str:

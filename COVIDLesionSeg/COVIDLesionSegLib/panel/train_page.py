@@ -1,63 +1,66 @@
-"""Fine-tuning from the panel: an honest estimate, live curves, the gate's decision, and the way back."""
+"""The page Train: fine-tuning with an estimate and live curves, its validation, and the models of the store."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import qt
-
 from .. import mrml
 from ..models.catalog import ModelEntry
-from ..worker import Reply
 from ..worker.job_tasks import ESTIMATE, VALIDATE
 from ..worker.jobs import JobStatus
-from .adding_page import endOf, jobText, showProgress
-from .forms import chosenData, showText
-from .gate_text import gateHtml
-from .job_watch import JobWatch
-from .notices import Notice, attempt
+from .forms import Page, chooseKey, chosenData, chosenKey, fillCombo, fillList, loadForm, showProgress, showText
+from .notices import Notice, attempt, noticeOf
 from .store_client import StoreClient
-from .text import _
-from .training import FINE_TUNE, TrainingLogic
+from .task import Tasks
+from .text import _, number_text, table_html
+from .training import FINE_TUNE, JobWatch, TrainingLogic, endOf, jobText
 
 if TYPE_CHECKING:
     from .session import Session
 
-_ID = qt.Qt.UserRole
+_FIGURES = ("dice", "relative_volume_error", "hausdorff_distance_95")
 
 
-class TuningPage:
-    """Fills the part of the form that trains.
+class TrainPage(Page):
+    """Fine-tunes a model on the corrections of a store; jobs go on when Slicer ends.
 
     Args:
         session: shared by all panels.
+        scene: the MRML scene.
+        note: shows a :class:`.notices.Notice`.
         store: the store.
         training: starts the jobs.
-        ui: the form's widgets.
-        note: shows a :class:`.notices.Notice`.
     """
 
     def __init__(
-        self, session: Session, store: StoreClient, training: TrainingLogic, ui: Any, note: Callable[[Notice], None]
+        self,
+        session: Session,
+        scene: Any,
+        note: Callable[[Notice], None],
+        store: StoreClient,
+        training: TrainingLogic,
     ) -> None:
-        self._session, self._store, self._training = session, store, training
-        self._ui, self._note = ui, note
+        self._session, self._store, self._training, self._note = session, store, training, note
+        self._tasks = Tasks(session.timer, lambda error: note(noticeOf(error)))
+        # the fine-tuning, and what is asked besides: an estimate or a validation
         self.watch, self.helper = JobWatch(session), JobWatch(session)
         self._folder = ""
-        self._shown: tuple[Any, ...] = ()
         self._installed: list[ModelEntry] = []
         self._estimated: tuple[Any, ...] = ()
         self._estimate = ""
         self._charts: tuple[Any, Any] = (None, None)
         self._points = 0
+        self.form, self.ui = loadForm("Train", scene)
+        ui = self.ui
         ui.estimateButton.connect("clicked(bool)", self.onEstimate)
         ui.startButton.connect("clicked(bool)", self.onStart)
-        ui.tuneCancelButton.connect("clicked(bool)", self.onCancel)
+        ui.trainCancelButton.connect("clicked(bool)", self.onCancel)
         ui.resumeButton.connect("clicked(bool)", self.onResume)
         ui.curvesButton.connect("clicked(bool)", self.onCurves)
         ui.useButton.connect("clicked(bool)", self.onUse)
-        ui.judgeButton.connect("clicked(bool)", self.onJudge)
+        ui.validateButton.connect("clicked(bool)", self.onValidate)
         ui.overrideButton.connect("clicked(bool)", self.onOverride)
         ui.storeModelList.connect("currentRowChanged(int)", lambda *_ignored: self._showChosen())
         ui.overrideEdit.connect("textChanged(QString)", lambda *_ignored: self._showButtons())
@@ -75,6 +78,7 @@ class TuningPage:
         """Listen no more; jobs go on."""
         self._store.changed.disconnect(self.show)
         self._session.modelsChanged.disconnect(self._onInstalled)
+        self._tasks.close()
         self.watch.stop()
         self.helper.stop()
 
@@ -100,71 +104,54 @@ class TuningPage:
             if self.watch.isActive:
                 self._note(Notice(_("A fine-tuning of this store is on.")))
         overview = store.overview
-        models = list(overview.get("models", ()))
-        shown = (models, overview.get("default"), [entry.id for entry in self._installed])
-        if shown != self._shown:
-            self._shown = shown
-            self._showModels(models, self._installed, str(overview.get("default", "")))
+        self._showModels(str(overview.get("default", "")))
         text = _("There are no validation patients yet: the first fine-tuning chooses them, for good.")
         if overview.get("frozen"):
             count = overview["validation_patients"]
             text = _("{count} validation patients, always the same ones; all others train.").format(count=count)
-        showText(self._ui.splitLabel, text if overview else "")
-        self._ui.judgesEdit.setEnabled(bool(overview) and not overview.get("frozen"))
-        self._ui.gateBrowser.setVisible(bool(self._chosenFacts().get("gate")))
+        elif not overview:
+            text = _("Choose a case store on the page Cases.")
+        showText(self.ui.splitLabel, text)
+        self.ui.validationEdit.setEnabled(bool(overview) and not overview.get("frozen"))
         self._showState()
 
-    def _showModels(self, models: list[Mapping[str, Any]], others: list[ModelEntry], default: str) -> None:
-        ui, before = self._ui, chosenData(self._ui.baseCombo)
-        blocked = ui.baseCombo.blockSignals(True)
-        ui.baseCombo.clear()
-        ui.baseCombo.addItem(_("Active model: {model}").format(model=default), "")
-        for model in reversed(models):
-            ui.baseCombo.addItem(model["id"], model["id"])
-        for entry in others:
-            ui.baseCombo.addItem(entry.name, entry.id)
-        ui.baseCombo.setCurrentIndex(max(ui.baseCombo.findData(before), 0))
-        ui.baseCombo.blockSignals(blocked)
-        chosen = self.chosenModel
-        blocked = ui.storeModelList.blockSignals(True)
-        ui.storeModelList.clear()
+    def _showModels(self, default: str) -> None:
+        ui, models = self.ui, list(self._store.overview.get("models", ()))
+        bases = [("", _("Active model: {model}").format(model=default))]
+        bases += [(model["id"], model["id"]) for model in reversed(models)]
+        fillCombo(ui.baseCombo, bases + [(entry.id, entry.name) for entry in self._installed])
         # the installation's model stands first, so that one can go back to the beginning
         history = self._store.overview.get("history", ())
-        rows = [{"id": history[0]["model"]}, *models] if history else models
-        for model in rows:
-            item = qt.QListWidgetItem(_modelText(model, model["id"] == default))
-            item.setData(_ID, model["id"])
-            ui.storeModelList.addItem(item)
-        ids = [model["id"] for model in rows]
-        wanted = chosen if chosen in ids else default
-        ui.storeModelList.setCurrentRow(ids.index(wanted) if wanted in ids else -1)
-        ui.storeModelList.blockSignals(blocked)
+        shown = [{"id": history[0]["model"]}, *models] if history else models
+        before = self.chosenModel
+        fillList(ui.storeModelList, [(model["id"], _modelText(model, model["id"] == default)) for model in shown])
+        if before not in (model["id"] for model in shown):
+            chooseKey(ui.storeModelList, default)
         self._showChosen()
 
     @property
     def chosenModel(self) -> str:
         """Id of the model that is chosen in the list, or ""."""
-        item = self._ui.storeModelList.currentItem()
-        return "" if item is None else str(item.data(_ID))
+        return chosenKey(self.ui.storeModelList)
 
     def _chosenFacts(self) -> Mapping[str, Any]:
         return next((m for m in self._store.overview.get("models", ()) if m["id"] == self.chosenModel), {})
 
     def _showChosen(self) -> None:
         gate = self._chosenFacts().get("gate")
-        self._ui.gateBrowser.setVisible(bool(gate))
-        self._ui.gateBrowser.setHtml(gateHtml(gate) if gate else "")
+        self.ui.gateBrowser.setVisible(bool(gate))
+        self.ui.gateBrowser.setHtml(_gateHtml(gate) if gate else "")
         self._showButtons()
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> tuple[Any, ...]:
-        ui = self._ui
+        ui = self.ui
         base, config = chosenData(ui.baseCombo) or None, ui.configPath.currentPath or None
         return self._store.folder, base, ui.stepsSpin.value, mrml.moduleParameters().device, config
 
     def onEstimate(self, *_ignored: Any) -> None:
-        """Find out how long it would take."""
+        """Estimate the time."""
         folder, base, steps, device, config = self._wanted()
         self._estimated, self._estimate = (), ""
         self._try(
@@ -177,7 +164,8 @@ class TuningPage:
             self.onEstimate()
             return
         folder, base, steps, device, config = self._wanted()
-        judges = self._ui.judgesEdit.text.replace(",", " ").split() if not self._store.overview.get("frozen") else []
+        patients = self.ui.validationEdit.text.replace(",", " ").split()
+        validation = [] if self._store.overview.get("frozen") else patients
         # the next one will have other labels, so it is measured anew
         self._estimated, self._estimate = (), ""
         self._charts, self._points = (None, None), 0
@@ -189,9 +177,9 @@ class TuningPage:
                     config=config,
                     device=device,
                     steps=steps,
-                    replayShare=self._ui.replaySpin.value / 100,
-                    validation=judges,
-                    by=self._store.rater,
+                    replayShare=self.ui.replaySpin.value / 100,
+                    validation=validation,
+                    by=self._store.reader,
                 )
             )
         )
@@ -204,12 +192,12 @@ class TuningPage:
                 return
 
     def onResume(self, *_ignored: Any) -> None:
-        """Go on with what was stopped."""
+        """Resume what was stopped."""
         job = self.watch.job
         if job is not None:
             self._try(lambda: self.watch.follow(self._training.resume(job)))
 
-    def onJudge(self, *_ignored: Any) -> None:
+    def onValidate(self, *_ignored: Any) -> None:
         """Validate the chosen model."""
         model, device = self.chosenModel, mrml.moduleParameters().device
         self._try(lambda: self.helper.follow(self._training.validate(self._store.folder, model, device=device)))
@@ -235,34 +223,32 @@ class TuningPage:
         self._charts = mrml.showTrainingCurves(status.curves, *kept)
 
     def _showState(self) -> None:
-        ui, status = self._ui, self.watch.status
+        ui, status = self.ui, self.watch.status
         helping, tuning = self.helper.isActive, self.watch.isActive
-        text = ""
+        text, fraction = "", None
         if helping and self.helper.status is not None:
-            text = jobText(self.helper.status)
+            text, fraction = jobText(self.helper.status), _fraction(self.helper.status)
             if self.helper.job is not None and self.helper.job.task == ESTIMATE:
-                text = _("Measuring how long it would take. {text}").format(text=text)
-            showProgress(ui.tuneProgress, self.helper.status)
+                text = _("Estimating the time. {text}").format(text=text)
         elif tuning and status is not None:
-            text = jobText(status)
-            showProgress(ui.tuneProgress, status)
+            text, fraction = jobText(status), _fraction(status)
         elif self._estimate and self._estimated == self._wanted():
             text = self._estimate
         elif status is not None:
             text = _ended(status)
-        showText(ui.tuneState, text)
-        ui.tuneProgress.setVisible(helping or tuning)
+        showText(ui.trainState, text)
+        showProgress(ui.trainProgress, helping or tuning, fraction)
         if tuning and self._charts != (None, None):
             self._fillCharts()
         self._showButtons()
 
     def _showButtons(self) -> None:
-        ui, status = self._ui, self.watch.status
+        ui, status = self.ui, self.watch.status
         busy = self.helper.isActive or self.watch.isActive
         ready = bool(self._store.cases) and not busy
         ui.estimateButton.setEnabled(ready)
         ui.startButton.setEnabled(ready)
-        ui.tuneCancelButton.setEnabled(busy)
+        ui.trainCancelButton.setEnabled(busy)
         ui.resumeButton.setVisible(not busy and status is not None and status.state in ("cancelled", "died", "failed"))
         ui.curvesButton.setEnabled(status is not None and bool(status.curves))
         facts, chosen = self._chosenFacts(), self.chosenModel
@@ -270,14 +256,14 @@ class TuningPage:
         free = bool(chosen) and chosen != self._store.overview.get("default")
         refused = gate is not None and not gate["accepted"]
         ui.useButton.setEnabled(free and (not facts or (gate is not None and not refused)))
-        ui.judgeButton.setEnabled(bool(facts) and ready)
+        ui.validateButton.setEnabled(bool(facts) and ready)
         ui.overrideButton.setEnabled(free and refused and bool(ui.overrideEdit.text.strip()))
         failed = gate is not None and gate["verdict"] == "failed"
         ui.overrideButton.setText(_("Use despite failed validation") if failed else _("Use this model"))
         for widget in (ui.overrideEdit, ui.overrideEditCaption, ui.overrideButton):
             widget.setVisible(free and refused)
         hasModels = bool(self._store.overview.get("models"))
-        for widget in (ui.storeModelsCaption, ui.storeModelList, ui.useButton, ui.judgeButton):
+        for widget in (ui.storeModelListCaption, ui.storeModelList, ui.useButton, ui.validateButton):
             widget.setVisible(hasModels)
 
     # ---- what came of it --------------------------------------------------------------------------------------------
@@ -303,7 +289,9 @@ class TuningPage:
             self._noteGate(status.result["gate"])
             count = status.result["review"]
             if count:
-                self._note(Notice(_("{count} labels look doubtful; see Label review.").format(count=count)))
+                self._note(
+                    Notice(_("{count} labels look doubtful; see Label review on the page Cases.").format(count=count))
+                )
             for text in status.result["notes"]:
                 self._note(Notice(text))
         else:
@@ -327,15 +315,15 @@ class TuningPage:
 
     def onOverride(self, *_ignored: Any) -> None:
         """Use the chosen model although it did not pass validation."""
-        self._changeModel({"act": "override", "accept": True, "reason": self._ui.overrideEdit.text})
+        self._changeModel({"act": "override", "accept": True, "reason": self.ui.overrideEdit.text})
 
     def _changeModel(self, values: Mapping[str, Any]) -> None:
-        def changed(reply: Reply) -> None:
-            self._ui.overrideEdit.setText("")
-            self._note(Notice(_("{model} is the active model now.").format(model=reply.values["default"])))
+        self._tasks.start(self._change({**values, "model": self.chosenModel, "by": self._store.reader}))
 
-        given = {**values, "model": self.chosenModel, "by": self._store.rater}
-        self._try(lambda: self._store.ask("store_model", given, changed))
+    async def _change(self, values: Mapping[str, Any]) -> None:
+        reply = await self._store.ask("store_model", values)
+        self.ui.overrideEdit.setText("")
+        self._note(Notice(_("{model} is the active model now.").format(model=reply.values["default"])))
 
     def _try(self, action: Callable[[], Any]) -> None:
         attempt(action, self._note)
@@ -363,3 +351,28 @@ def _ended(status: JobStatus) -> str:
     if status.state == "cancelled":
         return _("The last fine-tuning was cancelled; what was best is kept below, if it was validated on the way.")
     return "" if status.error is None else str(status.error)
+
+
+def _fraction(status: JobStatus) -> float | None:
+    return None if status.progress is None else status.progress.fraction
+
+
+def _gateHtml(gate: Mapping[str, Any]) -> str:
+    """The validation's verdict and each validation case under both models.
+
+    Args:
+        gate: what ``cases.GateDecision.told()`` gives.
+    """
+    rows = []
+    for name, both in gate["cases"].items():
+        case = _("{case} (does not count)").format(case=name) if name in gate["left_out"] else name
+        old, new = both["old"], both["new"]
+        if float(new["reference_ml"]) == 0:
+            before, after = number_text(old["prediction_ml"]), number_text(new["prediction_ml"])
+            rows.append((case, _("{old} \N{RIGHTWARDS ARROW} {new} mL false").format(old=before, new=after), "", ""))
+        else:
+            pairs = ((number_text(old[figure]), number_text(new[figure])) for figure in _FIGURES)
+            rows.append((case, *(f"{before} \N{RIGHTWARDS ARROW} {after}" for before, after in pairs)))
+    texts = (gate["text"], *gate["warnings"], str(gate["split"].get("text", "")))
+    notes = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+    return notes + table_html((_("Case"), _("Dice"), _("RVE"), _("HD95 [mm]")), rows)
