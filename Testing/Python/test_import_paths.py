@@ -110,7 +110,7 @@ def test_a_model_predicts_and_is_fine_tuned_like_any_other(trained, tmp_path):
     from COVIDLesionSegLib.inference import Predictor
 
     cases = trained.folder.parent / "cases"
-    lungs = read_labels(cases / "dora_lungs.nii.gz").labels.astype(np.uint8)
+    lungs = read_labels(cases / "dora_lungs.nii.gz").array
     result = Predictor(trained.model, "cpu").segment(read_volume(cases / "dora_ct.nii.gz"), lungs)
     assert result.mask.shape == (6, 48, 56) and result.record.to_json()["model"]["id"] == "trained"
     config = tiny_config(

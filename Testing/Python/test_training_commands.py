@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from training_fixtures import tiny_config, write_cases
 
 from COVIDLesionSegLib.cli import main
@@ -328,6 +329,28 @@ def test_tensorboard_gets_scalars_of_every_case_and_images(cases, tmp_path, monk
     ):
         assert tag in {entry[0] for entry in written}, tag
     assert any(str(entry[0]).startswith("validation/dora slice ") for entry in written)
+
+
+def test_the_follower_that_the_docs_show_feeds_mlflow(cases, tmp_path, monkeypatch):
+    """The example itself, with a stand-in for the package that keeps its functions' names and arguments."""
+    told = []
+    mlflow = types.ModuleType("mlflow")
+    mlflow.log_params = lambda params: told.append(("params", params["run.steps"], params["loss.name"]))
+    mlflow.log_metrics = lambda metrics, step: told.append((tuple(metrics), step))
+    mlflow.log_image = lambda image, artifact_file: told.append((artifact_file, image.shape[2]))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    page = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = [block for block in page.split("```python\n")[1:] if block.startswith("import mlflow")]
+    code = example.split("```")[0]
+    assert len([line for line in code.splitlines() if line.startswith("    ")]) <= 10
+    names: dict = {}
+    exec(code, names)
+    config = tiny_config(cases, run={"steps": 2, "validation_interval": 2})
+    Trainer(config, tmp_path / "run", tmp_path, callbacks=[names["MLflow"]()]).run()
+    assert told[0] == ("params", 2, "noise_robust_dice")
+    assert ("student_loss" in told[1][0], told[1][1], told[2][1]) == (True, 0, 1)
+    assert (("validation_dice_teacher",), 2) in told
+    assert any(str(entry[0]).startswith("validation-2-dora slice ") and entry[1] == 3 for entry in told)
 
 
 def test_a_follower_is_named_on_the_command_line(cases, tmp_path, monkeypatch):
