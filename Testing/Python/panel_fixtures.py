@@ -228,7 +228,7 @@ def segmentation(panel, ct):
 
 def settle(panel):
     live = panel.session.live
-    wait_for(lambda: live.quantities and not live.busy and not live._tables.busy, "the figures")
+    wait_for(lambda: live.quantities and not live.busy, "the figures")
 
 
 def add_reference(ct: Any, mrml: Any, mask: np.ndarray) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import xml.etree.ElementTree as ET
 
@@ -63,7 +64,8 @@ def test_fields_come_in_the_order_of_the_work(form, order, panel):
 def test_a_label_leads_to_its_field_and_no_two_letters_are_the_same(name, panel):
     """Letters of labels, too, must not be keys that the panel has given away."""
     root = ET.parse(REPOSITORY / "Resources" / "UI" / f"{name.capitalize()}.ui").getroot()
-    taken = [shortcut.key.toString().removeprefix("Alt+") for shortcut in panel.shortcuts]
+    there = [each for each in panel.shortcuts if each.parent() in (panel.form, panel.pages[name].form)]
+    taken = [shortcut.key.toString().removeprefix("Alt+") for shortcut in there]
     # of sections that unfold one at a time each has its letters for itself
     sections = [w for w in root.iter("widget") if w.get("class") == "ctkCollapsibleButton"]
     groups = sections if name == "settings" else [root]
@@ -77,6 +79,13 @@ def test_a_label_leads_to_its_field_and_no_two_letters_are_the_same(name, panel)
                 assert find(panel, widget.get("name")).buddy() is find(panel, values["buddy"])
         assert len(letters) == len(set(letters)), (name, letters)
         assert not set(letters) & set(taken), (name, letters)
+
+
+def test_no_two_widgets_have_the_same_name():
+    """A name leads to one widget, in tests and in the application."""
+    forms = sorted((REPOSITORY / "Resources" / "UI").glob("*.ui"))
+    names = [widget.get("name") for form in forms for widget in ET.parse(form).getroot().iter("widget")]
+    assert not [name for name, count in collections.Counter(names).items() if count > 1]
 
 
 def test_a_page_has_few_buttons_and_the_rest_is_in_its_menu(page, panel):
@@ -123,6 +132,7 @@ def test_everything_fits_into_320_pixels(name, page, panel, reviewed):
     open_next(page)
     panel.show(name)
     form = panel.pages[name].form
+    assert form.minimumSizeHint.width() <= 320 - 24
     for button in form.findChildren(ctk.ctkCollapsibleButton):
         button.collapsed = False
         let_run(0.01)

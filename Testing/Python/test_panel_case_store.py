@@ -62,7 +62,7 @@ def test_a_folder_of_cts_is_added_and_pairs_are_imported(page, panel, store, tmp
     assert store.case("case-0006").latest("anna").kind == "import"
     rest(page)
     page.ui.exportPath.setProperty("currentPath", str(tmp_path / "out"))
-    page.ui.exportButton.click()
+    page.ui.storeExportButton.click()
     wait_for_words(panel, "Written: Dataset501_COVIDLesion")
     assert (tmp_path / "out" / "Dataset501_COVIDLesion" / "dataset.json").is_file()
     rest(page)

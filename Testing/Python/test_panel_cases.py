@@ -198,7 +198,7 @@ def test_an_emptied_path_of_the_store_lets_go_of_the_store(page, panel, store):
 
 @pytest.mark.parametrize(
     ("field", "button"),
-    [("addPath", "addFolderButton"), ("importPath", "importButton"), ("exportPath", "exportButton")],
+    [("addPath", "addFolderButton"), ("importPath", "importButton"), ("exportPath", "storeExportButton")],
 )
 def test_without_a_path_there_is_nothing_to_add_or_write(field, button, page, panel, tmp_path):
     wait_for(lambda: not page.store.busy, "rest")

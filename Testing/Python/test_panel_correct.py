@@ -45,7 +45,7 @@ def test_brushes_and_shortcuts_work_while_the_tab_is_in_view_only(panel, segment
 
 def test_without_a_segmentation_the_tab_says_what_to_do(panel, ct):
     panel.show("correct")
-    assert panel.correct.ui.stateLabel.isVisible() and not panel.correct.editor.isEnabled()
+    assert panel.correct.ui.editorStateLabel.isVisible() and not panel.correct.editor.isEnabled()
     panel.correct.goToLesion(1)
     assert "no measured lesions" in said(panel)
 

@@ -81,6 +81,7 @@ def test_the_messages_and_the_choice_of_pages_are_in_view_on_every_page(height, 
 
 def test_a_page_is_left_and_found_again_where_it_was(panel, ct):
     bar = find(panel, "pageArea").verticalScrollBar()
+    panel.form.window().resize(400, 500)
     panel.show("settings")
     wait_for(lambda: bar.maximum > 60, "a long page")
     bar.setValue(60)
@@ -162,9 +163,9 @@ def test_every_word_of_the_code_can_be_translated(open_panel, monkeypatch):
     """With a translation that marks what it was asked for, no label that the code sets is without the mark."""
     import importlib
 
-    from COVIDLesionSegLib.panel import correct_tab, devices, measure_tab, module_panel, segment_tab
+    from COVIDLesionSegLib.panel import correct_page, devices, measure_page, module_panel, segment_page
 
-    for module in (correct_tab, devices, measure_tab, module_panel, segment_tab):
+    for module in (correct_page, devices, measure_page, module_panel, segment_page):
         monkeypatch.setattr(importlib.import_module(module.__name__), "_", lambda text: f"«{text}»")
     panel = open_panel()
     ui = panel.segment.ui

@@ -63,7 +63,7 @@ def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, work
     whole = transport.write_array
     monkeypatch.setattr(transport, "write_array", write_array)
     apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     hu = chest()[0]
     for task in ("segment", "open"):
@@ -432,7 +432,7 @@ def test_doubtful_lungs_are_said_beside_the_figures_and_in_the_messages(panel, w
 def test_what_the_worker_warns_of_does_not_hide_the_way_back(panel, ct, worker):
     apply_and_wait(panel)
     worker.tasks["segment"] = lambda *_: HOLD
-    panel.session.run.start(panel.segment._parameters, panel.correct.undoFor)
+    panel.segment.onApply()
     wait_for(lambda: len(worker.named("segment")) == 2, "the second run")
     child = next(child for child in worker.children if child.kind == "lesions")
     line = "Lungs doubtful: The left lung is missing. Therefore the whole body was searched."

@@ -53,7 +53,7 @@ def test_all_models_are_listed_with_status_and_terms(page, panel):
 
 def test_behind_a_prefix_a_model_of_ones_own_is_a_file(slicer_gui, models_folder):
     from COVIDLesionSegLib.models import ModelRegistry
-    from COVIDLesionSegLib.panel.session import modelForWorker
+    from COVIDLesionSegLib.panel.run import modelForWorker
     from COVIDLesionSegLib.worker import WorkerSettings
 
     file, registry = own_model(models_folder), ModelRegistry()

@@ -119,12 +119,13 @@ def test_a_double_click_on_apply_is_one_run(panel, ct, worker):
     assert len(worker.named("segment")) == 1 and "Done" in said(panel)
 
 
-def test_a_run_that_is_on_refuses_a_second_one(panel, ct, parameters):
+def test_a_run_that_is_on_refuses_a_second_one(panel, ct):
     from COVIDLesionSegLib.errors import InputError
+    from COVIDLesionSegLib.panel.run import Choices
 
     panel.segment.ui.applyButton.click()
-    with pytest.raises(InputError, match="on already"):
-        panel.session.run.start(parameters)
+    with pytest.raises(InputError, match="already running"):
+        panel.session.run.start(ct, Choices())
 
 
 def test_two_panels_show_the_same_run(panel, open_panel, ct, worker):

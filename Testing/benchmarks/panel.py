@@ -109,20 +109,20 @@ def main() -> int:
 
     seconds = []
     for index in range(STROKES):
-        wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+        wait_for(lambda: not live.busy, "rest", 60)
         before = live.quantities
         brush(panel, node, np.s_[z + 3 * index : z + 3 * index + 2, y : y + 25, x : x + 25], erase=index % 2 == 0)
         start = time.perf_counter()
-        wait_for(lambda old=before: live.quantities is not old and not live._tables.busy, "the figures", 60)
+        wait_for(lambda old=before: live.quantities is not old, "the figures", 60)
         seconds.append(time.perf_counter() - start)
     print(f"table after a stroke             {min(seconds):6.2f} s  (bar 0.5), median {np.median(seconds):.2f}")
 
-    wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+    wait_for(lambda: not live.busy, "rest", 60)
     panel.show("correct")
     panel.correct.goToLesion(1)
     panel.correct.onReset()
     wait_for(lambda: not panel.correct.busy, "the restored lesion", 60)
-    wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+    wait_for(lambda: not live.busy, "rest", 60)
     panel.segment.ui.viewCombo.setCurrentIndex(panel.segment.ui.viewCombo.findData("separate"))
     panel.show("segment")
     panel.segment.ui.applyButton.click()

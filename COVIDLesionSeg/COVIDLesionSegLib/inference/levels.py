@@ -97,6 +97,8 @@ class ProbabilityLevels:
 
     def threshold_at(self, sensitivity: int) -> float:
         """The probability above which a voxel is lesion at a sensitivity."""
+        if sensitivity == 0:
+            return self.threshold
         return _threshold(self.threshold, sensitivity)
 
     def sensitivity_of(self, threshold: float) -> int:
@@ -208,6 +210,13 @@ class ProbabilityLevels:
             return cls(levels, (z, y, x), (depth, height, width), float(described["threshold"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("The levels of the probability come without their place in the CT.") from error
+
+    @classmethod
+    def received(cls, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> ProbabilityLevels | None:
+        """The levels that a worker's reply brings, ``levels`` among its values and arrays; None where it has none."""
+        if "levels" not in values or "levels" not in arrays:
+            return None
+        return cls.rebuilt(arrays["levels"], values["levels"])
 
     def to_bytes(self) -> bytes:
         """The content of a file, compressed; see :meth:`from_bytes`."""

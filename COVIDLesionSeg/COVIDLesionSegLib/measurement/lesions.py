@@ -271,6 +271,32 @@ def component_at(mask: NDArray[np.bool_], place: Sequence[float], spacing: Seque
     return chosen
 
 
+def nearest_voxel(
+    candidates: Callable[[Box], NDArray[np.bool_]],
+    voxel: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    spacing: Sequence[float],
+    within_mm: float,
+) -> tuple[int, int, int] | None:
+    """The voxel of a mask that lies nearest to a click; None where there is none within a distance.
+
+    Args:
+        candidates: gives the mask, bool (z, y, x), in a box of the image.
+        voxel: index (z, y, x) of the click.
+        shape: of the image.
+        spacing: (z, y, x), mm.
+        within_mm: between voxel centers.
+    """
+    steps = [int(within_mm / side) for side in spacing]
+    z, y, x = (slice(max(at - n, 0), min(at + n + 1, end)) for at, n, end in zip(voxel, steps, shape, strict=True))
+    found = np.add(np.argwhere(candidates((z, y, x))), (z.start, y.start, x.start))
+    distances = np.sqrt((((found - voxel) * spacing) ** 2).sum(axis=1))
+    if not len(found) or distances.min() > within_mm:
+        return None
+    z0, y0, x0 = found[int(distances.argmin())].tolist()
+    return z0, y0, x0
+
+
 def component_around(
     candidates: Callable[[Box], NDArray[np.bool_]], voxel: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> tuple[Box, NDArray[np.bool_]]:

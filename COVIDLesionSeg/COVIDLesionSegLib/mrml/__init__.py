@@ -6,7 +6,7 @@ node that is given is filled again, so that repeated runs leave no nodes behind.
 
 from .charts import showHistogram, showTrainingCurves, showZones
 from .clicks import PointPlacement, WheelListener, voxelAt
-from .levels import keepLevels, levelsOf
+from .levels import drawnSensitivity, keepLevels, levelsOf, redrawAt, unedited
 from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
@@ -65,6 +65,7 @@ __all__ = [
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
+    "drawnSensitivity",
     "gridOfNode",
     "hasPrediction",
     "hideOthers",
@@ -83,6 +84,7 @@ __all__ = [
     "patientOf",
     "predictionMask",
     "recordOf",
+    "redrawAt",
     "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
@@ -111,6 +113,7 @@ __all__ = [
     "showZones",
     "shownSlice",
     "takeSurfaces",
+    "unedited",
     "valuesInside",
     "viewOf",
     "volumeFromNode",

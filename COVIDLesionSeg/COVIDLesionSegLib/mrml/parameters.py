@@ -149,6 +149,15 @@ class ModuleParameters(_Wrapper):
         else:
             _keep(volumeNode, values)
 
+    def keptWith(self, volumeNode: Any, name: str) -> Any:
+        """What belongs to a CT: the choice if it is the chosen one, else what was kept with it.
+
+        Args:
+            volumeNode: the CT.
+            name: among :data:`OF_A_CT`.
+        """
+        return getattr(self, name) if volumeNode is self.inputVolume else _belongings(volumeNode)[name]
+
     def madeFrom(self, volumeNode: Any) -> list[Any]:
         """The maps, tables and charts that were made from a CT."""
         if volumeNode is self.inputVolume:

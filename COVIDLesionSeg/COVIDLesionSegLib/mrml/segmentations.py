@@ -18,7 +18,7 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from ..errors import InputError
+from ..errors import GridMismatchError, InputError
 from ..imaging import Geometry, SegmentStyle, Volume, segment_style
 from ..imaging.masks import Box, bounding_box
 from ..measurement.catalog import consolidation_limit
@@ -347,7 +347,9 @@ def changeSegment(
     _require_segment(segmentationNode, segmentId)
     _require_same_transform(segmentationNode, volumeNode)
     grid = local_grid(volumeNode)
-    grid.cropped(box).require_shape(mask, "mask")
+    sides = tuple(side.stop - side.start for side in box)
+    if mask.shape != sides:
+        raise GridMismatchError(f"The mask has the shape {mask.shape} and its box {sides} (z, y, x).")
     labelmap = slicer.vtkOrientedImageData()
     has = segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) and not labelmap.IsEmpty()
     if not mask.any() or not (add or has):

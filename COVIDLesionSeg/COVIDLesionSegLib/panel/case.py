@@ -16,7 +16,7 @@ from .. import mrml
 from ..cases import RENEW_S, Store
 from ..errors import CancelledError, CaseOpenError, COVIDLesionSegError, InputError
 from ..imaging import Volume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..worker import Progress, Reply, Request, Timer
 from ..worker.protocol import geometry_from_json
 from .events import Signal
@@ -67,9 +67,10 @@ class CaseScene:
         if record:
             mrml.attachRecord(self.segmentationNode, RunRecord.from_json(record))
 
-    def keepResult(self) -> None:
-        """Remember what is shown as the AI result, so that one can reset to it."""
+    def keepResult(self, levels: ProbabilityLevels | None) -> None:
+        """Remember what is shown as the AI result, and its probability, so that it can be reset and corrected."""
         mrml.keepPrediction(self.segmentationNode)
+        mrml.keepLevels(self.segmentationNode, self.volumeNode, levels)
 
     def write(self, mask: NDArray[Any], undo: mrml.UndoStates | None = None) -> None:
         """Put other lesions in place of those that are shown; ``undo`` saves the state before."""
@@ -276,6 +277,7 @@ class CaseWork(VTKObservationMixin):
         self.case, self.reason = values["case"], values["reason"]
         self.startFrom, self.recovered = values["start_from"], values["recovered"] or ""
         self.model, record = values.get("model", ""), values.get("record")
+        levels = ProbabilityLevels.received(values, arrays)
         self._folder, self._token, self._seconds = self._store.folder, values["token"], float(values["seconds"])
         self._later("renew", RENEW_S * 1000, self._renew)
         for text in values["skipped"]:
@@ -292,7 +294,7 @@ class CaseWork(VTKObservationMixin):
         if values["is_untouched"]:
             found = await self._predict(values["geometry"], arrays)
             if found is not None:
-                record = found.values["record"]
+                record, levels = found.values["record"], ProbabilityLevels.received(found.values, found.arrays)
                 # lungs that are known already stay
                 arrays = {"lungs": found.arrays["lungs"]} | arrays
                 arrays |= {"answer": found.arrays["mask"], "mask": found.arrays["mask"]}
@@ -304,7 +306,7 @@ class CaseWork(VTKObservationMixin):
         scene.showLesions(arrays.get("answer", arrays["mask"]), record)
         if "answer" in arrays:
             await self._pause(scene)
-            scene.keepResult()
+            scene.keepResult(levels)
             await self._pause(scene)
             scene.write(arrays["mask"])
         await self._pause(scene)
@@ -332,6 +334,7 @@ class CaseWork(VTKObservationMixin):
                 "device": mrml.moduleParameters().device,
                 "postprocessing": PostProcessing().to_json(),
                 "name": self.caseId,
+                "levels": True,
             }
             given = {name: array for name, array in arrays.items() if name in ("volume", "lungs")}
             self._prediction = self._session.client("lesions").request(
@@ -348,8 +351,10 @@ class CaseWork(VTKObservationMixin):
         record = reply.values["record"]
         self.model = str(record["model"].get("id") or record["model"].get("name") or "")
         self.startFrom = _("the AI result of {model}").format(model=self.model)
-        result = {name: reply.arrays[name] for name in ("mask", "lungs")}
-        self._tasks.start(self._store.ask("case_answer", {**self._where, "record": record}, result))
+        known: tuple[str, ...] = ("mask", "lungs", "levels")
+        result = {name: reply.arrays[name] for name in known if name in reply.arrays}
+        kept = {**self._where, "record": record, "levels": reply.values.get("levels")}
+        self._tasks.start(self._store.ask("case_answer", kept, result))
         return reply
 
     def cancelPrediction(self) -> None:

@@ -92,7 +92,7 @@ class CasesPage(Page):
         self.shortcuts = (
             Shortcut("Alt+J", _("Next doubtful label"), self.jumpToNext, isEverywhere=True),
             Shortcut("Alt+Y", _("The label is right"), lambda: self.decide("right"), isEverywhere=True),
-            Shortcut("Alt+Z", _("The label is to be fixed"), lambda: self.decide("fix"), isEverywhere=True),
+            Shortcut("Alt+X", _("The label is to be fixed"), lambda: self.decide("fix"), isEverywhere=True),
         )
         if store.folder:
             store.refresh()
@@ -336,6 +336,11 @@ class CasesPage(Page):
         if record is not None:
             values["record"] = record.to_json()
             arrays["answer"] = mrml.predictionMask(lesions, volumeNode).view(np.uint8)
+            levels = mrml.levelsOf(lesions, volumeNode)
+            if levels is not None:
+                arrays["levels"], values["levels"] = levels.levels, levels.described()
+                # the AI result is the model's, whatever threshold it is drawn at now
+                values["record"]["postprocessing"]["threshold"] = levels.threshold
         return values, arrays
 
     async def _addFolder(self) -> None:

@@ -14,7 +14,8 @@ from ..errors import InputError
 from ..imaging.masks import bounding_box
 from ..mrml import ModuleParameters
 from .case import CaseWork
-from .forms import Page, Shortcut, addEntry, chosenData, loadForm, setScene, showProgress, showText
+from .click_correction import ClickCorrection
+from .forms import Page, Shortcut, addEntry, chosenData, loadForm, setScene, showProgress, showText, stacked
 from .notices import Notice, noticeOf
 from .store_client import StoreClient
 from .task import Task, Tasks, turn
@@ -189,12 +190,15 @@ class CorrectPage(Page):
         ui.resetButton.connect("clicked(bool)", self.onReset)
         session.live.changed.connect(self.showLesions)
         self.work = CaseWork(session, store, self.undoFor)
+        self.clicks = ClickCorrection(session, note, self.undoFor)
+        stacked(ui.clickContainer).addWidget(self.clicks.form)
         self.bar = CaseBar(ui, store, self.work, self._tasks.start, note)
         # a case is opened and saved whichever page is in view
         self.shortcuts = (
             Shortcut("Alt+N", _("Next lesion"), lambda: self.goToLesion(1)),
             Shortcut("Alt+P", _("Previous lesion"), lambda: self.goToLesion(-1)),
             Shortcut("Alt+R", _("Reset to the AI result"), self.onReset),
+            *self.clicks.shortcuts,
             Shortcut("Alt+O", _("Open the next case"), self.bar.openNext, isEverywhere=True),
             Shortcut("Alt+S", _("Save the case"), self.bar.save, isEverywhere=True),
             Shortcut("Alt+D", _("Save the case and open the next one"), self.bar.saveAndNext, isEverywhere=True),
@@ -207,6 +211,7 @@ class CorrectPage(Page):
     def close(self) -> None:
         """Keep what is not saved, and let go of the scene."""
         self.exit()
+        self.clicks.close()
         self.bar.close()
         self._tasks.close()
         self._session.live.changed.disconnect(self.showLesions)
@@ -225,6 +230,7 @@ class CorrectPage(Page):
 
     def exit(self) -> None:
         """The page is out of view: brushes must not paint under another module."""
+        self.clicks.exit()
         if self._active:
             self._active = False
             self.editor.setActiveEffectByName("")
@@ -256,8 +262,9 @@ class CorrectPage(Page):
         if segmentationNode is not None:
             self._chooseSegment(segmentationNode, parameters.lesionSegmentId)
         ready = segmentationNode is not None
-        self.ui.stateLabel.setVisible(not ready)
+        self.ui.editorStateLabel.setVisible(not ready)
         self.editor.setEnabled(ready)
+        self.clicks.showParameters(parameters)
         self.ui.resetButton.setEnabled(mrml.hasPrediction(segmentationNode))
         self.showLesions()
 

@@ -14,9 +14,9 @@ from ..mrml import ModuleParameters
 from .cases_page import CasesPage
 from .correct_page import CorrectPage
 from .forms import Page, addShortcut, loadForm, setScene, stacked
-from .measure_tab import MeasureTab
+from .measure_page import MeasurePage
 from .messages import Messages
-from .segment_tab import SegmentTab
+from .segment_page import SegmentPage
 from .session import Session, session
 from .settings_page import SettingsPage
 from .store_client import StoreClient
@@ -53,8 +53,8 @@ class ModulePanel(VTKObservationMixin):
         self.form, self._ui = loadForm("Panel")
         self.store, training = StoreClient(self.session), TrainingLogic()
         self.correct = CorrectPage(self.session, scene, note, self.store)
-        self.segment = SegmentTab(self.session, scene, note, self.correct.undoFor)
-        self.measure = MeasureTab(self.session, scene, note)
+        self.segment = SegmentPage(self.session, scene, note, self.correct.undoFor)
+        self.measure = MeasurePage(self.session, scene, note)
         self.cases = CasesPage(self.session, scene, note, self.store, self.correct.work, training)
         self.train = TrainPage(self.session, scene, note, self.store, training)
         self.settings = SettingsPage(self.session, scene, note, self.store)

@@ -34,20 +34,25 @@ class Notice:
     details: str = ""
 
 
+def workerError(error: Exception | WorkerError) -> WorkerError | None:
+    """What the worker said where an error is the worker's; it knows the kind and the button that leads on."""
+    if isinstance(error, WorkerError):
+        return error
+    failure = error if isinstance(error, WorkerFailedError) else error.__cause__
+    return failure.error if isinstance(failure, WorkerFailedError) else None
+
+
 def noticeOf(error: Exception | WorkerError) -> Notice:
     """The message of an error; one that is not ours is a fault of this program, and says so."""
-    failure = error if isinstance(error, WorkerFailedError) else getattr(error, "__cause__", None)
-    if isinstance(failure, WorkerFailedError):
-        # the worker knows the button that leads on
-        error = failure.error
-    if isinstance(error, WorkerError):
-        cancelled = error.kind == "cancelled"
-        return Notice(_("Cancelled.") if cancelled else str(error), error.action, not cancelled, error.details)
+    told = workerError(error)
+    if told is not None:
+        cancelled = told.kind == "cancelled"
+        return Notice(_("Cancelled.") if cancelled else str(error), told.action, not cancelled, told.details)
     if isinstance(error, CancelledError):
         return Notice(_("Cancelled."))
     if isinstance(error, COVIDLesionSegError):
         return Notice(str(error), is_error=True)
-    _log.error("An error that should not occur", exc_info=error)
+    _log.error("An error that should not occur", exc_info=error if isinstance(error, Exception) else None)
     text = _("This is a fault of the program: {error}").format(error=f"{type(error).__name__}: {error}")
     return Notice(text, "copy_report", is_error=True)
 

@@ -9,21 +9,16 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import slicer
-from slicer.util import VTKObservationMixin
 
-from .. import mrml
 from ..errors import InputError
-from ..imaging import Geometry
 from ..models import ModelRegistry
-from ..models.catalog import INSTALLED
-from ..worker import Client, Process, SharedArray, Timer, WorkerSettings
+from ..worker import Client, Process, Timer, WorkerSettings
 from ..worker.process import split_prefix
 from .devices import Devices
 from .events import Signal
-from .live import LiveMeasurement
+from .live import LiveMeasurement, MeasurementTools
 from .process import QtProcess, QtTimer
-from .run import SegmentationRun
-from .tools import MeasurementTools
+from .run import SceneCt, SegmentationRun, modelForWorker
 
 _PREFIX = "COVIDLesionSeg/"
 _MINUTE = 60.0
@@ -142,39 +137,6 @@ class Session:
         return readSettings() if self._given is None else self._given
 
 
-class SceneCt(VTKObservationMixin):
-    """The CT of the scene that was read last, with its voxels as all children get them: read and written once."""
-
-    def __init__(self) -> None:
-        VTKObservationMixin.__init__(self)
-        self._stamp: tuple[Any, ...] = ()
-        self._read: tuple[Geometry, SharedArray] | None = None
-
-    def read(self, volumeNode: Any) -> tuple[Geometry, SharedArray]:
-        """Grid and voxels (z, y, x) of a CT, the same ones as long as neither it nor its place changes.
-
-        Raises:
-            InputError, GeometryError: see :func:`.mrml.volumeFromNode`; whether the voxels can be HU is not looked at.
-        """
-        # no two images have had the same time of change
-        stamp = (mrml.gridOfNode(volumeNode), volumeNode.GetImageData().GetMTime())
-        if self._read is None or stamp != self._stamp:
-            self.forget()
-            volume = mrml.volumeFromNode(volumeNode, check=False)
-            self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
-            scene = slicer.mrmlScene
-            for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
-                self.addObserver(scene, event, lambda *_ignored: None if volumeNode.GetScene() else self.forget())
-        return self._read
-
-    def forget(self) -> None:
-        """Remove what was written; children keep what they have."""
-        self.removeObservers()
-        if self._read is not None:
-            self._read[1].release()
-        self._stamp, self._read = (), None
-
-
 def readSettings() -> WorkerSettings:
     """The worker's settings from the application's; what an older version left and can't be read is passed over."""
     python = _text("python")
@@ -189,30 +151,6 @@ def readSettings() -> WorkerSettings:
     # another interpreter or program, such as ssh, must not see Slicer's own Python and library folders
     environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
     return replace(settings, environment=environment)
-
-
-def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:
-    """What a worker is told of a model.
-
-    Args:
-        model: an id, a file, or "" for the default model.
-        settings: of the worker.
-        registry: the models of this computer.
-
-    Returns:
-        The model as it is named here, None for the default; behind a prefix the file of a model that is on this
-        computer and does not come with the library: the other one may not have it. The request names it in ``files``.
-
-    Raises:
-        ModelError: behind a prefix: the default model is not installed any more, or a model's file was changed.
-    """
-    if not settings.prefix:
-        return model or None
-    name = model or registry.default()
-    known = {entry.id: entry for entry in registry.list()}
-    if name in known and known[name].status == INSTALLED:
-        return str(registry.path(name))
-    return name
 
 
 def writeSettings(python: str, prefix: str, idleMinutes: int) -> None:

@@ -347,7 +347,7 @@ class StoreUpkeep:
             ui.layoutCombo.addItem(names[layout], layout)
         works: tuple[tuple[Any, Callable[[], Coroutine[Any, Any, None]]], ...] = (
             (ui.importButton, self._takeIn),
-            (ui.exportButton, self._export),
+            (ui.storeExportButton, self._export),
             (ui.checkButton, self._check),
             (ui.moveButton, self._move),
         )
@@ -372,7 +372,7 @@ class StoreUpkeep:
         """Show what can be done."""
         ui, ready = self._ui, bool(self._store.overview) and not self._store.busy
         ui.importButton.setEnabled(ready and bool(ui.importPath.currentPath))
-        ui.exportButton.setEnabled(ready and bool(ui.exportPath.currentPath))
+        ui.storeExportButton.setEnabled(ready and bool(ui.exportPath.currentPath))
         ui.checkButton.setEnabled(ready)
         ui.reportLabel.setVisible(bool(ui.reportLabel.text))
         frozen = bool(self._store.overview.get("frozen"))

@@ -15,11 +15,13 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, TypeVar
 
-from ..worker import Timer
+from ..worker import Client, Timer
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PUMP_S = 0.5
 
 
 class turn:  # noqa: N801  # read as a word: ``await turn()``
@@ -176,3 +178,32 @@ def until(signal: Any) -> Generator[Callable[[Callable[[], None]], None], None, 
         yield subscribe
     finally:
         signal.disconnect(listener)
+
+
+def complete(coroutine: Coroutine[Any, Any, T], client: Client) -> T:
+    """Run a coroutine to its end, here and now; Slicer does not answer meanwhile.
+
+    Args:
+        coroutine: to run.
+        client: with a ``pump``; all requests of the coroutine go to it.
+
+    Raises:
+        KeyboardInterrupt: the coroutine and its request are cancelled.
+    """
+    if client.pump is None:
+        raise ValueError("the client has no pump")
+    try:
+        while True:
+            until = coroutine.send(None)
+            if not callable(until):
+                continue
+            resumed: list[bool] = []
+            until(lambda done=resumed: done.append(True))
+            while not resumed:
+                client.pump(_PUMP_S)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except KeyboardInterrupt:
+        coroutine.close()
+        raise

@@ -227,6 +227,7 @@ class StoreTasks:
         record: dict[str, Any] | None = None,
         lungs: Array | None = None,
         answer: Mask | None = None,
+        levels: ProbabilityLevels | None = None,
     ) -> Answer:
         """Add a CT that is at hand, and a prediction with the record of its run: ``done``, ``known``, ``failed``."""
         volume = replace(volume, source={"format": "array", **volume.source})
@@ -235,7 +236,7 @@ class StoreTasks:
         except KnownCtError as error:
             return Answer({"done": {}, "known": {"CT": error.case_id}, "failed": {}})
         if answer is not None and record is not None:
-            store.set_prediction(case.id, answer, record["model"], record=record)
+            store.set_prediction(case.id, answer, record["model"], record=record, levels=levels)
         return Answer({"done": {"CT": case.id}, "known": {}, "failed": {}})
 
     def case_consensus(self, context: Context, store: Store, cases: list[str]) -> Answer:

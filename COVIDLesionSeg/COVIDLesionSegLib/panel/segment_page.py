@@ -14,11 +14,12 @@ from .devices import AUTOMATIC
 from .forms import DOUBLE_CLICK_S, Page, Shortcut, chooseData, chosenData, loadForm, showText
 from .model_text import cardHtml, licenseText
 from .notices import Notice, attempt, noticeOf
+from .run import Choices
 from .session import Session
 from .text import _, duration_text
 
 
-class SegmentTab(Page):
+class SegmentPage(Page):
     """CT, model, device and lungs in; lesions out.
 
     Args:
@@ -218,7 +219,7 @@ class SegmentTab(Page):
             return
         self._started = time.monotonic()
         try:
-            run.start(self._parameters, self._undo)
+            run.start(self._parameters.inputVolume, Choices.of(self._parameters), self._undo)
         except COVIDLesionSegError as error:
             self._note(noticeOf(error))
 
