@@ -79,11 +79,12 @@ def test_fine_tune_prints_what_the_base_model_brings(cases, a_run, tmp_path, cap
     ("words", "message"),
     [
         (["train"], "Name a configuration"),
-        (["train", "tmi-table3-1-dice"], "Name the folder of the run with -o"),
-        (["train", "tmi-table3-1-dice", "--set", "run.step=1", "los.name=x", "--print-config"], "has 2 errors"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "json:JSONDecoder"], "is no callback"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "no_such_module:X"], "can't be imported"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "json"], "is no import path"),
+        (["train", "tmi-3/ful", "-o", "x"], "did you mean tmi-3/full?"),
+        (["train", "tmi-3/dice"], "Name the folder of the run with -o"),
+        (["train", "tmi-3/dice", "--set", "run.step=1", "los.name=x", "--print-config"], "has 2 errors"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "json:JSONDecoder"], "is no callback"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "no_such_module:X"], "can't be imported"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "json"], "is no import path"),
     ],
 )
 def test_what_is_wrong_ends_with_status_2(words, message, capsys):
@@ -101,7 +102,7 @@ def test_lists_name_what_a_configuration_may(capsys):
         "caresunet",
         "ranger",
         "one_cycle",
-        "tmi-table3-6-full",
+        "tmi-3/full",
     ):
         assert words in text
     assert "Rotation in the plane of the slice. (degrees=10.0)" in text

@@ -67,7 +67,8 @@ class DataSettings:
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
-        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
+        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes them
+            as often as they are.
     """
 
     cases: str = ""
@@ -108,7 +109,8 @@ class DataSettings:
         )
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
-        _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
+        share = self.lesion_free_share
+        _require(0 <= share < 1 or share == -1, "data.lesion_free_share", share, "in [0, 1), or -1")
         _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
         good = len(self.resize) in (0, 2) and all(side > 0 for side in self.resize)
         sized = _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
