@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from training_fixtures import tiny_config, write_cases
 
 from COVIDLesionSegLib.cli import main
@@ -78,11 +79,12 @@ def test_fine_tune_prints_what_the_base_model_brings(cases, a_run, tmp_path, cap
     ("words", "message"),
     [
         (["train"], "Name a configuration"),
-        (["train", "tmi-table3-1-dice"], "Name the folder of the run with -o"),
-        (["train", "tmi-table3-1-dice", "--set", "run.step=1", "los.name=x", "--print-config"], "has 2 errors"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "json:JSONDecoder"], "is no callback"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "no_such_module:X"], "can't be imported"),
-        (["train", "tmi-table3-1-dice", "-o", "x", "--callback", "json"], "is no import path"),
+        (["train", "tmi-3/ful", "-o", "x"], "did you mean tmi-3/full?"),
+        (["train", "tmi-3/dice"], "Name the folder of the run with -o"),
+        (["train", "tmi-3/dice", "--set", "run.step=1", "los.name=x", "--print-config"], "has 2 errors"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "json:JSONDecoder"], "is no callback"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "no_such_module:X"], "can't be imported"),
+        (["train", "tmi-3/dice", "-o", "x", "--callback", "json"], "is no import path"),
     ],
 )
 def test_what_is_wrong_ends_with_status_2(words, message, capsys):
@@ -100,7 +102,7 @@ def test_lists_name_what_a_configuration_may(capsys):
         "caresunet",
         "ranger",
         "one_cycle",
-        "tmi-table3-6-full",
+        "tmi-3/full",
     ):
         assert words in text
     assert "Rotation in the plane of the slice. (degrees=10.0)" in text
@@ -328,6 +330,28 @@ def test_tensorboard_gets_scalars_of_every_case_and_images(cases, tmp_path, monk
     ):
         assert tag in {entry[0] for entry in written}, tag
     assert any(str(entry[0]).startswith("validation/dora slice ") for entry in written)
+
+
+def test_the_follower_that_the_docs_show_feeds_mlflow(cases, tmp_path, monkeypatch):
+    """The example itself, with a stand-in for the package that keeps its functions' names and arguments."""
+    told = []
+    mlflow = types.ModuleType("mlflow")
+    mlflow.log_params = lambda params: told.append(("params", params["run.steps"], params["loss.name"]))
+    mlflow.log_metrics = lambda metrics, step: told.append((tuple(metrics), step))
+    mlflow.log_image = lambda image, artifact_file: told.append((artifact_file, image.shape[2]))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    page = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = [block for block in page.split("```python\n")[1:] if block.startswith("import mlflow")]
+    code = example.split("```")[0]
+    assert len([line for line in code.splitlines() if line.startswith("    ")]) <= 10
+    names: dict = {}
+    exec(code, names)
+    config = tiny_config(cases, run={"steps": 2, "validation_interval": 2})
+    Trainer(config, tmp_path / "run", tmp_path, callbacks=[names["MLflow"]()]).run()
+    assert told[0] == ("params", 2, "noise_robust_dice")
+    assert ("student_loss" in told[1][0], told[1][1], told[2][1]) == (True, 0, 1)
+    assert (("validation_dice_teacher",), 2) in told
+    assert any(str(entry[0]).startswith("validation-2-dora slice ") and entry[1] == 3 for entry in told)
 
 
 def test_a_follower_is_named_on_the_command_line(cases, tmp_path, monkeypatch):

@@ -89,9 +89,9 @@ def type_of(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return ", ".join(f"`{word}`" for word in inner)
-    words = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     if origin is tuple:
-        return f"list of {words[inner[0]]}s"
+        return f"list of {type_of(inner[0])}s"
+    words = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     return "table" if origin is dict else words[hint]
 
 

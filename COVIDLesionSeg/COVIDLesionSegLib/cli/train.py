@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import InputError, ReadError
 from ..learning import TrainingConfig
-from ..learning.settings import merged, parse_settings
+from ..learning.settings import merged, nearest, parse_settings
 from ..processes import launcher_number
-from ..resources import resource
+from ..reproduction.planning import protocol, protocols
 from ._arguments import add_training, callbacks_of
 from ._progress import ProgressBar
 
@@ -25,7 +25,7 @@ KINDS = ("configurations", "networks", "losses", "optimizers", "schedules", "tra
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "config", metavar="CONFIG.toml", nargs="?", help="what to do: a file, or the name of a shipped one"
+        "config", metavar="CONFIG", nargs="?", help="what to do: a file, or a paper's protocol, e.g. tmi-3/full"
     )
     parser.add_argument("-o", "--output", type=Path, help="folder of the run, made if absent")
     parser.add_argument("--cases", type=Path, help="manifest (CSV: ct, lesion, ...) or folder; instead of data.cases")
@@ -52,8 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.config is None:
         raise InputError("Name a configuration: a TOML file, or one of those that `train --list configurations` shows.")
-    path = config_path(arguments.config)
-    config = TrainingConfig.from_toml(path, _overrides(arguments))
+    config, base = load_config(arguments.config, _overrides(arguments))
     if arguments.print_config:
         print(config.to_toml())
         return 0
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..learning.label_update import label_update
 
     main_process = launcher_number("RANK", 0) == 0
-    base = path.parent if Path(arguments.config).is_file() else arguments.output
+    base = base or arguments.output
     callbacks = callbacks_of(arguments)
     with ProgressBar("train", arguments.quiet or not main_process) as bar:
         if arguments.folds is not None:
@@ -99,15 +98,14 @@ def print_lists(kinds: Iterable[str]) -> None:
     for kind in kinds:
         print(f"{kind}:")
         for name, what in _listed(kind).items():
-            print(f"  {name:30}{what}".rstrip())
+            print(f"  {name:34}{what}".rstrip())
 
 
 def _listed(kind: str) -> dict[str, str]:
     from ..learning.config import OptimizerSettings, RegularizationSettings
 
     if kind == "configurations":
-        files = sorted(resource("Training").glob("*.toml"))
-        return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for path in files}
+        return {name: f"{table.title}: {row.title}" for name, (table, row) in protocols().items()}
     if kind == "networks":
         from ..networks.factory import NETWORKS
 
@@ -120,7 +118,7 @@ def _listed(kind: str) -> dict[str, str]:
         from ..learning.augmentation import AugmentationSettings
 
         kinds = typing.get_type_hints(AugmentationSettings)
-        return {name: _described(transform, transform) for name, transform in kinds.items()}
+        return {name: _described(kind, kind) for name, kind in kinds.items() if isinstance(kind, type)}
     of = {"optimizers": (OptimizerSettings, "name"), "schedules": (OptimizerSettings, "schedule")}
     settings, field = of.get(kind, (RegularizationSettings, "name"))
     return dict.fromkeys(typing.get_args(typing.get_type_hints(settings)[field]), "")
@@ -133,19 +131,25 @@ def _described(thing: Any, make: Any) -> str:
     return f"{(inspect.getdoc(thing) or '').splitlines()[0]} ({shown})"
 
 
-def config_path(name: str) -> Path:
-    """The configuration file: a path, or the name of one that ships in Resources/Training.
+def load_config(name: str, overrides: dict[str, Any]) -> tuple[TrainingConfig, Path | None]:
+    """A configuration, and what relative names in it count from.
+
+    Args:
+        name: a TOML file, or TABLE/ROW of a paper's protocol, which has no folder of its own.
+        overrides: nested tables that count instead.
 
     Raises:
         ReadError: neither.
     """
     if Path(name).is_file():
-        return Path(name)
-    shipped = {path.stem: path for path in resource("Training").glob("*.toml")}
-    if name in shipped:
-        return shipped[name]
+        return TrainingConfig.from_toml(name, overrides), Path(name).parent
+    known = protocols()
+    if name in known:
+        return TrainingConfig.from_dict(merged(protocol(*known[name]).to_dict(), overrides)), None
+    near = nearest(name, known)
     raise ReadError(
-        f"The configuration {name} is not there; give a TOML file, or one of: {', '.join(sorted(shipped))}."
+        f"The configuration {name} is not there; give a TOML file, or a paper's protocol "
+        f"{f'(did you mean {near}?) ' if near else ''}from `train --list configurations`."
     )
 
 

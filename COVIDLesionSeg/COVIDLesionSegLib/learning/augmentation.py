@@ -11,13 +11,15 @@ There are three kinds, applied in this order: those that change how a slice is r
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..imports import import_class, is_import_path
 from .disease import paint_disease
 from .settings import require
 
@@ -342,6 +344,8 @@ class AugmentationSettings:
         contrast: contrast and brightness.
         noise: dose, and the grain of the noise.
         gamma: other curves of gray.
+        imported: transforms of other packages, after all others; a table each, with ``path`` ("package.module:Name" of
+            a class derived from ``learning.augmentation.Transform``) and its settings.
     """
 
     thick_slices: ThickSlices = ThickSlices()
@@ -357,6 +361,11 @@ class AugmentationSettings:
     contrast: Contrast = Contrast()
     noise: Noise = Noise()
     gamma: Gamma = Gamma()
+    imported: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for table in self.imported:
+            require(is_import_path(str(table.get("path"))), "augmentation.imported", table, 'a table with a "path"')
 
     @classmethod
     def none(cls) -> AugmentationSettings:
@@ -365,12 +374,29 @@ class AugmentationSettings:
         still: dict[str, Any] = {}
         for item in fields(own):
             transform = getattr(own, item.name)
+            if item.name == "imported":
+                continue
             still[item.name] = replace(transform, **{setting.name: 0 for setting in fields(transform)})
         return cls(**still)
 
     def transforms(self, method: str) -> list[Any]:
         """Those with a method, "read", "planes", "paint", "window", "matrix" or "apply", in order."""
-        return [transform for item in fields(self) if hasattr(transform := getattr(self, item.name), method)]
+        own = [getattr(self, item.name) for item in fields(self) if item.name != "imported"]
+        more = [_imported(table) for table in self.imported]
+        return [transform for transform in [*own, *more] if hasattr(transform, method)]
+
+
+def _imported(table: Mapping[str, Any]) -> Any:
+    """A transform of another package.
+
+    Raises:
+        InputError: a class that is not there or is no transform, or settings that it does not have.
+    """
+    settings = {name: value for name, value in table.items() if name != "path"}
+    try:
+        return import_class(table["path"], Transform, "transform")(**settings)
+    except TypeError as error:
+        raise InputError(f"The transform {table['path']} can't be made: {error}.") from error
 
 
 def augment(

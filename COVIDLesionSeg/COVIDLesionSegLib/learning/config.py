@@ -16,10 +16,10 @@ from ..documents import read_toml
 from ..errors import ReadError
 from ..models.card import are_slice_offsets
 from .augmentation import AugmentationSettings
-from .settings import from_mapping, merged, refuse, to_plain, toml_value
+from .settings import from_mapping, merged, refuse, require_named, to_plain, toml_value
 from .settings import require as _require
 
-LossName = Literal[
+LOSS_NAMES = (
     "noise_robust_dice",
     "dice",
     "sorensen_dice",
@@ -31,7 +31,8 @@ LossName = Literal[
     "dice_cross_entropy",
     "dice_mean_absolute_error",
     "cares",
-]
+)
+NETWORK_NAMES = ("coplenet", "caresunet", "external")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class DataSettings:
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
-        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
+        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes them
+            as often as they are.
     """
 
     cases: str = ""
@@ -107,7 +109,8 @@ class DataSettings:
         )
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
-        _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
+        share = self.lesion_free_share
+        _require(0 <= share < 1 or share == -1, "data.lesion_free_share", share, "in [0, 1), or -1")
         _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
         good = len(self.resize) in (0, 2) and all(side > 0 for side in self.resize)
         sized = _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
@@ -132,7 +135,9 @@ class NetworkSettings:
     """The network to train.
 
     Attributes:
-        name: family; "external" is a network of another library that the caller of ``Trainer`` makes.
+        name: "coplenet", "caresunet", or the import path of a network of another package ("package.module:Name", a
+            module that maps slices (N, C, H, W) to logits (N, 2, H, W)); "external" is a network that the caller of
+            ``Trainer`` makes.
         arguments: of its constructor, e.g. ``channels`` or ``base_channels``; of an external network what tells it from
             others.
         base_model: id or file of a model to start from; empty starts from random weights. It must be of the same
@@ -142,10 +147,13 @@ class NetworkSettings:
             them; "auto" is frozen where there is a base model.
     """
 
-    name: Literal["coplenet", "caresunet", "external"] = "coplenet"
+    name: str = "coplenet"
     arguments: dict[str, Any] = field(default_factory=dict)
     base_model: str = ""
     batch_norm: Literal["auto", "estimated", "frozen"] = "auto"
+
+    def __post_init__(self) -> None:
+        require_named("network.name", self.name, NETWORK_NAMES)
 
     @property
     def freezes_batch_norm(self) -> bool:
@@ -158,14 +166,16 @@ class LossSettings:
     """The loss on the given labels.
 
     Attributes:
-        name: which one, see ``learning.losses``.
+        name: which one, see ``learning.losses``, or the import path of a loss of another package: a
+            ``learning.losses.SegmentationLoss``, or any module that takes logits (1, 2, H, W) and a label (1, H, W).
         arguments: of its constructor, e.g. ``gamma``.
     """
 
-    name: LossName = "noise_robust_dice"
+    name: str = "noise_robust_dice"
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_named("loss.name", self.name, LOSS_NAMES)
         gamma = self.arguments.get("gamma")
         if self.name == "noise_robust_dice" and gamma is not None:
             good = isinstance(gamma, (int, float)) and 1 <= gamma <= 2

@@ -94,7 +94,8 @@ class BatchSource:
         self._decks = decks
         # per deck: the epoch that was shuffled last, and its order
         self._shuffled = [(-1, np.empty(0, dtype=np.int64)) for _ in decks]
-        self._free_share = data.lesion_free_share if decks[1] else 0.0
+        as_sampled = len(decks[1]) / total
+        self._free_share = min(as_sampled if data.lesion_free_share < 0 else data.lesion_free_share, bool(decks[1]))
 
     def _places(self, cases: Sequence[str]) -> Iterator[tuple[tuple[str, int], bool]]:
         """Every slice of the cases, and whether its training label marks lesion."""

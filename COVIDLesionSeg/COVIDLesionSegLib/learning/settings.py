@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal
 
 from ..documents import parse_toml
 from ..errors import InputError, ReadError
+from ..imports import is_import_path
 
 # what is wrong so far, while :func:`all_problems` collects it
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
@@ -22,6 +23,14 @@ def require(holds: bool, name: str, value: Any, allowed: str) -> bool:
     if not holds:
         refuse(f"{name} is {value}; it must be {allowed}.")
     return holds
+
+
+def require_named(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is neither a known name nor an import path, with what was probably meant."""
+    if value not in known and not is_import_path(value):
+        near = nearest(value, known)
+        advice = f"; did you mean {near}?" if near else "."
+        refuse(f"{name} is {value!r}; allowed are {', '.join(known)}, or an import path{advice}")
 
 
 def refuse(sentence: str) -> None:

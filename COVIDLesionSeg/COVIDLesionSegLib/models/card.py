@@ -22,6 +22,7 @@ from ..documents import MOST_JSON_BYTES, parse_json, parse_object
 from ..errors import ModelError, ReadError
 from ..files import atomic_path, regular_file
 from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..imports import is_import_path
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
@@ -98,7 +99,7 @@ class ModelCard:
     Attributes:
         id: short name for commands and file names: lower-case letters, digits, ".", "_" and "-".
         name: name for people.
-        network: "coplenet" or "caresunet".
+        network: "coplenet", "caresunet", or "package.module:Name" of a class that is needed to load the model.
         network_arguments: arguments of the network's constructor, as JSON values.
         version: version of the model, free text.
         preprocessing: how images are prepared; the predictor obeys it.
@@ -145,7 +146,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         good_id = isinstance(self.id, str) and _ID.fullmatch(self.id)
         _require(good_id, "id", 'lower-case letters, digits, ".", "_" and "-", beginning with a letter or digit', self)
-        _require(self.network in NETWORKS, "network", f"one of {', '.join(NETWORKS)}", self)
+        good_network = self.network in NETWORKS or (isinstance(self.network, str) and is_import_path(self.network))
+        _require(good_network, "network", f"one of {', '.join(NETWORKS)}, or an import path", self)
         for name in self._TEXTS:
             _require(isinstance(getattr(self, name), str), name, "text", self)
         for name in self._OBJECTS:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..imports import is_import_path
 from .caresunet import CAResUNet
 from .coplenet import COPLENet
+from .imported import ImportedNetwork, allow
 from .slices import SliceNetwork
 
 NETWORKS: dict[str, type[SliceNetwork]] = {network.family: network for network in (COPLENet, CAResUNet)}
@@ -18,12 +20,15 @@ def create_network(name: str, **arguments: Any) -> SliceNetwork:
     """A network with new, random weights.
 
     Args:
-        name: "coplenet" or "caresunet".
+        name: "coplenet", "caresunet", or the import path of a network of another package, whose code then runs.
         arguments: what its constructor takes; see :class:`COPLENet` and :class:`CAResUNet`.
 
     Raises:
         InputError: an unknown name or argument, or a value that is not allowed.
     """
+    if is_import_path(name):
+        allow(name)
+        return ImportedNetwork(name, arguments)
     if name not in NETWORKS:
         raise InputError(f"There is no network {name!r}; there are {', '.join(sorted(NETWORKS))}.")
     network = NETWORKS[name]
