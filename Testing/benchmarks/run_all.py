@@ -50,6 +50,7 @@ CHECKS = {
         "overhead of the worker below 1 s for 512 x 512 x 300, table after an edit below 0.5 s",
     ),
     "panel": ([], "opens in 0.5 s, result into the scene with surfaces below 3 s, table after a stroke below 0.5 s"),
+    "clicks": ([], "a correction by a click below 0.3 s for 512 x 512 x 300"),
     "case_store": ([], "next of 1000 cases below 0.5 s, a revision of 512 x 512 x 300 saved below 1 s"),
 }
 HEAD = """# Speed and memory
