@@ -337,6 +337,7 @@ def test_surfaces_are_made_again_when_the_hand_rests(panel, segmentation, ct, mr
 
     monkeypatch.setattr(click_correction, "_REST_MS", 100)
     has = segmentation.GetSegmentation().ContainsRepresentation
+    mrml.showIn3D(segmentation)
     assert has("Closed surface")
     press(panel, "removeLesionButton")
     click(panel, ct, AT_FIRST)
@@ -450,8 +451,10 @@ def test_an_opened_case_is_corrected_by_clicks_when_it_is_fresh_and_when_it_come
     assert np.array_equal(scene_mask(), expected) and len(panel.session._clients) == asked
     find(panel, "thresholdSlider").setValue(at(panel, 0.3))
     panel.show("correct")
+    let_run()
     press(panel, "addLesionButton")
     from COVIDLesionSegLib import mrml
 
+    assert is_placing(), state(panel)
     click(panel, mrml.moduleParameters().inputVolume, AT_FIRST)
     assert np.array_equal(scene_mask(), with_missed())
