@@ -49,12 +49,14 @@ def keepLevels(segmentationNode: Any, volumeNode: Any, levels: ProbabilityLevels
     if node is None:
         node = addNode(_VOLUME, "Probability of the network")
         node.SetHideFromEditors(True)
-        segmentationNode.SetNodeReferenceID(_REFERENCE, node.GetID())
     slicer.util.updateVolumeFromArray(node, levels.levels)
     node.SetIJKToRASMatrix(matrix_of_array(local_grid(volumeNode).cropped(levels.box).ijk_to_ras))
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     node.SetAttribute(_PLACE, json.dumps(levels.described()))
     node.SetAttribute(_SHOWN, None)
+    # last, since it tells that the probability is there
+    segmentationNode.SetNodeReferenceID(_REFERENCE, node.GetID())
+    segmentationNode.Modified()
     return node
 
 

@@ -121,10 +121,18 @@ class ClickCorrection(Page, VTKObservationMixin):
             self.use("")
             self._drawn = ()
             self.removeObservers()
+            if shown[0] is not None:
+                self.addObserver(shown[0], "ModifiedEvent", self._onKept)
         elif self._tool == "add" and self._levels() is None:
             self.use("")
         if not self.busy:
             self._followResult()
+
+    def _onKept(self, *_ignored: Any) -> None:
+        """The probability may have come after the result."""
+        if (self._levels() is not None) != self.ui.addLesionButton.enabled:
+            self._showState()
+            self._showHint()
 
     def _onFinished(self, *_ignored: Any) -> None:
         """Another result is in the same nodes."""
@@ -317,7 +325,7 @@ class ClickCorrection(Page, VTKObservationMixin):
             mask = mrml.redrawAt(segmentationNode, volumeNode, wanted, consolidationFrom=limit)
             self._drawn = mrml.voxelStamp(segmentationNode)
             if undo is not None:
-                self.removeObservers()
+                self.removeObservers(self._onEdited)
                 for event in mrml.EDITED:
                     self.addObserver(segmentationNode.GetSegmentation(), event, self._onEdited)
             volume = _volume(mask, mrml.gridOfNode(volumeNode))
@@ -330,7 +338,7 @@ class ClickCorrection(Page, VTKObservationMixin):
         segmentationNode = self._shown[0]
         if self._drawn and self._drawn != mrml.voxelStamp(segmentationNode):
             self._drawn = ()
-            self.removeObservers()
+            self.removeObservers(self._onEdited)
             self._tasks.start(self._followEdit(self._shown))
 
     async def _followEdit(self, shown: tuple[Any, Any]) -> None:
