@@ -489,3 +489,15 @@ def test_regularization_needs_a_base(cases, tmp_path, a_run):
     steps = [entry for entry in read_log(tmp_path / "tuned") if entry["kind"] == "step"]
     assert all(entry["distance_to_base"] is not None for entry in steps)
     assert load_checkpoint(tmp_path / "tuned" / "best.safetensors").card.metrics["validation"]["counted"] == 1
+
+
+def test_a_base_is_held_to_where_it_can_not_be_replayed():
+    def held(data=None, network=None, name="auto"):
+        tables = {"data": data or {}, "network": network or {}, "run": {"pseudo_batch_size": 2 if data else 0}}
+        return TrainingConfig.from_dict({**tables, "regularization": {"name": name}}).holds_to_base_by
+
+    base = {"base_model": "coplenet-ctseg"}
+    assert held() == "none"
+    assert held(network=base) == "predictions"
+    assert held({"pseudo_cases": "replay.csv"}, base) == "none"
+    assert [held(network=base, name=name) for name in ("none", "weights")] == ["none", "weights"]

@@ -111,7 +111,7 @@ class ThinStore:
 
 def configuration(arguments: argparse.Namespace, folder: Path) -> TrainingConfig:
     """The default fine-tuning, in bfloat16, of which the last teacher is kept."""
-    config = replace(default_config(), regularization=RegularizationSettings())
+    config = replace(default_config(), regularization=RegularizationSettings("none"))
     return replace(
         config,
         data=replace(config.data, validation_share=0.0, cache=str(folder / "slices"), crop=tuple(arguments.crop)),

@@ -364,13 +364,14 @@ class RegularizationSettings:
     """What holds a training to its base model, so that it forgets less of what it does not see again.
 
     Attributes:
-        name: "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
+        name: "auto" is "predictions" where there is a base model and no case is replayed (``data.pseudo_cases``), else
+            "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
             (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
     """
 
-    name: Literal["none", "weights", "predictions"] = "none"
+    name: Literal["auto", "none", "weights", "predictions"] = "auto"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -416,6 +417,14 @@ class TrainingConfig:
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
             )
+
+    @property
+    def holds_to_base_by(self) -> str:
+        """ "none", "weights" or "predictions", as :class:`RegularizationSettings` decides."""
+        name = self.regularization.name
+        if name != "auto":
+            return name
+        return "predictions" if self.network.base_model and not self.data.pseudo_cases else "none"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

@@ -121,7 +121,7 @@ class Trainer:
             raise InputError(
                 f'network.name is "{config.network.name}"; an external network, and no other, is made by the caller.'
             )
-        held = config.regularization.name
+        held = config.holds_to_base_by
         if held != "none" and not config.network.base_model:
             raise InputError(
                 f'regularization.name is "{held}", but there is no base model to hold to; set network.base_model, or '
