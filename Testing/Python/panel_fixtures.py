@@ -94,10 +94,12 @@ def shared_session(worker, models_folder):
 @pytest.fixture
 def open_panel(shared_session, scene):
     """Function that opens one more panel of this Slicer."""
+    import slicer
+
     opened = []
+    slicer.app.settings().remove("COVIDLesionSeg/usedModels")
 
     def open_one():
-        import slicer
 
         from COVIDLesionSegLib.panel import ModulePanel
         from host.scripted import show_panel

@@ -13,7 +13,7 @@ from panel_fixtures import find, let_run, wait_for
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
-PAGES = ("correct", "cases", "train", "settings")
+PAGES = ("segment", "measure", "correct", "cases", "train", "settings")
 
 
 def test_the_keyboard_is_enough(page, panel, store, press):
@@ -115,7 +115,25 @@ def test_a_thousand_cases_are_listed_at_once(page, store, slicer_gui):
     print(f"a thousand cases shown in {1000 * took:.0f} ms")
 
 
-@pytest.mark.parametrize("name", PAGES)
+def test_the_case_and_the_tools_are_in_view_above_the_editor_at_400_by_800_pixels(page, panel):
+    import qt
+
+    open_next(page)
+    rest(page)
+    panel.form.window().resize(400, 800)
+    let_run(0.1)
+    area = find(panel, "pageArea").viewport()
+    order = ["caseTitle", "saveNextButton", "nextLesionButton", "resetButton", "sensitivitySlider", "editor"]
+    places = [find(panel, name).mapTo(area, qt.QPoint(0, 0)).y() for name in order]
+    assert places == sorted(places) and places[0] >= 0
+    assert places[-1] + 60 < area.height, "the editor begins in view"
+    folded = find(panel, "editor").mapTo(area, qt.QPoint(0, 0)).y()
+    find(panel, "clickSection").collapsed = True
+    let_run(0.1)
+    assert find(panel, "editor").mapTo(area, qt.QPoint(0, 0)).y() < folded - 100, "room for who paints only"
+
+
+@pytest.mark.parametrize("name", ["cases", "train", "settings"])
 def test_a_page_fits_into_400_by_800_pixels_without_a_scroll(name, page, panel, reviewed):
     """With a case open, as it comes: rarely used parts are folded."""
     open_next(page)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
-from panel_fixtures import add_ct, chest, find, said, wait_for, wait_for_words
+from panel_fixtures import add_ct, chest, find, let_run, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
@@ -56,6 +56,45 @@ def test_predict_correct_save_next(page, panel, store, worker, parameters):
     assert first_ct.GetScene() is None and first_lesions.GetScene() is None, "the first case's nodes stay behind"
     assert page.ui.workProgress.format == "1 of 3 corrected"
     assert "saved as revision 1 of anna" in said(panel) and "Dice" in said(panel)
+
+
+def test_three_cases_take_a_click_each_and_no_change_of_pages(page, panel, store, mrml):
+    """Reset, no lesion, save and next: what is clicked is counted."""
+    clicks = []
+
+    def click(name):
+        wait_for(lambda: find(panel, name).isVisible() and find(panel, name).isEnabled(), name)
+        clicks.append(name)
+        find(panel, name).click()
+        let_run(0.01)
+
+    def opened(case):
+        wait_for(lambda: page.work.caseId == case and page.work.isOpen and is_at_rest(page), case)
+        assert panel.current == "correct", "a case is corrected where it was opened"
+
+    click("openNextButton")
+    opened("case-0001")
+    result, wanted = scene_mask(), corrected()
+    draw(np.zeros(SIZE, bool))
+    find(panel, "regionCombo").setCurrentIndex(find(panel, "regionCombo").findData("all"))
+    click("resetButton")
+    wait_for_words(panel, "Reset to the AI result")
+    assert np.array_equal(scene_mask(), result)
+    draw(wanted)
+    click("saveNextButton")
+    opened("case-0002")
+    click("noLesionButton")
+    wait_for(lambda: store.case("case-0002").latest("anna") is not None and is_at_rest(page), "the revision")
+    click("saveNextButton")
+    opened("case-0003")
+    click("saveCaseButton")
+    wait_for(lambda: store.case("case-0003").latest("anna") is not None and is_at_rest(page), "the revision")
+    # besides the reset: one to begin, one for each case, one more for the case without lesion
+    assert len(clicks) == 1 + 1 + 3 + 1, clicks
+    assert [len(store.case(f"case-000{number}").revisions) for number in (1, 2, 3)] == [1, 1, 1]
+    assert np.array_equal(store.read_revision("case-0001").mask(), wanted)
+    assert store.case("case-0002").latest("anna").lesion_free
+    assert "2 of 3 corrected" in find(panel, "caseTitle").text, "the third is still open"
 
 
 def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store):

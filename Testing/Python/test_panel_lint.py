@@ -20,7 +20,7 @@ BANNED_MODULES = {"PySide6", "PyQt5", "PyQt6", "qtpy", "threading", "concurrent"
 BANNED_CALLS = {"sizeHint", "minimumSizeHint", "exec", "processEvents", "sleep", "readline", "communicate"}
 WAITING = "waitFor"
 # One function asks, so that one place decides how; all else that opens windows is banned.
-ASKS = ("notices.py", "confirm")
+ASKS = ("messages.py", "confirm")
 DIALOGS = {"exec_", "QMessageBox", "QFileDialog", "QInputDialog", "QProgressDialog", "QDialog", "messageBox"}
 SHOWS_TEXT = {"setText", "setToolTip", "setTitle", "setWindowTitle", "setPlaceholderText", "Notice", "showText"}
 # Names of what has methods that are called like some widget's property: items of lists, processes, the registry.

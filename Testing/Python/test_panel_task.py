@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("nothing_lies_about_afterwards")
 @pytest.fixture
 def room(slicer_gui):
     """The modules under test; they import qt."""
-    from COVIDLesionSegLib.panel import events, notices, task
+    from COVIDLesionSegLib.panel import messages, task
 
-    return SimpleNamespace(Signal=events.Signal, noticeOf=notices.noticeOf, **vars(task))
+    return SimpleNamespace(noticeOf=messages.noticeOf, **vars(task))
 
 
 @pytest.fixture

@@ -42,28 +42,34 @@ def main() -> int:
     from COVIDLesionSegLib.imaging import Geometry, Volume
     from COVIDLesionSegLib.panel import session as sessions
     from COVIDLesionSegLib.panel.process import QtProcess, QtTimer
-    from COVIDLesionSegLib.panel.steps import Steps
+    from COVIDLesionSegLib.panel.task import Task
     from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
     from COVIDLesionSegLib.worker import Request
     from host.scripted import load_module
 
     times: dict[str, float] = {}
-    do_one, conclude = Steps._do_one, Request.conclude
+    resume, conclude = Task._resume, Request.conclude
 
     def keep_longest(name: str, start: float) -> None:
         times[name] = max(times.get(name, 0.0), time.perf_counter() - start)
 
+    def innermost(coroutine) -> str:
+        """Where a coroutine goes on: the function and the line that waits."""
+        while getattr(coroutine.cr_await, "cr_frame", None) is not None:
+            coroutine = coroutine.cr_await
+        return f"{coroutine.__name__}, line {coroutine.cr_frame.f_lineno}"
+
     def timed(self) -> None:
-        step, start = self._waiting[0], time.perf_counter()
-        do_one(self)
-        keep_longest(getattr(step, "__qualname__", "").rpartition(".")[2], start)
+        place, start = innermost(self._coroutine), time.perf_counter()
+        resume(self)
+        keep_longest(place, start)
 
     def timed_answer(self, outcome) -> None:
         start = time.perf_counter()
         conclude(self, outcome)
         keep_longest(f"answer: {self.task}", start)
 
-    Steps._do_one, Request.conclude = timed, timed_answer
+    Task._resume, Request.conclude = timed, timed_answer
     phantom = synthetic_chest(oblique=False)
     lesion, lungs = stretched(phantom.lesion), stretched(phantom.lungs)
     volume = Volume(stretched(phantom.volume.array), Geometry(lesion.shape[::-1], (0.75, 0.75, 1.0)), "CT")

@@ -31,6 +31,7 @@ from .segmentations import (
     changeSegment,
     createSegmentation,
     hideOthers,
+    isIn3D,
     lesionMask,
     loadTerminology,
     requireLabelmaps,
@@ -47,7 +48,7 @@ from .segmentations import (
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
+from .views import insideROI, jumpTo, loadedVolume, showChart, showInViews, showMapInViews, shownSlice
 from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
@@ -70,12 +71,14 @@ __all__ = [
     "hasPrediction",
     "hideOthers",
     "insideROI",
+    "isIn3D",
     "jumpTo",
     "keepLevels",
     "keepPrediction",
     "lesionMask",
     "levelsOf",
     "loadTerminology",
+    "loadedVolume",
     "lungsFromSegmentation",
     "lungsInside",
     "moduleParameters",

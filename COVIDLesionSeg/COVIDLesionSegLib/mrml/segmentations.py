@@ -440,6 +440,15 @@ def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -
     segmentationNode.GetDisplayNode().SetVisibility3D(True)
 
 
+def isIn3D(segmentationNode: Any) -> bool:
+    """Whether a segmentation of label maps has surfaces beside them."""
+    segmentation = segmentationNode.GetSegmentation()
+    return bool(
+        segmentation.ContainsRepresentation("Closed surface")
+        and segmentation.GetSourceRepresentationName() != "Closed surface"
+    )
+
+
 def loadTerminology() -> str:
     """Make the terminology known to Slicer, so that its segment editor offers and understands our codes.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .nodes import array_of_matrix, nodesOfClass, requireNode
-from .volumes import gridOfNode
+from .volumes import gridOfNode, volumeProblem
 
 
 def jumpTo(ras: Sequence[float]) -> None:
@@ -38,6 +38,13 @@ def showInViews(volumeNode: Any) -> None:
     shown = {node.GetBackgroundVolumeID() for node in nodesOfClass("vtkMRMLSliceCompositeNode")}
     if shown and shown != {volumeNode.GetID()}:
         slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
+
+
+def loadedVolume() -> Any:
+    """The volume in view that can be used as the CT, else the one that was loaded last; None if there is none."""
+    usable = [node for node in nodesOfClass("vtkMRMLScalarVolumeNode") if not volumeProblem(node)]
+    shown = {node.GetBackgroundVolumeID() for node in nodesOfClass("vtkMRMLSliceCompositeNode")}
+    return next((node for node in usable if node.GetID() in shown), usable[-1] if usable else None)
 
 
 def showMapInViews(mapNode: Any, opacity: float = 0.5) -> None:

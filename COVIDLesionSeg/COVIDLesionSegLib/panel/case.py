@@ -19,10 +19,9 @@ from ..imaging import Volume
 from ..inference import PostProcessing, ProbabilityLevels, RunRecord
 from ..worker import Progress, Reply, Request, Timer
 from ..worker.protocol import geometry_from_json
-from .events import Signal
-from .notices import Notice, attempt, confirm, noticeOf
+from .messages import Notice, attempt, confirm, noticeOf
 from .store_client import StoreClient
-from .task import Tasks, turn
+from .task import Signal, Tasks, turn
 from .text import _
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class CaseWork(VTKObservationMixin):
     Attributes:
         changed: signal: another case or state.
         opened: signal: a case comes into the scene, or is asked for that is there.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         state: "", "opening", "predicting", "showing", "open", "saving" or "closing".
         case: what the overview says of the open case, or empty.
         reason: why it is this case, or "".
@@ -169,6 +168,7 @@ class CaseWork(VTKObservationMixin):
         self._voxels: tuple[Any, ...] = ()
         # the token of the lock is "" once somebody else has taken the case over
         self._folder = self._token = ""
+        self._isRevision = False
         # edits since it was opened; how many of them are in a revision or thrown away, and in an autosave
         self._edits = self._saved = self._kept = 0
         self._seconds, self._last = 0.0, time.monotonic()
@@ -189,6 +189,11 @@ class CaseWork(VTKObservationMixin):
     def isEdited(self) -> bool:
         """Whether there are edits that are no revision yet."""
         return self._edits > self._saved or bool(self.recovered)
+
+    @property
+    def isSaved(self) -> bool:
+        """Whether what is in the scene was saved as a revision since the case was opened."""
+        return self._isRevision and not self.isEdited
 
     @property
     def seconds(self) -> float:
@@ -492,7 +497,7 @@ class CaseWork(VTKObservationMixin):
         if close and self._edits == edits:
             await self._closeCase()
             return True
-        self.case, self.recovered = reply.values["case"], ""
+        self.case, self.recovered, self._isRevision = reply.values["case"], "", True
         # strokes that came while the file was written are edits of the next revision
         self._haveSaved(edits)
         self._enter("open")

@@ -29,7 +29,7 @@ from .forms import (
     showProgress,
     showText,
 )
-from .notices import Notice, attempt, confirm, noticeOf
+from .messages import Notice, attempt, confirm, noticeOf
 from .store_client import StoreClient
 from .task import Tasks, turn
 from .text import _, number_text, table_html
@@ -60,7 +60,7 @@ class CasesPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         store: the store.
         work: the case that is open.
         training: starts the jobs.

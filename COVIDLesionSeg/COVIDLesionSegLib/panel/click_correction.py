@@ -18,7 +18,7 @@ from ..inference.levels import MOST_SENSITIVE, ProbabilityLevels
 from ..measurement.lesions import component_around, nearest_voxel
 from ..mrml import ModuleParameters
 from .forms import Page, Shortcut, loadForm
-from .notices import Notice, noticeOf
+from .messages import Notice, noticeOf
 from .task import Task, Tasks, turn
 from .text import _, figure_text, number_text
 
@@ -55,7 +55,7 @@ class ClickCorrection(Page, VTKObservationMixin):
 
     Args:
         session: shared by all panels.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         editorFor: gives the segment editor, showing a segmentation: its undo takes each click back.
     """
 

@@ -16,7 +16,7 @@ from ..mrml import ModuleParameters
 from .case import CaseWork
 from .click_correction import ClickCorrection
 from .forms import Page, Shortcut, addEntry, chosenData, loadForm, setScene, showProgress, showText, stacked
-from .notices import Notice, noticeOf
+from .messages import Notice, noticeOf
 from .store_client import StoreClient
 from .task import Task, Tasks, turn
 from .text import _, figure_text, number_text
@@ -38,7 +38,7 @@ class CaseBar:
         store: the store.
         work: the case that is open.
         start: runs a coroutine.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class CaseBar:
         self._start(self._saveAndNext())
 
     async def _saveAndNext(self) -> None:
-        if await self._work.save(close=True):
+        # what was just saved, e.g. as free of lesion, is no revision again
+        if self._work.isSaved or await self._work.save(close=True):
             await self._work.openNext()
 
     def saveWithoutLesion(self) -> None:
@@ -153,7 +154,7 @@ class CorrectPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         store: the store of the cases.
 
     Attributes:
@@ -191,6 +192,8 @@ class CorrectPage(Page):
         session.live.changed.connect(self.showLesions)
         self.work = CaseWork(session, store, self.undoFor)
         self.clicks = ClickCorrection(session, note, self.undoFor)
+        # its title stands on the section, which can be folded
+        self.clicks.form.setTitle("")
         stacked(ui.clickContainer).addWidget(self.clicks.form)
         self.bar = CaseBar(ui, store, self.work, self._tasks.start, note)
         # a case is opened and saved whichever page is in view

@@ -20,9 +20,8 @@ from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
 from ..worker import Client, Reply
 from ..worker.protocol import geometry_to_json
-from .events import Signal
-from .notices import Notice, confirm, noticeOf, workerError
-from .task import Task, Tasks, turn, until
+from .messages import Notice, confirm, noticeOf, workerError
+from .task import Signal, Task, Tasks, turn, until
 from .text import _, figure_text
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class LiveMeasurement(VTKObservationMixin):
 
     Attributes:
         changed: signal: other figures or another state.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         quantities: what ``measurement.quantify`` gives; empty before.
         evaluation: what ``measurement.evaluate`` gives against the reference; empty without one.
         measured: signal: new figures are in the tables.

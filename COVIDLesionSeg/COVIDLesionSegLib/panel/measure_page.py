@@ -19,7 +19,7 @@ from ..measurement.catalog import catalog, display_unit, key_of, status_text
 from ..mrml import ModuleParameters
 from ..worker.measurement_tasks import REPORT_FILES
 from .forms import Page, chooseData, chosenData, fillCombo, loadForm, showText
-from .notices import Notice, attempt, confirm, noticeOf
+from .messages import Notice, attempt, confirm, noticeOf
 from .session import Session
 from .task import Tasks, turn
 from .text import _, figure_text
@@ -52,7 +52,7 @@ class MeasurePage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
     """
 
     showsFigures = True
@@ -190,6 +190,10 @@ class MeasurePage(Page):
 
     # ---- export -------------------------------------------------------------------------------------------------
 
+    def showExport(self) -> None:
+        """Unfold the part that writes files."""
+        self.ui.exportButton.setProperty("collapsed", False)
+
     def _showDicomNote(self) -> None:
         text = _("A DICOM SEG holds the patient's name and identifiers, as its CT does.")
         wanted = self.ui.dicomCheck.checked
@@ -234,7 +238,7 @@ class Export:
 
     Args:
         session: shared by all panels.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         changed: called when it begins and ends.
     """
 

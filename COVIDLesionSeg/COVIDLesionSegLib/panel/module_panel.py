@@ -11,6 +11,7 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..mrml import ModuleParameters
+from ..worker import Timer
 from .cases_page import CasesPage
 from .correct_page import CorrectPage
 from .forms import Page, addShortcut, loadForm, setScene, stacked
@@ -23,6 +24,10 @@ from .store_client import StoreClient
 from .text import _
 from .train_page import TrainPage
 from .training import TrainingLogic
+
+# a volume that is loaded is added to the scene first, and filled then
+_LOADED_MS = 100
+_TO_THE_END = 100_000
 
 
 class ModulePanel(VTKObservationMixin):
@@ -45,6 +50,8 @@ class ModulePanel(VTKObservationMixin):
         self.session = shared or session()
         self.session.attach(self)
         self._shown = False
+        self._loading: Timer | None = None
+        self._surfaces: Any = None
         self._parameters: ModuleParameters | None = None
         scene = slicer.mrmlScene
         actions = {"undo": self.onUndo, "set_up_pytorch": self.onSetUp, "use_cpu": self.onUseProcessor}
@@ -53,7 +60,7 @@ class ModulePanel(VTKObservationMixin):
         self.form, self._ui = loadForm("Panel")
         self.store, training = StoreClient(self.session), TrainingLogic()
         self.correct = CorrectPage(self.session, scene, note, self.store)
-        self.segment = SegmentPage(self.session, scene, note, self.correct.undoFor)
+        self.segment = SegmentPage(self.session, scene, note, self.correct.undoFor, self.show)
         self.measure = MeasurePage(self.session, scene, note)
         self.cases = CasesPage(self.session, scene, note, self.store, self.correct.work, training)
         self.train = TrainPage(self.session, scene, note, self.store, training)
@@ -87,6 +94,7 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.EndBatchProcessEvent, self._onBatchEnded)
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeGoes)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
+        self.addObserver(scene, scene.NodeAddedEvent, self._onNodeAdded)
         self._useParameters()
         self._showPage()
 
@@ -96,6 +104,7 @@ class ModulePanel(VTKObservationMixin):
         """The module is shown."""
         self._shown = True
         self._useParameters()
+        self.segment.chooseLoaded()
         # a model may have been removed or trained meanwhile
         self.session.modelsChanged.emit()
         self._showPage()
@@ -109,6 +118,8 @@ class ModulePanel(VTKObservationMixin):
         """The panel goes: let go of everything."""
         self.exit()
         self.removeObservers()
+        if self._loading is not None:
+            self._loading.stop()
         for teller in self._tellers():
             teller.noted.disconnect(self.messages.note)
         self.session.run.finished.disconnect(self._onFinished)
@@ -163,14 +174,28 @@ class ModulePanel(VTKObservationMixin):
             mrml.removeLostPredictions()
             self._onParameters()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)  # type: ignore[untyped-decorator, unused-ignore]
+    def _onNodeAdded(self, _caller: Any, _event: str, node: Any) -> None:
+        if self._shown and self._loading is None and node.IsA("vtkMRMLScalarVolumeNode"):
+            # it has its voxels in a moment
+            self._loading = self.session.timer(_LOADED_MS, self._onLoaded)
+
+    def _onLoaded(self) -> None:
+        self._loading = None
+        self.segment.chooseLoaded()
+
     # ---- pages and buttons --------------------------------------------------------------------------------------
 
     def show(self, name: str) -> None:
         """Bring a page into view.
 
         Args:
-            name: one of :attr:`pages`.
+            name: one of :attr:`pages`, or "export", a part of the page Measure.
         """
+        if name == "export":
+            name = "measure"
+            self.measure.showExport()
+            self._scrolled[name] = _TO_THE_END
         if name != self.current:
             bar = self._ui.pageArea.verticalScrollBar()
             self._scrolled[self.current] = bar.value
@@ -194,12 +219,24 @@ class ModulePanel(VTKObservationMixin):
             if page is not current or not self._shown:
                 page.exit()
             page.form.setVisible(page is current)
+        self._restSurfaces(self._shown and current is self.correct)
         if self._shown:
             current.enter()
         if self._shown and current.showsFigures:
             self.session.live.follow(self)
         else:
             self.session.live.unfollow(self)
+
+    def _restSurfaces(self, isEdited: bool) -> None:
+        """Surfaces would be made anew with each stroke: there are none while lesions are edited."""
+        lesions = mrml.moduleParameters().lesionSegmentation
+        if isEdited and lesions is not None and mrml.isIn3D(lesions):
+            self._surfaces = lesions
+            mrml.showIn3D(lesions, visible=False)
+        elif not isEdited and self._surfaces is not None:
+            rested, self._surfaces = self._surfaces, None
+            if rested.GetScene() is not None:
+                mrml.showIn3D(rested)
 
     def _addShortcuts(self) -> list[Any]:
         """Install the shortcuts of all pages, and list them on the settings page."""

@@ -18,9 +18,8 @@ from ..models.catalog import INSTALLED
 from ..mrml import LESION_VIEWS, ModuleParameters
 from ..worker import Client, Progress, SharedArray, WorkerSettings
 from ..worker.protocol import geometry_to_json
-from .events import Signal
-from .notices import Notice, noticeOf
-from .task import Task, Tasks, turn
+from .messages import Notice, noticeOf
+from .task import Signal, Task, Tasks, turn
 from .text import _
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class SceneCt(VTKObservationMixin):
             self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
             scene = slicer.mrmlScene
             for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
-                self.addObserver(scene, event, lambda *_: None if volumeNode.GetScene() else self.forget())
+                self.addObserver(scene, event, lambda *_ignored: None if volumeNode.GetScene() else self.forget())
         return self._read
 
     def forget(self) -> None:
@@ -259,7 +258,7 @@ class SegmentationRun(VTKObservationMixin):
 
     Attributes:
         changed: signal: the state or the progress is another one.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         finished: signal: the result is in the scene; passes the CT and the segmentation node.
         state: "", "reading", "computing" or "showing".
         progress: how far the worker is, or None.

@@ -24,12 +24,11 @@ from .forms import (
     showProgress,
     showText,
 )
-from .model_text import cardHtml, statusText
-from .notices import Notice, attempt, confirm, noticeOf
+from .messages import Notice, attempt, confirm, noticeOf
 from .session import settingsTexts, writeSettings
 from .store_client import StoreClient
 from .task import Tasks
-from .text import _, table_html
+from .text import _, cardHtml, statusText, table_html
 
 if TYPE_CHECKING:
     from .session import Session
@@ -43,7 +42,7 @@ class SettingsPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         store: the case store.
     """
 
@@ -115,7 +114,7 @@ class ModelSettings:
     Args:
         session: shared by all panels.
         ui: the form's widgets.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         tasks: runs coroutines.
 
     Attributes:
@@ -234,7 +233,7 @@ class TorchSettings:
     Args:
         session: shared by all panels.
         ui: the form's widgets.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
     """
 
     def __init__(self, session: Session, ui: Any, note: Callable[[Notice], None]) -> None:
@@ -330,7 +329,7 @@ class StoreUpkeep:
     Args:
         store: the store.
         ui: the form's widgets.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         tasks: runs coroutines.
     """
 

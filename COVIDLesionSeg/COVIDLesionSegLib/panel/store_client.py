@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from ..cases import ORDERS, is_store
 from ..errors import CancelledError, COVIDLesionSegError, InputError
 from ..worker import Client, Progress, Reply, Request
-from .events import Signal
-from .notices import noticeOf
-from .task import Task, Tasks
+from .messages import noticeOf
+from .task import Signal, Task, Tasks
 from .text import _
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class StoreClient:
 
     Attributes:
         changed: signal: another store, another overview, something begins or ends.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         overview: what ``worker.store_tasks.overview`` gives; empty before it is there.
         progress: of what takes long, or None.
     """

@@ -24,6 +24,27 @@ T = TypeVar("T")
 _PUMP_S = 0.5
 
 
+class Signal:
+    """Calls whoever listens, in the order in which they came; PythonQt can't declare Qt's own."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[..., Any]] = []
+
+    def connect(self, listener: Callable[..., Any]) -> None:
+        """Call this from now on."""
+        self._listeners.append(listener)
+
+    def disconnect(self, listener: Callable[..., Any]) -> None:
+        """Never call this again; nothing happens if it was not connected."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def emit(self, *arguments: Any) -> None:
+        """Call all listeners."""
+        for listener in list(self._listeners):
+            listener(*arguments)
+
+
 class turn:  # noqa: N801  # read as a word: ``await turn()``
     """Let Slicer handle what has come meanwhile, then go on.
 
@@ -159,7 +180,7 @@ class Task:
 
 @types.coroutine
 def until(signal: Any) -> Generator[Callable[[Callable[[], None]], None], None, None]:
-    """Wait until a :class:`.events.Signal` is emitted.
+    """Wait until a :class:`.task.Signal` is emitted.
 
     Args:
         signal: whose next emission ends the wait.

@@ -11,7 +11,7 @@ from ..models.catalog import ModelEntry
 from ..worker.job_tasks import ESTIMATE, VALIDATE
 from ..worker.jobs import JobStatus
 from .forms import Page, chooseKey, chosenData, chosenKey, fillCombo, fillList, loadForm, showProgress, showText
-from .notices import Notice, attempt, noticeOf
+from .messages import Notice, attempt, noticeOf
 from .store_client import StoreClient
 from .task import Tasks
 from .text import _, number_text, table_html
@@ -29,7 +29,7 @@ class TrainPage(Page):
     Args:
         session: shared by all panels.
         scene: the MRML scene.
-        note: shows a :class:`.notices.Notice`.
+        note: shows a :class:`.messages.Notice`.
         store: the store.
         training: starts the jobs.
     """

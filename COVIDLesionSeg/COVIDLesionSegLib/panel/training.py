@@ -14,10 +14,9 @@ from ..worker import WorkerSettings
 from ..worker.faults import exception_of
 from ..worker.job_tasks import COMPARE, ESTIMATE, PREDICT, VALIDATE
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
-from .events import Signal
-from .notices import Notice, noticeOf
+from .messages import Notice, noticeOf
 from .session import readSettings
-from .task import Tasks, turn
+from .task import Signal, Tasks, turn
 from .text import _, duration_text
 
 if TYPE_CHECKING:
