@@ -143,7 +143,7 @@ def test_folds_judge_every_patient_once_and_end_with_a_table(cases, tmp_path, ca
 
 
 def test_means_of_folds_say_what_they_count():
-    from COVIDLesionSegLib.learning.cross_validation import CrossValidation
+    from COVIDLesionSegLib.learning.several import CrossValidation
 
     rows = (
         {"case": "a", "fold": 1, "dice": 0.0, "rve": 1.0, "hd95_mm": math.inf},

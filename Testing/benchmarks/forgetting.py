@@ -32,8 +32,8 @@ from COVIDLesionSegLib.learning import TrainingConfig, fine_tune
 from COVIDLesionSegLib.learning.config import DataSettings, LabelNoiseSettings, RegularizationSettings
 from COVIDLesionSegLib.learning.data import read_cases
 from COVIDLesionSegLib.learning.fine_tuning import as_prepared_for, default_config
-from COVIDLesionSegLib.learning.label_noise import add_label_noise
 from COVIDLesionSegLib.learning.store import open_store
+from COVIDLesionSegLib.learning.training_data import add_label_noise
 from COVIDLesionSegLib.learning.validation import judge
 from COVIDLesionSegLib.models import LoadedModel, ModelRegistry, load_checkpoint
 

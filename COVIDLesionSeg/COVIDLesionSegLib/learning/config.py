@@ -53,8 +53,8 @@ class DataSettings:
             is kept.
         cache: folder of the memory-mapped slice store; beside the run if empty.
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
-        training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
-            given ones.
+        training_labels: folder with other masks for training cases (see ``learning.several.label_update``); empty uses
+            the given ones.
         excluded_slices: CSV with the columns case and slice (index on the case's axial view, from the feet): slices
             whose label is known to be wrong; no batch draws them.
         margin: voxels kept around the lungs; -1 keeps whole slices.
