@@ -485,19 +485,31 @@ def test_regularization_needs_a_base(cases, tmp_path, a_run):
         Trainer(config, tmp_path / "run", tmp_path)
     tuned = replace(config, run=replace(config.run, steps=3), regularization=RegularizationSettings("predictions", 0.5))
     model = fine_tune(a_run / "run" / "best.safetensors", cases, tuned, tmp_path / "tuned")
-    assert model.card.metrics["config"]["regularization"] == {"name": "predictions", "weight": 0.5}
+    assert model.card.metrics["config"]["regularization"] == {
+        "name": "predictions",
+        "weight": 0.5,
+        "base_share": -1.0,
+    }
     steps = [entry for entry in read_log(tmp_path / "tuned") if entry["kind"] == "step"]
     assert all(entry["distance_to_base"] is not None for entry in steps)
     assert load_checkpoint(tmp_path / "tuned" / "best.safetensors").card.metrics["validation"]["counted"] == 1
 
 
-def test_a_base_is_held_to_where_it_can_not_be_replayed():
-    def held(data=None, network=None, name="auto"):
+def test_a_base_is_kept_where_it_can_not_be_replayed(cases, a_run, tmp_path):
+    def share(data=None, network=None, base_share=-1.0):
         tables = {"data": data or {}, "network": network or {}, "run": {"pseudo_batch_size": 2 if data else 0}}
-        return TrainingConfig.from_dict({**tables, "regularization": {"name": name}}).holds_to_base_by
+        return TrainingConfig.from_dict({**tables, "regularization": {"base_share": base_share}}).base_share
 
     base = {"base_model": "coplenet-ctseg"}
-    assert held() == "none"
-    assert held(network=base) == "predictions"
-    assert held({"pseudo_cases": "replay.csv"}, base) == "none"
-    assert [held(network=base, name=name) for name in ("none", "weights")] == ["none", "weights"]
+    assert (share(), share(network=base), share({"pseudo_cases": "replay.csv"}, base)) == (0.0, 0.5, 0.0)
+    assert (share(network=base, base_share=0.0), share(network=base, base_share=0.25)) == (0.0, 0.25)
+    # the model is the average of the base and of the network that was trained
+    file = a_run / "run" / "best.safetensors"
+    config = tiny_config(cases, ensembling={"enabled": False}, run={"steps": 3}, regularization={"base_share": 0.25})
+    model = fine_tune(file, cases, config, tmp_path / "tuned")
+    begun = load_checkpoint(file).network.state_dict()
+    trained = torch.load(tmp_path / "tuned" / "state.pt", weights_only=True)["network"]
+    for name, value in model.network.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.25 * begun[name] + 0.75 * trained[name], atol=1e-6), name
+    assert not torch.allclose(trained["output.weight"], begun["output.weight"], atol=1e-4)

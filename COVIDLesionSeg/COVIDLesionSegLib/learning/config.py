@@ -364,18 +364,23 @@ class RegularizationSettings:
     """What holds a training to its base model, so that it forgets less of what it does not see again.
 
     Attributes:
-        name: "auto" is "predictions" where there is a base model and no case is replayed (``data.pseudo_cases``), else
-            "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
+        name: "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
             (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
+        base_share: share of the base model in the weights of the network that is judged and kept, in [0, 1): the
+            average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1 is 0.5 where
+            there is a base model and no case is replayed, else 0.
     """
 
-    name: Literal["auto", "none", "weights", "predictions"] = "auto"
+    name: Literal["none", "weights", "predictions"] = "none"
     weight: float = 1.0
+    base_share: float = -1.0
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "regularization.weight", self.weight, "0 or above")
+        share = self.base_share
+        _require(0 <= share < 1 or share == -1, "regularization.base_share", share, "in [0, 1), or -1")
 
 
 def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
@@ -419,12 +424,12 @@ class TrainingConfig:
             )
 
     @property
-    def holds_to_base_by(self) -> str:
-        """ "none", "weights" or "predictions", as :class:`RegularizationSettings` decides."""
-        name = self.regularization.name
-        if name != "auto":
-            return name
-        return "predictions" if self.network.base_model and not self.data.pseudo_cases else "none"
+    def base_share(self) -> float:
+        """Share of the base model's weights in the network that is kept, as :class:`RegularizationSettings` says."""
+        share = self.regularization.base_share
+        if share >= 0 or not self.network.base_model:
+            return max(share, 0.0)
+        return 0.0 if self.data.pseudo_cases else 0.5
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

@@ -98,7 +98,7 @@ class TrainingStep:
         self._reweighting = (
             DataReweighting(weights.window, weights.percentile, weights.warm_up) if weights.enabled else None
         )
-        held = config.holds_to_base_by
+        held = config.regularization.name
         self._base = BaseRegularization(network, held) if held != "none" else None
         self._forward = self._ranks.wrap(network)
 
