@@ -23,6 +23,7 @@ from COVIDLesionSegLib.learning import Trainer, TrainingCallback, TrainingConfig
 from COVIDLesionSegLib.learning import step as step_module
 from COVIDLesionSegLib.learning.config import RegularizationSettings
 from COVIDLesionSegLib.learning.distributed import Ranks
+from COVIDLesionSegLib.learning.fine_tuning import default_config
 from COVIDLesionSegLib.learning.log import read_log
 from COVIDLesionSegLib.learning.losses import DiceLoss
 from COVIDLesionSegLib.learning.sampling import ahead
@@ -488,7 +489,7 @@ def test_regularization_needs_a_base(cases, tmp_path, a_run):
     assert model.card.metrics["config"]["regularization"] == {
         "name": "predictions",
         "weight": 0.5,
-        "base_share": -1.0,
+        "base_share": 0.0,
     }
     steps = [entry for entry in read_log(tmp_path / "tuned") if entry["kind"] == "step"]
     assert all(entry["distance_to_base"] is not None for entry in steps)
@@ -501,7 +502,9 @@ def test_a_base_is_kept_where_it_can_not_be_replayed(cases, a_run, tmp_path):
         return TrainingConfig.from_dict({**tables, "regularization": {"base_share": base_share}}).base_share
 
     base = {"base_model": "coplenet-ctseg"}
-    assert (share(), share(network=base), share({"pseudo_cases": "replay.csv"}, base)) == (0.0, 0.5, 0.0)
+    assert (share(), share(network=base), share({"pseudo_cases": "replay.csv"}, base)) == (0.0, 0.85, 0.0)
+    # what fine-tune does by itself, and train does not
+    assert default_config().regularization.base_share == -1 and TrainingConfig().regularization.base_share == 0
     assert (share(network=base, base_share=0.0), share(network=base, base_share=0.25)) == (0.0, 0.25)
     # the model is the average of the base and of the network that was trained
     file = a_run / "run" / "best.safetensors"

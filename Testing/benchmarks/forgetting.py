@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("--model", default="coplenet-ctseg", help="id or file of the base")
     parser.add_argument("--tune", nargs=2, default=["002", "005"], metavar="NNN", help="the two patients")
     parser.add_argument("--hold", nargs="+", default=["none", "predictions:1"], metavar="NAME[:WEIGHT]")
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.0, 0.5, 0.75], help="of the base in the weights")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.85], help="of the base in the weights"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--noise", type=float, default=2.0, help="strength of the annotator's errors, pixels")
     parser.add_argument("--crop", nargs=2, type=int, default=[192, 224], metavar="SIDE", help="training crops")

@@ -32,6 +32,8 @@ LOSS_NAMES = (
     "dice_mean_absolute_error",
     "cares",
 )
+# so much of the base costs the other patients at most 0.01 of Dice, see docs/case-store.md
+_KEPT_OF_BASE = 0.85
 NETWORK_NAMES = ("coplenet", "caresunet", "external")
 
 
@@ -369,13 +371,13 @@ class RegularizationSettings:
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
         base_share: share of the base model in the weights of the network that is judged and kept, in [0, 1): the
-            average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1 is 0.5 where
-            there is a base model and no case is replayed, else 0.
+            average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1, the default of
+            ``fine-tune``, is 0.85 where there is a base model and no case is replayed (docs/case-store.md), else 0.
     """
 
     name: Literal["none", "weights", "predictions"] = "none"
     weight: float = 1.0
-    base_share: float = -1.0
+    base_share: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "regularization.weight", self.weight, "0 or above")
@@ -429,7 +431,7 @@ class TrainingConfig:
         share = self.regularization.base_share
         if share >= 0 or not self.network.base_model:
             return max(share, 0.0)
-        return 0.0 if self.data.pseudo_cases else 0.5
+        return 0.0 if self.data.pseudo_cases else _KEPT_OF_BASE
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
