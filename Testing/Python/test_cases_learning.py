@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -413,3 +414,16 @@ def test_the_whole_loop_in_twelve_lines(tmp_path, corrected, registry):
     assert revision.dice_to_prediction is not None
     assert store.models.default() == "tiny"
     assert store.check().is_sound
+
+
+def test_the_whole_configuration_of_a_round_is_printed_and_read_back(a_store, tmp_path, capsys):
+    words = ["fine-tune", str(a_store.folder), "--set", "optimizer.learning_rate=0.5", "--steps", "9"]
+    assert main([*words, "--print-config"]) == 0
+    (tmp_path / "round.toml").write_text(capsys.readouterr().out)
+    config = TrainingConfig.from_toml(tmp_path / "round.toml")
+    # the base's margin, and what a round that replays nothing keeps of it
+    assert (config.data.margin, config.optimizer.learning_rate, config.run.steps) == (2, 0.5, 9)
+    assert config.base_share == 0.85
+    assert a_store.training.rounds() == []
+    assert main(["fine-tune", str(a_store.folder), "--config", str(tmp_path / "round.toml"), "--print-config"]) == 0
+    assert TrainingConfig.from_dict(tomllib.loads(capsys.readouterr().out)) == config

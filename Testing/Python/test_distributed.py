@@ -24,7 +24,7 @@ from pathlib import Path
 from training_fixtures import tiny_config
 from COVIDLesionSegLib.errors import COVIDLesionSegError
 from COVIDLesionSegLib.learning import Trainer
-from COVIDLesionSegLib.learning.label_update import label_update
+from COVIDLesionSegLib.learning.several import label_update
 tables = {tables!r}
 network = {{"arguments": {{"channels": [8, 16, 32, 64, 128], "dropout": [0] * 5}}}}
 run = {{"precision": "float64", "validation_interval": 10, "checkpoint_interval": 5}} | tables.pop("run")

@@ -23,6 +23,7 @@ from COVIDLesionSegLib.learning import Trainer, TrainingCallback, TrainingConfig
 from COVIDLesionSegLib.learning import step as step_module
 from COVIDLesionSegLib.learning.config import RegularizationSettings
 from COVIDLesionSegLib.learning.distributed import Ranks
+from COVIDLesionSegLib.learning.fine_tuning import default_config
 from COVIDLesionSegLib.learning.log import read_log
 from COVIDLesionSegLib.learning.losses import DiceLoss
 from COVIDLesionSegLib.learning.sampling import ahead
@@ -143,7 +144,7 @@ def test_folds_judge_every_patient_once_and_end_with_a_table(cases, tmp_path, ca
 
 
 def test_means_of_folds_say_what_they_count():
-    from COVIDLesionSegLib.learning.cross_validation import CrossValidation
+    from COVIDLesionSegLib.learning.several import CrossValidation
 
     rows = (
         {"case": "a", "fold": 1, "dice": 0.0, "rve": 1.0, "hd95_mm": math.inf},
@@ -485,7 +486,33 @@ def test_regularization_needs_a_base(cases, tmp_path, a_run):
         Trainer(config, tmp_path / "run", tmp_path)
     tuned = replace(config, run=replace(config.run, steps=3), regularization=RegularizationSettings("predictions", 0.5))
     model = fine_tune(a_run / "run" / "best.safetensors", cases, tuned, tmp_path / "tuned")
-    assert model.card.metrics["config"]["regularization"] == {"name": "predictions", "weight": 0.5}
+    assert model.card.metrics["config"]["regularization"] == {
+        "name": "predictions",
+        "weight": 0.5,
+        "base_share": 0.0,
+    }
     steps = [entry for entry in read_log(tmp_path / "tuned") if entry["kind"] == "step"]
     assert all(entry["distance_to_base"] is not None for entry in steps)
     assert load_checkpoint(tmp_path / "tuned" / "best.safetensors").card.metrics["validation"]["counted"] == 1
+
+
+def test_a_base_is_kept_where_it_can_not_be_replayed(cases, a_run, tmp_path):
+    def share(data=None, network=None, base_share=-1.0):
+        tables = {"data": data or {}, "network": network or {}, "run": {"pseudo_batch_size": 2 if data else 0}}
+        return TrainingConfig.from_dict({**tables, "regularization": {"base_share": base_share}}).base_share
+
+    base = {"base_model": "coplenet-ctseg"}
+    assert (share(), share(network=base), share({"pseudo_cases": "replay.csv"}, base)) == (0.0, 0.85, 0.0)
+    # what fine-tune does by itself, and train does not
+    assert default_config().regularization.base_share == -1 and TrainingConfig().regularization.base_share == 0
+    assert (share(network=base, base_share=0.0), share(network=base, base_share=0.25)) == (0.0, 0.25)
+    # the model is the average of the base and of the network that was trained
+    file = a_run / "run" / "best.safetensors"
+    config = tiny_config(cases, ensembling={"enabled": False}, run={"steps": 3}, regularization={"base_share": 0.25})
+    model = fine_tune(file, cases, config, tmp_path / "tuned")
+    begun = load_checkpoint(file).network.state_dict()
+    trained = torch.load(tmp_path / "tuned" / "state.pt", weights_only=True)["network"]
+    for name, value in model.network.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.25 * begun[name] + 0.75 * trained[name], atol=1e-6), name
+    assert not torch.allclose(trained["output.weight"], begun["output.weight"], atol=1e-4)

@@ -16,8 +16,8 @@ from COVIDLesionSegLib.learning import TrainingConfig, mean_entropy, pseudo_labe
 from COVIDLesionSegLib.learning.audit import LabelAudit
 from COVIDLesionSegLib.learning.config import LabelNoiseSettings, OptimizerSettings
 from COVIDLesionSegLib.learning.data import read_cases, read_pictures
-from COVIDLesionSegLib.learning.label_noise import add_label_noise
 from COVIDLesionSegLib.learning.optimizers import learning_rate, make_optimizer
+from COVIDLesionSegLib.learning.training_data import add_label_noise
 from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.models import LoadedModel, ModelCard, Preprocessing
 from COVIDLesionSegLib.networks import CAResUNet

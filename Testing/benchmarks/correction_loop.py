@@ -252,7 +252,7 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 def annotated(arguments: argparse.Namespace, expert: np.ndarray, case: str, seed: int) -> np.ndarray:
     """The expert's mask with errors of one kind, another for each case."""
     from COVIDLesionSegLib.learning.config import LabelNoiseSettings
-    from COVIDLesionSegLib.learning.label_noise import add_label_noise
+    from COVIDLesionSegLib.learning.training_data import add_label_noise
 
     if arguments.noise <= 0:
         return expert

@@ -4,9 +4,10 @@
 
 The base has learned from all patients of COVID-19-CT-Seg (shared folder). It is fine-tuned on two of them, whose masks
 carry the errors of an annotator (one kind a patient, a strength for each lesion), and judged on the six others with the
-experts' masks. A row is one fine-tuning: the mean Dice on the others before and after, the largest fall of one of them,
-and the Dice on the two themselves against the masks that were learned, by which one sees that something was learned.
-``--every N`` judges on every Nth slice between apex and base. The same command goes on after an interruption.
+experts' masks. A row is one fine-tuning with a share of the base in its weights (``regularization.base_share``): the
+mean Dice on the others before and after, the largest fall of one of them, and the Dice on the two themselves against
+the masks that were learned, by which one sees that something was learned. ``--every N`` judges on every Nth slice
+between apex and base. The same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from COVIDLesionSegLib.learning import TrainingConfig, fine_tune
 from COVIDLesionSegLib.learning.config import DataSettings, LabelNoiseSettings, RegularizationSettings
 from COVIDLesionSegLib.learning.data import read_cases
 from COVIDLesionSegLib.learning.fine_tuning import as_prepared_for, default_config
-from COVIDLesionSegLib.learning.label_noise import add_label_noise
 from COVIDLesionSegLib.learning.store import open_store
+from COVIDLesionSegLib.learning.training_data import add_label_noise
 from COVIDLesionSegLib.learning.validation import judge
 from COVIDLesionSegLib.models import LoadedModel, ModelRegistry, load_checkpoint
 
@@ -43,7 +44,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="coplenet-ctseg", help="id or file of the base")
     parser.add_argument("--tune", nargs=2, default=["002", "005"], metavar="NNN", help="the two patients")
-    parser.add_argument("--hold", nargs="+", default=["none", "predictions:1", "weights:0.01"], metavar="NAME[:WEIGHT]")
+    parser.add_argument("--hold", nargs="+", default=["none", "predictions:1"], metavar="NAME[:WEIGHT]")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.85], help="of the base in the weights"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--noise", type=float, default=2.0, help="strength of the annotator's errors, pixels")
     parser.add_argument("--crop", nargs=2, type=int, default=[192, 224], metavar="SIDE", help="training crops")
@@ -61,11 +65,11 @@ def main() -> None:
     everyone = write_manifest(folder / "everyone.csv", lesions, list(lesions))
     store = ThinStore(everyone, as_prepared_for(load_checkpoint(base).card, config.data), arguments.every)
     before = figures(load_checkpoint(base), store, folder / f"base-{arguments.every}.json")
-    print("| hold on the base | others: before | after | worst of them | the two: before | after |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| loss | share of the base | others: before | after | worst of them | the two: before | after |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for text in arguments.hold:
         name, _, weight = text.partition(":")
-        wanted = replace(config, regularization=RegularizationSettings(name, float(weight or 1)))
+        wanted = replace(config, regularization=RegularizationSettings(name, float(weight or 1), base_share=0.0))
         run = folder / f"{text.replace(':', '-')}-{arguments.steps}{''.join(f'-{name}' for name in arguments.replay)}"
         run.mkdir(exist_ok=True)
         if arguments.replay:
@@ -77,12 +81,12 @@ def main() -> None:
                 data=replace(wanted.data, pseudo_cases="replay.csv"),
                 run=replace(wanted.run, batch_size=half, pseudo_batch_size=half),
             )
-        done = run / f"judged-{arguments.every}.json"
-        if not done.exists():
-            manifest = write_manifest(run / "cases.csv", lesions, tuned)
-            model = fine_tune(base, manifest, wanted, run, resume=True)
-            figures(model, store, done)
-        print(row(text, before, json.loads(done.read_text(encoding="utf-8")), tuned), flush=True)
+        if not (run / "result.json").exists():
+            fine_tune(base, write_manifest(run / "cases.csv", lesions, tuned), wanted, run, resume=True)
+        for share in arguments.shares:
+            mixed = mixture(load_checkpoint(base), load_checkpoint(run / "best.safetensors"), share)
+            after = figures(mixed, store, run / f"judged-{arguments.every}-{share:g}.json")
+            print(row(f"{text} | {share:g}", before, after, tuned), flush=True)
 
 
 class ThinStore:
@@ -111,7 +115,7 @@ class ThinStore:
 
 def configuration(arguments: argparse.Namespace, folder: Path) -> TrainingConfig:
     """The default fine-tuning, in bfloat16, of which the last teacher is kept."""
-    config = replace(default_config(), regularization=RegularizationSettings())
+    config = replace(default_config(), regularization=RegularizationSettings(base_share=0.0))
     return replace(
         config,
         data=replace(config.data, validation_share=0.0, cache=str(folder / "slices"), crop=tuple(arguments.crop)),
@@ -125,6 +129,16 @@ def configuration(arguments: argparse.Namespace, folder: Path) -> TrainingConfig
             threads=arguments.threads,
         ),
     )
+
+
+def mixture(base: LoadedModel, tuned: LoadedModel, share: float) -> LoadedModel:
+    """The tuned model with a share of the base in its weights, as ``regularization.base_share`` makes it."""
+    begun, state = base.network.state_dict(), tuned.network.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            value.lerp_(begun[name], share)
+    tuned.network.load_state_dict(state)
+    return tuned
 
 
 def write_lesions(folder: Path, tuned: list[str], strength: float) -> dict[str, Path]:

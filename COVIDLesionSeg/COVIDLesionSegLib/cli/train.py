@@ -59,8 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise InputError("Name the folder of the run with -o.")
     from ..learning import Trainer
-    from ..learning.cross_validation import cross_validate
-    from ..learning.label_update import label_update
+    from ..learning.several import cross_validate, label_update
 
     main_process = launcher_number("RANK", 0) == 0
     base = base or arguments.output

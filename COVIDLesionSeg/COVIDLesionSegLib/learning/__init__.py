@@ -25,7 +25,7 @@ _HOMES = {
     "TrainingCallback": "log",
     "TrainingConfig": "config",
     "TrainingResult": "trainer",
-    "cross_validate": "cross_validation",
+    "cross_validate": "several",
     "fine_tune": "fine_tuning",
     "mean_entropy": "pseudo_labels",
     "pseudo_label": "pseudo_labels",

@@ -32,6 +32,8 @@ LOSS_NAMES = (
     "dice_mean_absolute_error",
     "cares",
 )
+# so much of the base costs the other patients at most 0.01 of Dice, see docs/case-store.md
+_KEPT_OF_BASE = 0.85
 NETWORK_NAMES = ("coplenet", "caresunet", "external")
 
 
@@ -53,8 +55,8 @@ class DataSettings:
             is kept.
         cache: folder of the memory-mapped slice store; beside the run if empty.
         pseudo_cases: more cases, whose masks a model made (see ``learning.pseudo_labels``); they train only.
-        training_labels: folder with other masks for training cases (see ``learning.label_update``); empty uses the
-            given ones.
+        training_labels: folder with other masks for training cases (see ``learning.several.label_update``); empty uses
+            the given ones.
         excluded_slices: CSV with the columns case and slice (index on the case's axial view, from the feet): slices
             whose label is known to be wrong; no batch draws them.
         margin: voxels kept around the lungs; -1 keeps whole slices.
@@ -368,13 +370,19 @@ class RegularizationSettings:
             (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
+        base_share: share of the base model in the weights of the network that is judged and kept, in [0, 1): the
+            average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1, the default of
+            ``fine-tune``, is 0.85 where there is a base model and no case is replayed (docs/case-store.md), else 0.
     """
 
     name: Literal["none", "weights", "predictions"] = "none"
     weight: float = 1.0
+    base_share: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "regularization.weight", self.weight, "0 or above")
+        share = self.base_share
+        _require(0 <= share < 1 or share == -1, "regularization.base_share", share, "in [0, 1), or -1")
 
 
 def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
@@ -416,6 +424,14 @@ class TrainingConfig:
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
             )
+
+    @property
+    def base_share(self) -> float:
+        """Share of the base model's weights in the network that is kept, as :class:`RegularizationSettings` says."""
+        share = self.regularization.base_share
+        if share >= 0 or not self.network.base_model:
+            return max(share, 0.0)
+        return 0.0 if self.data.pseudo_cases else _KEPT_OF_BASE
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

@@ -108,11 +108,12 @@ def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
 
 
 def default_config() -> TrainingConfig:
-    """A few hundred steps of the noise-robust framework at the paper's rate."""
+    """A few hundred steps of the noise-robust framework at the paper's rate, of which the base model stays a part."""
     config = TrainingConfig()
     return replace(
         config,
         optimizer=replace(config.optimizer, schedule="constant"),
+        regularization=replace(config.regularization, base_share=-1.0),
         run=replace(config.run, steps=300, validation_interval=100, checkpoint_interval=50),
     )
 

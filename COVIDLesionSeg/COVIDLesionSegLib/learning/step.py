@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import COVIDLesionSegError
 from ..inference.slices import channels_last
 from ..networks.slices import at_least_float32
-from .config import RegularizationSettings, TrainingConfig
+from .config import TrainingConfig
 from .distributed import Ranks, use_global_batch_norm
 from .losses import make_criterion
 from .noise_robust import AdaptiveSelfEnsembling, DataReweighting
@@ -98,9 +98,8 @@ class TrainingStep:
         self._reweighting = (
             DataReweighting(weights.window, weights.percentile, weights.warm_up) if weights.enabled else None
         )
-        self._base = (
-            BaseRegularization(network, config.regularization) if config.regularization.name != "none" else None
-        )
+        held = config.regularization.name
+        self._base = BaseRegularization(network, held) if held != "none" else None
         self._forward = self._ranks.wrap(network)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -305,15 +304,15 @@ class TrainingStep:
 
 
 class BaseRegularization:
-    """How far a network has gone from the one it began as: see :class:`RegularizationSettings`.
+    """How far a network has gone from the one it began as: see ``config.RegularizationSettings``.
 
     Args:
         base: the network as it is now; it is copied.
-        settings: what is compared.
+        by: what is compared, "weights" or "predictions".
     """
 
-    def __init__(self, base: nn.Module, settings: RegularizationSettings) -> None:
-        self._settings = settings
+    def __init__(self, base: nn.Module, by: str) -> None:
+        self._by = by
         self._base = copy.deepcopy(base).requires_grad_(False).eval()
 
     def distance(self, network: nn.Module, image: Tensor, logits: Tensor) -> Tensor:
@@ -327,7 +326,7 @@ class BaseRegularization:
         Returns:
             Scalar, with gradient.
         """
-        if self._settings.name == "weights":
+        if self._by == "weights":
             pairs = zip(network.parameters(), self._base.parameters(), strict=True)
             return torch.stack([(now - before).square().sum() for now, before in pairs]).sum() / 2
         with torch.no_grad():

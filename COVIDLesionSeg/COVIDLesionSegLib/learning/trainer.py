@@ -11,6 +11,7 @@ the validation cases are looked at once, by the network that was chosen.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import math
@@ -262,6 +263,8 @@ class Trainer:
         ranks.barrier()
         torch.manual_seed(draw_integer(config.run.seed, Purpose.INITIALIZATION))
         network = self._network().to(self._device, self._dtype)
+        share = config.base_share
+        self._base_weights = {name: value.clone() for name, value in network.state_dict().items()} if share else {}
         self._learner = TrainingStep(network, config, self._device, self._autocast, ranks)
         self._audit = LabelAudit(settings.window, settings.percentile, settings.warm_up)
         self._step = 0
@@ -409,7 +412,13 @@ class Trainer:
         self._ranks.barrier()
 
     def _settled(self, network: nn.Module) -> nn.Module:
-        """The network as it will be used: with batch-norm statistics of images without noise."""
+        """The network as it will be used: mixed with the base, with batch-norm statistics of images without noise."""
+        share = self.config.base_share
+        if share:
+            network = copy.deepcopy(network)
+            for name, value in network.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(self._base_weights[name].to(value), share)
         if self.config.network.freezes_batch_norm or not batch_norms(network):
             return network
         return with_clean_statistics(network, (batch.to(self._device, self._dtype) for batch in self._clean_batches))

@@ -23,10 +23,10 @@ from ..errors import InputError, ReadError
 from ..files import write_json
 from ..inference.devices import choose_device, device_name
 from ..learning.config import TrainingConfig
-from ..learning.label_update import label_update
 from ..learning.log import read_log
 from ..learning.losses import make_criterion
 from ..learning.pseudo_labels import pseudo_label
+from ..learning.several import label_update
 from ..learning.trainer import Trainer, TrainingResult
 from ..models import load_checkpoint
 from . import baselines, planning
