@@ -184,7 +184,7 @@ def folder_of(arguments: argparse.Namespace) -> Path:
 def train(arguments: argparse.Namespace) -> Path:
     """Train, or go on; returns the model."""
     folder = folder_of(arguments)
-    manifest = folder.with_suffix(".csv")
+    manifest = folder.with_name(f"{folder.name}.csv")
     write_manifest(manifest, arguments.training, arguments.pictures)
 
     def progress(phase: str, done: int, total: int) -> None:
