@@ -1,7 +1,7 @@
 """How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
 
     python Testing/benchmarks/bundled_models.py train fold1 -o runs/bundled [--network coplenet] [--width 16] ...
-    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ...
+    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ... [--smooth-across-slices MM]
     python Testing/benchmarks/bundled_models.py table -o runs/bundled
     python Testing/benchmarks/bundled_models.py publish final -o runs/bundled ... --card CARD.json
 
@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from accuracy import chest_without_covid, coronacase, picture_as_ct
+from accuracy import add_smoothing, chest_without_covid, coronacase, picture_as_ct, smoothing_of
 from shared_data import DATA, NEGATIVES, ct_seg
 
 from COVIDLesionSegLib.files import sha256_file, write_json
-from COVIDLesionSegLib.inference import PostProcessing, Predictor
+from COVIDLesionSegLib.inference import Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 from COVIDLesionSegLib.models import ModelCard, load_checkpoint, save_model
 from COVIDLesionSegLib.models.card import read_card
@@ -61,8 +61,8 @@ ROLES = ("ct", "lesion", "lungs")
 # rows and columns that slices are resized to, in training and when the network answers
 SIZE = [192, 256]
 LESION_FREE = 0.4
-# With synthetic disease: half of the slices carry none of the experts' lesions, and two fifths of those get disease.
-LESION_FREE_PAINTED, PAINTED = 0.5, 0.4
+# with synthetic disease, which is painted on a part of these
+LESION_FREE_PAINTED = 0.5
 # distances of the slices that a network sees, mm, and how often it must do without neighbors
 OFFSETS = {1: [0.0], 3: [-5.0, 0.0, 5.0], 5: [-5.0, -2.5, 0.0, 2.5, 5.0]}
 WITHOUT_NEIGHBORS = 0.3
@@ -146,7 +146,7 @@ def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
             "augmentation": AUGMENTATION
             | {
                 "neighbor_dropout": {"probability": WITHOUT_NEIGHBORS if arguments.slices > 1 else 0.0},
-                "synthetic_disease": {"probability": PAINTED if arguments.synthetic else 0.0},
+                "synthetic_disease": {"probability": arguments.synthetic},
             },
             "network": {"name": arguments.network, "batch_norm": "estimated"}
             | ({"base_model": str(arguments.base.absolute())} if arguments.base else {"arguments": own}),
@@ -174,7 +174,8 @@ def folder_of(arguments: argparse.Namespace) -> Path:
     """Where a training lies: its name says its options."""
     name = f"{arguments.network}{arguments.width}-{arguments.training}-{arguments.steps}-{arguments.slices}slices"
     name += "-continued" if arguments.base else ""
-    for option in ("synthetic", "pictures", "plain_dice"):
+    name += f"-synthetic{arguments.synthetic:g}" if arguments.synthetic else ""
+    for option in ("pictures", "plain_dice"):
         if getattr(arguments, option):
             name += f"-{option}"
     return arguments.output / name
@@ -183,7 +184,7 @@ def folder_of(arguments: argparse.Namespace) -> Path:
 def train(arguments: argparse.Namespace) -> Path:
     """Train, or go on; returns the model."""
     folder = folder_of(arguments)
-    manifest = folder.with_suffix(".csv")
+    manifest = folder.with_name(f"{folder.name}.csv")
     write_manifest(manifest, arguments.training, arguments.pictures)
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -196,7 +197,7 @@ def train(arguments: argparse.Namespace) -> Path:
 def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     """A training on the patients and chests that it never saw; kept in ``judged.json`` beside its model."""
     folder = folder_of(arguments)
-    predictor, settings = Predictor(folder / "best.safetensors"), PostProcessing()
+    predictor, settings = Predictor(folder / "best.safetensors"), smoothing_of(arguments)
     figures = {
         "patients": {
             number: coronacase(predictor, f"coronacases_{number}", settings) for number in LEFT_OUT[arguments.training]
@@ -206,7 +207,8 @@ def judge(arguments: argparse.Namespace) -> dict[str, Any]:
             for chest in NEGATIVES_LEFT_OUT.get(arguments.training, ())
         },
     }
-    write_json(folder / "judged.json", figures)
+    deviation = arguments.smooth_across_slices
+    write_json(folder / ("judged.json" if deviation is None else f"judged-{deviation:g}mm.json"), figures)
     return figures
 
 
@@ -227,7 +229,7 @@ def table(output: Path) -> None:
     """Print every training that was judged, a line each, in Markdown."""
     print("| training | Dice | Dice, slices with lesion | |RVE| | HD95 mm | each patient's Dice | false mL |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for file in sorted(output.glob("*/judged.json")):
+    for file in sorted(output.glob("*/judged*.json")):
         figures = json.loads(file.read_text())
         rows = figures["patients"]
         means = [
@@ -237,7 +239,7 @@ def table(output: Path) -> None:
         own = ", ".join(f"{name} {row['dice']:.3f}" for name, row in rows.items())
         false = ", ".join(f"{name} {row['false_ml_near_lungs']:.1f}" for name, row in figures["negatives"].items())
         shown = " | ".join(f"{mean:.3f}" for mean in means[:3])
-        print(f"| {file.parent.name} | {shown} | {means[3]:.1f} | {own} | {false} |")
+        print(f"| {file.parent.name}{file.stem.removeprefix('judged')} | {shown} | {means[3]:.1f} | {own} | {false} |")
 
 
 def main() -> None:
@@ -247,13 +249,16 @@ def main() -> None:
     parser.add_argument("--network", choices=("coplenet", "caresunet"), default="coplenet")
     parser.add_argument("--width", type=int, default=16, help="channels of the first level (default: 16)")
     parser.add_argument("--slices", type=int, choices=tuple(OFFSETS), default=1, help="that the network sees at once")
-    parser.add_argument("--synthetic", action="store_true", help="disease is painted on slices without lesion")
+    parser.add_argument(
+        "--synthetic", type=float, default=0.0, metavar="FRACTION", help="of the slices without lesion that get disease"
+    )
     parser.add_argument("--pictures", action="store_true", help="the 50 labeled slices of COVID-SemiSeg train, too")
     parser.add_argument("--plain-dice", action="store_true", help="Dice loss without teacher, instead of the framework")
-    parser.add_argument("--base", type=Path, help="model to go on with, trained on the same patients")
+    parser.add_argument("--base", type=Path, help="model to go on with, of the same patients")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="bfloat16", choices=("auto", "float32", "bfloat16"))
+    add_smoothing(parser)
     parser.add_argument("--card", type=Path, help="of the model to publish, as JSON")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
