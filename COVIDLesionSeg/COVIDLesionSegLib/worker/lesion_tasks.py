@@ -11,7 +11,6 @@ import numpy as np
 
 from ..errors import ModelError
 from ..imaging import Geometry, Volume
-from ..imaging.lungs.engines import CLASSICAL
 from .faults import require_torch
 from .tasks import Answer, Work, find_lungs_in
 
@@ -70,7 +69,7 @@ class Lesions:
         settings = PostProcessing.from_json(work.take("postprocessing", dict, {}))
         probability, tta = work.take("probability", bool, False), work.take("tta", bool, False)
         uncertainty = work.take("uncertainty", (str, bool))
-        engine = work.take("lung_engine", str, CLASSICAL)
+        engine = work.take("lung_engine", str)
         choice = _Choice.of(work)
         work.finish()
         predictor = self._predictor(choice, work)
