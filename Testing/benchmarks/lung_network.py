@@ -9,8 +9,8 @@
 slices in which they drew them, and the classical finder's elsewhere. ``judge`` states the Dice of each chest that the
 fold kept out (of all of them without a fold, which then trained) against the experts, and of the dense sick chests,
 which never train; bars: 0.98, on LCTSC 0.97, on the sick chests 0.95. ``bundle`` writes the weights and their card into
-Resources/. ``speed`` times the bundled network on 512 x 512 x 300 voxels in seconds of the
-processor, since other work on the machine lengthens the clock's; bar: 2 s with OMP_NUM_THREADS=1. Ends with 1 where a bar is missed.
+Resources/. ``speed`` times the bundled network on 512 x 512 x 300 voxels, in seconds of the processor, since other work
+on the machine lengthens the clock's; bar: 2 s with OMP_NUM_THREADS=1. Ends with 1 where a bar is missed.
 """
 
 from __future__ import annotations
