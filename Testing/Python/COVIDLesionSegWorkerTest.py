@@ -44,7 +44,7 @@ class COVIDLesionSegWorkerTest(unittest.TestCase):
 
     def test_lesions_are_found_by_the_bundled_network(self):
         if importlib.util.find_spec("torch") is None:
-            self.skipTest("PyTorch is not installed; the module's Learn tab leads to it")
+            self.skipTest("PyTorch is not installed; the module's page Settings leads to it")
         from COVIDLesionSegLib import mrml
 
         node = self.logic.segment(self.volumeNode, device="cpu", lungs=self.lungs)

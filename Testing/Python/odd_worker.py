@@ -12,7 +12,7 @@ import time
 
 from COVIDLesionSegLib.errors import LungsNotFoundError
 from COVIDLesionSegLib.worker import server
-from COVIDLesionSegLib.worker.tasks import Answer
+from COVIDLesionSegLib.worker.tasks import Answer, Array, Context, tasks_of
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(300)"]
 # a child that starts a child and ends: the grandchild belongs to nobody, but to our process group
@@ -23,13 +23,17 @@ class Odd:
     device = "cuda:0"
 
     def __init__(self):
-        names = [name for name in vars(type(self)) if not name.startswith("_") and name not in ("device",)]
-        self.tasks = {name: getattr(self, name) for name in names}
+        self.tasks, self.makers = tasks_of(self), {}
 
-    def echo(self, work):
-        return Answer({"pid": os.getpid()}, dict(work.arrays))
+    def echo(self, **arrays: Array):
+        return Answer({"pid": os.getpid()}, arrays)
 
-    def talk(self, work):
+    def scribble(self, volume: Array, add: int = 1):
+        """Changes what it was sent."""
+        volume += add
+        return Answer({"sum": int(volume.sum())})
+
+    def talk(self):
         """Everything that could end up on the standard output."""
         print("a print", flush=True)
         sys.stdout.write("a write\n")
@@ -40,59 +44,59 @@ class Odd:
         nothing = sys.stdin.read() if sys.stdin else ""
         return Answer({"stdin": nothing, "child_stdin": subprocess.run(["cat"], capture_output=True).stdout.decode()})
 
-    def polite(self, work):
+    def polite(self, context: Context):
         """Looks at Cancel as a predictor does between batches."""
         for step in range(6000):
-            work.progress("network", step, 6000)
-            work.check()
+            context.progress("network", step, 6000)
+            context.check()
             time.sleep(0.01)
         return Answer()
 
-    def deaf(self, work):
+    def deaf(self, context: Context):
         """In native code that never looks, holding Python's lock."""
-        work.progress("network", 0, 1)
+        context.progress("network", 0, 1)
         ctypes.PyDLL(None).sleep(60)
         return Answer()
 
-    def family(self, work):
+    def family(self, context: Context):
         """Starts a child, a grandchild of a child that is gone, then works on."""
         child = subprocess.Popen(SLEEP)
         orphan = subprocess.run(
             [sys.executable, "-c", ORPHAN.format(sleep=SLEEP)], stdout=subprocess.PIPE, check=True, text=True
         )
-        work.note(f"{child.pid} {int(orphan.stdout)}")
-        work.progress("network", 0, 1)
+        context.note(f"{child.pid} {int(orphan.stdout)}")
+        context.progress("network", 0, 1)
         while True:
             time.sleep(0.1)
 
-    def stopped(self, work):
-        work.progress("network", 0, 1)
+    def stopped(self, context: Context):
+        context.progress("network", 0, 1)
         os.kill(os.getpid(), signal.SIGSTOP)
         return Answer()
 
-    def killed(self, work):
+    def killed(self):
         print("about to be killed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def crash(self, work):
+    def crash(self):
         ctypes.string_at(0)
 
-    def leave(self, work):
+    def leave(self):
         os._exit(3)
 
-    def disk_full(self, work):
+    def disk_full(self):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def no_memory(self, work):
+    def no_memory(self):
         raise MemoryError
 
-    def no_gpu_memory(self, work):
+    def no_gpu_memory(self):
         raise RuntimeError("CUDA error: out of memory")
 
-    def unexpected(self, work):
+    def unexpected(self):
         raise ZeroDivisionError("division by zero")
 
-    def no_lungs(self, work):
+    def no_lungs(self):
         raise LungsNotFoundError("No lungs were found in CT.", "Give a lung mask.")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from panel_fixtures import chest, let_run, wait_for
+from panel_fixtures import chest, find, let_run, wait_for
 
 SIZE = (24, 64, 80)
 
@@ -53,20 +55,59 @@ def forgotten_choices(slicer_gui):
         slicer_gui.app.settings().remove(name)
 
 
+class Annotating:
+    """What an annotator has before the eyes: the widgets of all pages by their names, what menus offer, the case.
+
+    Attributes:
+        ui: name -> widget.
+        entries: name -> entry of the menus of the case bar and of the work list.
+    """
+
+    def __init__(self, panel: Any) -> None:
+        self.panel, self.ui, self.form = panel, Widgets(panel), panel.form
+        self.store, self.work = panel.store, panel.correct.work
+        self.entries = panel.cases.entries | panel.correct.bar.entries
+
+    def choose(self, entry: str) -> None:
+        """Choose what a menu offers, if it can be chosen."""
+        assert self.entries[entry].isEnabled(), f"{entry} can't be chosen"
+        self.entries[entry].trigger()
+
+    def name_reader(self, name: str) -> None:
+        self.ui.readerEdit.setText(name)
+        self.ui.readerEdit.editingFinished.emit()
+
+
+class Widgets:
+    """The widgets of a panel by their names."""
+
+    def __init__(self, panel: Any) -> None:
+        self._panel = panel
+        self._found: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._found:
+            self._found[name] = find(self._panel, name)
+        return self._found[name]
+
+
 @pytest.fixture
 def page(panel, store):
     """The work with cases, with that store chosen."""
-    found = panel.learn.cases
-    found.ui.raterEdit.setText("anna")
-    found.list._onRater()
+    panel.show("cases")
+    found = Annotating(panel)
+    found.name_reader("anna")
     found.ui.storePath.setProperty("currentPath", str(store.folder))
     wait_for(lambda: found.store.cases, "the overview")
+    wait_for(lambda: found.store.reader == "anna" and is_at_rest(found), "rest")
     return found
 
 
 def is_at_rest(page) -> bool:
-    store = page.store
-    return page.work.state in ("", "open") and not store.busy and store._client is not None and not store._client.busy
+    store, pages = page.store, (page.panel.cases, page.panel.correct, page.panel.settings, page.panel.train, page.work)
+    if page.work.state not in ("", "open") or store.busy or any(each._tasks.busy for each in pages):
+        return False
+    return store._client is not None and not store._client.busy
 
 
 def rest(page) -> None:
@@ -75,9 +116,16 @@ def rest(page) -> None:
 
 
 def open_next(page) -> str:
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
+    let_run(0.01)
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "an open case")
     return page.work.caseId
+
+
+def renew(page) -> None:
+    """Renew the lock now, not in a minute."""
+    page.work._tasks.start(page.work._renew())
+    let_run(0.01)
 
 
 def scene_mask() -> np.ndarray:

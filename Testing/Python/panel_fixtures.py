@@ -94,10 +94,12 @@ def shared_session(worker, models_folder):
 @pytest.fixture
 def open_panel(shared_session, scene):
     """Function that opens one more panel of this Slicer."""
+    import slicer
+
     opened = []
+    slicer.app.settings().remove("COVIDLesionSeg/usedModels")
 
     def open_one():
-        import slicer
 
         from COVIDLesionSegLib.panel import ModulePanel
         from host.scripted import show_panel
@@ -145,11 +147,30 @@ def answers(slicer_gui, monkeypatch):
     return kept
 
 
+@pytest.fixture
+def views_with_wheel(scene, monkeypatch):
+    """Slice views of a layout, as far as their events go: name -> interactor."""
+    import types
+
+    import slicer
+    import vtk
+
+    interactors = {name: vtk.vtkGenericRenderWindowInteractor() for name in ("Red", "Yellow", "Green")}
+
+    def slice_widget(name):
+        view = types.SimpleNamespace(interactor=lambda: interactors[name])
+        return types.SimpleNamespace(sliceView=lambda: view)
+
+    layout = types.SimpleNamespace(sliceViewNames=lambda: tuple(interactors), sliceWidget=slice_widget)
+    monkeypatch.setattr(slicer.app, "_layout", layout)
+    return interactors
+
+
 def find(panel: Any, name: str) -> Any:
     """A widget of the panel by its object name."""
     import slicer
 
-    return slicer.util.findChild(panel.tabs.window(), name)
+    return slicer.util.findChild(panel.form.window(), name)
 
 
 def said(panel: Any) -> str:
@@ -202,14 +223,14 @@ def brush(panel, segmentation, box, erase=False):
 def segmentation(panel, ct):
     """The lesions, found and measured; the Measure tab in view."""
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     return node
 
 
 def settle(panel):
     live = panel.session.live
-    wait_for(lambda: live.quantities and not live.busy and not live._tables.busy, "the figures")
+    wait_for(lambda: live.quantities and not live.busy, "the figures")
 
 
 def add_reference(ct: Any, mrml: Any, mask: np.ndarray) -> Any:

@@ -39,7 +39,7 @@ def main(store: str, folder: str) -> None:
     widget.show()
     panel.enter()
     panel.segment.ui.inputSelector.setCurrentNode(add_ct())
-    for journey in (lesion_by_lesion, restore_in_a_lesion, measure, export, cases):
+    for journey in (lesion_by_lesion, reset_a_lesion, measure, export, cases):
         journey(panel, folder if journey is export else store)
         loaded = sorted(set(HEAVY) & set(sys.modules))
         print(json.dumps({"journey": journey.__name__, "loaded": loaded}), flush=True)
@@ -75,21 +75,21 @@ def lesion_by_lesion(panel: Any, _: str) -> None:
         apply_and_wait(panel)
 
 
-def restore_in_a_lesion(panel: Any, _: str) -> None:
-    """Go to a lesion, erase of it, restore it."""
+def reset_a_lesion(panel: Any, _: str) -> None:
+    """Go to a lesion, erase of it, reset it to the AI result."""
     from panel_fixtures import brush, said
 
     from COVIDLesionSegLib import mrml
 
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     live = panel.session.live
     _wait(lambda: live.lesions and not live.busy, "the figures")
     panel.correct.goToLesion(1)
     brush(panel, mrml.moduleParameters().lesionSegmentation, np.s_[9:12, 22:30, 16:24], erase=True)
     _wait(lambda: not live.busy, "the figures")
-    panel.correct.onRestore()
-    _wait(lambda: not panel.correct.busy, "the restored lesion")
-    assert "answer was restored" in said(panel), said(panel)
+    panel.correct.onReset()
+    _wait(lambda: not panel.correct.busy, "the AI result")
+    assert "Reset to the AI result" in said(panel), said(panel)
 
 
 def measure(panel: Any, _: str) -> None:
@@ -102,7 +102,7 @@ def measure(panel: Any, _: str) -> None:
     earlier = add_ct("earlier")
     truth = mrml.showLesions(earlier, np.roll(chest()[1], 2, axis=2))
     parameters.update(referenceSegmentation=truth, earlierVolume=earlier, earlierSegmentation=truth)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     _wait(lambda: live.evaluation and not live.busy, "the comparison")
     tools = panel.session.tools
     for show, name in (
@@ -126,16 +126,15 @@ def export(panel: Any, folder: str) -> None:
 
 
 def cases(panel: Any, store: str) -> None:
-    """Open a case, which the model answers first, edit it, keep it, save it, and open the next one."""
-    from panel_case_fixtures import draw, scene_mask
+    """Open a case, on which the model runs first, edit it, keep it, save it, and open the next one."""
+    from panel_case_fixtures import Annotating, draw, scene_mask
 
-    page = panel.learn.cases
-    panel.tabs.setCurrentIndex(3)
-    page.ui.raterEdit.setText("anna")
-    page.list._onRater()
+    panel.show("cases")
+    page = Annotating(panel)
+    page.name_reader("anna")
     page.ui.storePath.setProperty("currentPath", store)
     _wait(lambda: page.store.cases, "the overview")
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     _wait(lambda: page.work.isOpen and not page.store._client.busy, "an open case")
     mask = scene_mask()
     mask[mask.any(axis=(1, 2)).argmax()] = False

@@ -1,7 +1,7 @@
 """An annotator who works through the panel on the stand-in for Slicer: opens, corrects, saves, trains, reviews.
 
 Used by the test of the loop with a tiny network, and by ``Testing/benchmarks/correction_loop.py`` with real CTs. All is
-done with the widgets of the Learn tab and the segmentation in the scene, as a person does it.
+done with the widgets of the panel and the segmentation in the scene, as a person does it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from panel_case_fixtures import Annotating
 
 Mask = NDArray[np.bool_]
 
@@ -51,10 +52,11 @@ class Annotator:
     """
 
     def __init__(self, panel: Any, name: str, patience: float = 60.0) -> None:
-        self.panel, self.page, self.ui = panel, panel.learn.cases, panel.learn.cases.ui
-        self.patience = patience
-        self.ui.raterEdit.setText(name)
-        self.page.list._onRater()
+        self.panel, self.patience = panel, patience
+        self.page = Annotating(panel)
+        self.ui = self.page.ui
+        self.page.name_reader(name)
+        self.rest()
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
@@ -79,8 +81,15 @@ class Annotator:
         end = time.monotonic() + 0.02
         self.wait(lambda: time.monotonic() > end, "a moment")
         work, store = self.page.work, self.page.store
+        pages = (self.panel.cases, self.panel.correct, self.panel.settings, self.panel.train, work)
         self.wait(
-            lambda: work.state in ("", "open") and not store.busy and not (store._client and store._client.busy), "rest"
+            lambda: (
+                work.state in ("", "open")
+                and not store.busy
+                and not any(page._tasks.busy for page in pages)
+                and not (store._client and store._client.busy)
+            ),
+            "rest",
         )
 
     # ---- the store --------------------------------------------------------------------------------------------------
@@ -104,10 +113,10 @@ class Annotator:
         self.ui.importApproveCheck.setChecked(approve)
         self._long(self.ui.importButton)
 
-    def let_model_answer(self, seconds: float = 600.0) -> None:
-        """Let the model answer all that wait."""
+    def run_model(self, seconds: float = 600.0) -> None:
+        """Run the model on all waiting cases."""
         self.ui.predictButton.click()
-        self.wait(lambda: not self.page.adding.watch.isActive, "the answers", seconds)
+        self.wait(lambda: not self.panel.cases.watch.isActive, "the predictions", seconds)
         self.rest()
 
     def _long(self, button: Any) -> None:
@@ -128,7 +137,7 @@ class Annotator:
             What was corrected, in order.
         """
         done: list[str] = []
-        self.ui.nextButton.click()
+        self.ui.openNextButton.click()
         while at_most is None or len(done) < at_most:
             self.rest()
             case = self.page.work.caseId
@@ -140,11 +149,11 @@ class Annotator:
             if empty:
                 self.ui.noLesionButton.click()
                 self.rest()
-                self.ui.asideButton.click() if last else self.ui.nextButton.click()
+                self.page.choose("aside") if last else self.ui.openNextButton.click()
             elif last:
-                self.ui.saveButton.click()
+                self.ui.saveCaseButton.click()
                 self.rest()
-                self.ui.asideButton.click()
+                self.page.choose("aside")
             else:
                 self.ui.saveNextButton.click()
         self.rest()
@@ -168,17 +177,17 @@ class Annotator:
     # ---- learning ---------------------------------------------------------------------------------------------------
 
     def fine_tune(
-        self, steps: int, judges: str = "", config: Path | None = None, seconds: float = 600.0, ask: bool = True
+        self, steps: int, validation: str = "", config: Path | None = None, seconds: float = 600.0, ask: bool = True
     ) -> Any:
         """Ask how long it takes, unless that is known, start, wait; returns the job's status."""
-        ui, tuning = self.ui, self.page.tuning
+        ui, tuning = self.ui, self.panel.train
         ui.stepsSpin.setValue(steps)
-        ui.judgesEdit.setText(judges)
+        ui.validationEdit.setText(validation)
         ui.configPath.setProperty("currentPath", "" if config is None else str(config))
         if ask:
             ui.startButton.click()
             self.wait(lambda: not tuning.helper.isActive, "the estimate", seconds)
-            if "About" not in ui.tuneState.text:
+            if "About" not in ui.trainState.text:
                 raise RuntimeError(f"There is no estimate. The panel says:\n{self.said}")
         else:
             tuning._estimated = tuning._wanted()
@@ -190,8 +199,8 @@ class Annotator:
     def review(self, decide: Callable[[str, int], str], at_most: int = 10) -> list[tuple[str, int, str]]:
         """Jump to each doubtful label and decide "right" or "fix"; returns (case, slice, decision)."""
         done = []
-        while self.page.review._items and len(done) < at_most:
-            item = self.page.review._items[0]
+        while self.panel.cases._items and len(done) < at_most:
+            item = self.panel.cases._items[0]
             decision = decide(item["case"], item["slice"])
             self.decide(0, decision)
             done.append((item["case"], item["slice"], decision))
@@ -200,9 +209,9 @@ class Annotator:
 
     def decide(self, row: int, decision: str) -> None:
         """Jump to a doubtful label and decide "right" or "fix"."""
-        case = self.page.review._items[row]["case"]
+        case = self.panel.cases._items[row]["case"]
         self.ui.reviewList.setCurrentRow(row)
-        self.page.review.jump()
+        self.panel.cases.jump()
         self.wait(lambda: self.page.work.caseId == case and self.page.work.isOpen, "the case")
         self.rest()
         (self.ui.rightButton if decision == "right" else self.ui.fixButton).click()
@@ -211,5 +220,5 @@ class Annotator:
     def put_aside(self) -> None:
         """Close the case that is open."""
         if self.page.work.caseId:
-            self.ui.asideButton.click()
+            self.page.choose("aside")
             self.rest()

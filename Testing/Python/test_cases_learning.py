@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_fixtures import tiny_config, write_cases
+from training_fixtures import PATIENTS, make_corrected_store, register_tiny_model, tiny_config, write_cases
 
 from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.cases.gate import GateRule
@@ -19,11 +19,9 @@ from COVIDLesionSegLib.codec import to_json
 from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError
 from COVIDLesionSegLib.imaging import read_labels
 from COVIDLesionSegLib.learning import TrainingConfig
-from COVIDLesionSegLib.models import ModelCard, ModelRegistry, Preprocessing, read_card, save_model
-from COVIDLesionSegLib.networks import create_network
+from COVIDLesionSegLib.models import read_card
 
 ANY_MODEL = GateRule(dice_margin=1.0, minimum_patients=1, lesion_free_gain_ml=1e9)
-PATIENTS = ("anna", "bert", "cleo", "dora")
 
 
 def settings(**run: object) -> TrainingConfig:
@@ -39,27 +37,16 @@ def expert(folder: Path, number: int) -> np.ndarray:
 def registry(tmp_path_factory):
     """An installation whose default model is a tiny network with random weights."""
     folder = tmp_path_factory.mktemp("models")
-    network = create_network("coplenet", channels=[2, 4, 8, 16, 32], dropout=[0, 0, 0.1, 0.1, 0.1])
-    card = ModelCard("tiny", "Tiny", "coplenet", preprocessing=Preprocessing(lung_crop_margin=2))
-    save_model(network.eval(), card, folder / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COVIDLESIONSEG_MODELS", str(folder / "registry"))
-        known = ModelRegistry()
-        known.register(folder / "tiny.safetensors", card)
-        known.set_default("tiny")
-        yield known
+        yield register_tiny_model(folder)
 
 
 @pytest.fixture(scope="module")
 def corrected(tmp_path_factory, registry) -> Path:
     """A folder with a store in which all four cases are corrected."""
     folder = tmp_path_factory.mktemp("corrected")
-    write_cases(folder / "data")
-    store = Store.create(folder / "store")
-    for number, patient in enumerate(PATIENTS, start=1):
-        files = {role: folder / "data" / f"{patient}_{role}.nii.gz" for role in ("ct", "lungs")}
-        store.add(files["ct"], patient, lungs=files["lungs"])
-        store.save_revision(f"case-000{number}", expert(folder, number), "hans")
+    make_corrected_store(folder)
     return folder
 
 
@@ -240,8 +227,34 @@ def test_a_cancelled_round_keeps_the_best_so_far_and_can_be_resumed(a_store):
     assert result.round == 1 and result.model.id == kept.id.removesuffix("-stopped")
     assert a_store.training.rounds()[-1]["status"] == "done"
     assert result.plan.fresh == ("case-0001", "case-0002", "case-0003")
-    with pytest.raises(InputError, match="waits to be finished"):
-        a_store.fine_tune(resume=True)
+    # where nothing waits, the same command starts
+    assert a_store.fine_tune(config=settings(), resume=True, rule=ANY_MODEL).round == 2
+    # the slices of the first round have served the second one
+    entries = {path: path.stat().st_mtime_ns for path in a_store.layout.slices.glob("*/images.i16")}
+    assert len(entries) == 4 and max(entries.values()) < (a_store.layout.rounds / "0002").stat().st_ctime_ns
+    assert a_store.check().findings == ()
+
+
+def test_a_round_that_is_resumed_is_the_same_round(a_store):
+    steps = []
+    with pytest.raises(CancelledError):
+        a_store.fine_tune(
+            config=settings(),
+            validation=["case-0004"],
+            progress=lambda phase, done, _: phase == "training" and steps.append(done),
+            cancelled=lambda: bool(steps and steps[-1] >= 2),
+        )
+    other = replace(settings(), loss=replace(settings().loss, name="dice"))
+    with pytest.raises(InputError, match=r"loss\.name"):
+        a_store.fine_tune(config=other, resume=True)
+    # what was refused is not kept, and more steps extend the round
+    result = a_store.fine_tune(resume=True, steps=6, rule=ANY_MODEL)
+    (record,) = a_store.training.rounds()
+    assert (result.round, record["config"]["run"]["steps"], record["config"]["loss"]["name"]) == (
+        1,
+        6,
+        "noise_robust_dice",
+    )
 
 
 def test_models_answer_what_waits_with_their_uncertainty(a_trained_store, corrected, tmp_path):
@@ -331,7 +344,6 @@ def test_an_estimate_comes_before_and_changes_nothing(a_store):
         ({"replay_share": 1.0}, InputError, "replay share is 1; it must be"),
         ({"base_model": "nobody"}, ModelError, "no model 'nobody'"),
         ({"validation": ["case-0009"]}, InputError, "neither a patient's key nor"),
-        ({"resume": True}, InputError, "waits to be finished"),
     ],
 )
 def test_a_fine_tuning_that_cannot_be_is_refused(a_store, arguments, error, words):

@@ -267,6 +267,28 @@ def test_lungs_come_from_a_file_or_from_the_first_run(store, tmp_path):
     assert store.check().findings == ()
 
 
+def test_a_prediction_keeps_its_probability_and_notices_a_damaged_one(store):
+    from COVIDLesionSegLib.inference.levels import ProbabilityLevels, levels_of
+
+    probability = np.where(lesion(1), np.float32(0.8), np.float32(0.1))
+    levels = ProbabilityLevels.of(levels_of(probability, 0.5), 0.5)
+    plain = store.set_prediction("case-0001", lesion(1), "m")
+    kept = store.set_prediction("case-0001", lesion(1), "m", levels=levels)
+    assert store.read_levels("case-0001", plain.number) is None
+    assert np.array_equal(store.read_levels("case-0001", kept.number).levels, levels.levels)
+    assert store.check().findings == ()
+    path = store.levels_path(store.case("case-0001"), kept)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ReadError, match="has changed since it was saved"):
+        store.read_levels("case-0001", kept.number)
+    assert "probability.npz" in " ".join(str(finding) for finding in store.check().findings)
+    path.unlink()
+    with pytest.raises(ReadError, match=r"probability\.npz"):
+        store.read_levels("case-0001", kept.number)
+    with pytest.raises(GridMismatchError, match="probability is of a CT"):
+        store.set_prediction("case-0002", lesion(2), "m", levels=ProbabilityLevels.of(levels.levels[:1], 0.5))
+
+
 # --- what stays out --------------------------------------------------------------------------------------------------
 
 

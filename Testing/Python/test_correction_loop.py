@@ -107,7 +107,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     assert [point[0] for point in status.curves["loss"]] == list(range(STEPS))
     assert {"student_dice", "teacher_dice"} <= set(status.curves)
     annotator.ui.curvesButton.click()
-    loss, dice = panel.learn.cases.tuning._charts
+    loss, dice = panel.train._charts
     table = loss.GetNthPlotSeriesNode(0).GetTableNode()
     assert table.GetNumberOfRows() == STEPS and dice.GetNumberOfPlotSeriesNodes() == 2
     split = store.split.sides()
@@ -131,7 +131,7 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     store.review.add([{"case": "case-0002", "slice": 3, "score": 9.0, "reason": "moved"}], {"case-0002": label}, 1)
     annotator.page.store.refresh()
     annotator.rest()
-    listed = [(item["case"], item["slice"]) for item in annotator.page.review._items]
+    listed = [(item["case"], item["slice"]) for item in panel.cases._items]
     annotator.decide(listed.index(("case-0002", 3)), "fix")
     (decided,) = annotator.review(lambda *_: "right", at_most=1)
     left = {(item.case, item.slice) for item in store.review.items()}
@@ -160,14 +160,14 @@ def test_an_annotator_corrects_trains_reviews_and_trains_again(panel, data, sett
     annotator.page.store.refresh()
     annotator.rest()
     # the validation case comes first, to be read without the prediction that drafted its label
-    ui.nextButton.click()
+    ui.openNextButton.click()
     annotator.rest()
-    assert panel.learn.cases.work.caseId == "case-0004" and panel.learn.cases.work.startFrom == "an empty mask"
+    assert panel.correct.work.caseId == "case-0004" and panel.correct.work.startFrom == "an empty mask"
     assert "without any model's prediction" in ui.caseLabel.text
     ui.noLesionButton.click()
     annotator.rest()
     assert store.case("case-0004").latest().drafts == () and store.case("case-0004").revisions[0].drafts == (1,)
-    ui.nextButton.click()
+    ui.openNextButton.click()
     annotator.rest()
     assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == gate["new"]
     assert store.case("case-0005").prediction.model_id == gate["new"]
@@ -188,7 +188,7 @@ def test_a_training_is_found_again_by_the_next_panel_and_its_cancel_keeps_the_be
         store.save_revision(case.id, expert(data, number), "anna")
     annotator = Annotator(panel, "anna")
     annotator.make_store(store.folder)
-    ui, tuning = annotator.ui, annotator.page.tuning
+    ui, tuning = annotator.ui, annotator.panel.train
     text = settings_file.read_text(encoding="utf-8")
     settings_file.write_text(text.replace("validation_interval = 4", "validation_interval = 1"), encoding="utf-8")
     ui.configPath.setProperty("currentPath", str(settings_file))
@@ -197,24 +197,24 @@ def test_a_training_is_found_again_by_the_next_panel_and_its_cancel_keeps_the_be
     tuning._estimated = tuning._wanted()
     ui.startButton.click()
     annotator.wait(lambda: tuning.watch.status.curves.get("teacher_dice"), "a validation")
-    assert ui.tuneProgress.isVisibleTo(annotator.page.form) and ui.tuneCancelButton.enabled
+    assert ui.trainProgress.isVisibleTo(panel.train.form) and ui.trainCancelButton.enabled
     # a second start of Slicer
     with module_panel() as second:
         later = Annotator(second, "anna")
-        later.wait(lambda: second.learn.cases.store.overview, "the remembered store")
+        later.wait(lambda: second.store.overview, "the remembered store")
         assert "A fine-tuning of this store is on." in later.said
-        assert second.learn.cases.tuning.watch.isActive
-        second.learn.cases.ui.tuneCancelButton.click()
-        later.wait(lambda: not second.learn.cases.tuning.watch.isActive, "the end", 30)
-        assert second.learn.cases.tuning.watch.status.state == "cancelled"
+        assert second.train.watch.isActive
+        second.train.ui.trainCancelButton.click()
+        later.wait(lambda: not second.train.watch.isActive, "the end", 30)
+        assert second.train.watch.status.state == "cancelled"
     (kept,) = store.models.list()
     assert kept.id.endswith("-stopped") and kept.gate is None
     annotator.wait(lambda: not tuning.watch.isActive, "the end")
     annotator.rest()
     annotator.wait(lambda: ui.storeModelList.count == 1, "the list")
     ui.storeModelList.setCurrentRow(0)
-    assert not ui.useButton.enabled and ui.resumeButton.isVisibleTo(annotator.page.form)
-    assert ui.judgeButton.enabled
+    assert not ui.useButton.enabled and ui.resumeButton.isVisibleTo(panel.train.form)
+    assert ui.validateButton.enabled
 
 
 def test_the_console_example_runs(tiny_model, slicer_gui, tmp_path, settings_file, monkeypatch, capsys):

@@ -11,8 +11,9 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY
-from training_fixtures import write_cases
+from training_fixtures import make_corrected_store, register_tiny_model, write_cases
 
+from COVIDLesionSegLib.cases import Store
 from COVIDLesionSegLib.learning.distributed import GlobalBatchNorm2d, rank_share
 from COVIDLesionSegLib.learning.log import read_log
 
@@ -139,3 +140,49 @@ def test_ranks_share_independent_cases(monkeypatch):
         monkeypatch.setenv("RANK", rank)
         parts.append(rank_share(["a", "b", "c"]))
     assert parts == [["a", "c"], ["b"]]
+
+
+ROUND = """
+import sys
+sys.path[:0] = [{library!r}, {tests!r}]
+from test_cases_learning import ANY_MODEL, settings
+from COVIDLesionSegLib.cases import Store
+from COVIDLesionSegLib.errors import COVIDLesionSegError
+try:
+    result = Store({store!r}).fine_tune(config=settings(), validation=["case-0004"], rule=ANY_MODEL, resume=True)
+except COVIDLesionSegError as error:
+    print("error:", error, file=sys.stderr)
+    sys.exit(error.exit_status)
+print("round", result.round, result.model.id, flush=True)
+"""
+
+
+def test_a_fine_tuning_of_a_store_on_two_ranks_is_one_round(tmp_path):
+    """And an error of the main process ends both with its sentence."""
+    models = tmp_path / "models"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COVIDLESIONSEG_MODELS", str(models / "registry"))
+        register_tiny_model(models)
+        make_corrected_store(tmp_path)
+    script = tmp_path / "round.py"
+    library, tests = str(REPOSITORY / "COVIDLesionSeg"), str(REPOSITORY / "Testing" / "Python")
+    script.write_text(ROUND.format(library=library, tests=tests, store=str(tmp_path / "store")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COVIDLESIONSEG_MODELS": str(models / "registry")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    store = Store(tmp_path / "store")
+    (model,) = store.models.list()
+    (record,) = store.training.rounds()
+    assert (record["status"], record["model"]) == ("done", model.id)
+    # both processes know what the main one has done
+    assert sorted(line for line in done.stdout.splitlines() if line) == [f"round 1 {model.id}"] * 2
+    metrics = store.models.card(model.id).metrics
+    assert set(metrics["base"]["cases"]) == set(metrics["validation"]["cases"]) == {"case-0004"}
+    assert model.gate is not None and store.models.default() == model.id
+    assert store.check().findings == ()
+    # the main process alone asks the split, which refuses validation patients now
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert done.stderr.count("error: The split of this store is frozen already") == 2
+    assert len(store.training.rounds()) == 1

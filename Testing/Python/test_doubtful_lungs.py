@@ -40,7 +40,7 @@ from COVIDLesionSegLib.measurement.tables import case_row, region_rows
 from COVIDLesionSegLib.worker.lesion_tasks import Lesions
 from COVIDLesionSegLib.worker.measurement_tasks import Measurements
 from COVIDLesionSegLib.worker.protocol import geometry_to_json
-from COVIDLesionSegLib.worker.tasks import Work
+from COVIDLesionSegLib.worker.tasks import Context, perform
 
 # HU that nothing but lesion has in these chests
 LESION_HU = 30
@@ -378,25 +378,25 @@ def test_the_worker_s_replies_have_the_verdict(sick, a_perfect_model, monkeypatc
     predictor = Predictor(a_perfect_model, "cpu", "float32")
     monkeypatch.setattr(Lesions, "_predictor", lambda *_: predictor)
     notes = []
-    request = Work("segment", {"geometry": grid, "lung_engine": "none"}, {"volume": volume.array}, note=notes.append)
-    answer = Lesions().segment(request)
+    parameters, arrays = {"geometry": grid, "lung_engine": "none"}, {"volume": volume.array}
+    answer = perform(Lesions(), "segment", parameters, arrays, Context(note=notes.append))
     assert answer.values["summary"]["lung_quality"]["verdict"] == "doubtful"
     assert notes[0].startswith("Lungs doubtful") and answer.values["record"]["lung_quality"]["engine"] == "none"
     np.testing.assert_array_equal(answer.arrays["mask"], lesion)
 
-    found = Measurements().tasks["lungs"](Work("lungs", {"geometry": grid}, {"volume": volume.array}))
+    measuring = Measurements()
+    found = perform(measuring, "lungs", {"geometry": grid}, {"volume": volume.array}, Context())
     assert found.values["lung_quality"] == locate_lungs(volume).quality.to_json()
 
-    measuring = Measurements()
     arrays = {"volume": volume.array, "lungs": np.where(truth == 2, 2, 0).astype(np.uint8), "lesion": lesion}
-    opened = measuring.open(Work("open", {"study": "a", "geometry": grid}, arrays)).values
+    opened = perform(measuring, "open", {"study": "a", "geometry": grid}, arrays, Context()).values
     assert opened["lung_quality"]["findings"][0]["sentence"] == "The right lung is missing."
     assert opened["quantities"]["involvement"]["status"] == "lungs_doubtful"
     box = {"study": "a", "box": [[0, 1], [0, 1], [0, 1]]}
-    updated = measuring.update(Work("update", box, {"lesion": np.zeros((1, 1, 1), np.uint8)})).values
+    updated = perform(measuring, "update", box, {"lesion": np.zeros((1, 1, 1), np.uint8)}, Context()).values
     assert updated["lung_quality"] == opened["lung_quality"]
     both = {"volume": volume.array, "lungs": truth, "lesion": right}
-    measured = measuring.quantify(Work("quantify", {"geometry": grid}, both)).values
+    measured = perform(measuring, "quantify", {"geometry": grid}, both, Context()).values
     assert measured["lung_quality"]["verdict"] == "ok"
 
 
@@ -439,7 +439,7 @@ def test_a_limit_of_consolidation_that_is_no_number_is_refused(chest_of_boxes, l
         lambda: quantify(*study, consolidation_from=limit),
         lambda: compare_timepoints(study, study, consolidation_from=limit),
         lambda: Report("a", study, consolidation_from=limit),
-        lambda: Measurements().open(Work("open", request, {"volume": volume.array, "lesion": lesion})),
+        lambda: perform(Measurements(), "open", request, {"volume": volume.array, "lesion": lesion}, Context()),
     ]
     for call in calls:
         with pytest.raises(COVIDLesionSegError, match="consolidation"):

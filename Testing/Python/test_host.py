@@ -54,6 +54,18 @@ def test_a_surface_can_be_made(segmentation_with_lesion):
     assert segmentation_with_lesion.CreateClosedSurfaceRepresentation()
 
 
+def test_a_node_that_was_hidden_too_late_has_an_item_and_loses_it(scene, slicer_core, capfd):
+    for _ in range(20):
+        # the next one may lie where this one was, and an item that stayed would be taken for its own
+        node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        node.SetHideFromEditors(True)
+        assert hierarchy_of(scene, slicer_core).GetItemByDataNode(node)
+        scene.RemoveNode(node)
+        assert hierarchy_of(scene, slicer_core).GetNumberOfItems() == 0
+        del node
+    assert "DataNodeCache" not in capfd.readouterr().err
+
+
 def test_nodes_get_and_lose_their_hierarchy_items(ct, scene, slicer_core):
     assert hierarchy_of(scene, slicer_core).GetItemByDataNode(ct)
     scene.RemoveNode(ct)

@@ -255,7 +255,7 @@ def test_segments_table_shows_and_changes_segments(slicer_gui, segmentation):
     table.connect("selectionChanged(QItemSelection,QItemSelection)", lambda *_: seen.append(table.selectedSegmentIDs()))
     table.setSegmentationNode(segmentation)
     table.setSelectedSegmentIDs(["two"])
-    assert seen[-1] == ["two"]
+    assert seen[-1] == ("two",)
     table._table.item(1, 2).setText("second")
     assert segmentation.GetSegmentation().GetSegment("two").GetName() == "second"
     segmentation.GetSegmentation().RemoveSegment("one")
@@ -333,6 +333,60 @@ def test_ctk_widgets_keep_their_values(ctk):
     button.connect("contentsCollapsed(bool)", seen.append)
     button.collapsed = True
     assert seen[-1] is True and not button.checked
+
+
+def test_a_collapsible_button_is_a_button(ctk, qt):
+    button, seen = ctk.ctkCollapsibleButton("Settings"), []
+    assert isinstance(button, qt.QAbstractButton) and button.text == "Settings"
+    inside = qt.QLabel(button)
+    button.connect("toggled(bool)", lambda checked: seen.append(("toggled", checked)))
+    button.connect("contentsCollapsed(bool)", lambda collapsed: seen.append(("collapsed", collapsed)))
+    button.connect("clicked(bool)", lambda checked: seen.append(("clicked", checked)))
+    button.click()
+    assert sorted(seen) == [("clicked", False), ("collapsed", True), ("toggled", False)]
+    assert button.collapsed and inside.isHidden()
+    button.collapsed = False
+    assert button.checked and not inside.isHidden()
+
+
+def test_a_fitted_browser_asks_for_the_height_of_its_text_on_hidden_pages_too(ctk, qt, slicer_gui):
+    """A tab widget takes the highest page's, whatever page is shown."""
+    from host.scripted import show_panel
+
+    def panel(text):
+        tabs, browser = qt.QTabWidget(), ctk.ctkFittedTextBrowser()
+        browser.setPlainText(text)
+        tabs.addTab(qt.QLabel("first"), "first")
+        page = qt.QWidget()
+        qt.QVBoxLayout(page).addWidget(browser)
+        tabs.addTab(page, "second")
+        return show_panel(tabs)
+
+    windows = [panel("word " * count) for count in (1, 2000)]
+    slicer_gui.app.processEvents()
+    short, long = (window.widget().height for window in windows)
+    assert short <= 800 and long > 1200, (short, long)
+    browser = ctk.ctkFittedTextBrowser()
+    browser.setPlainText("word " * 100)
+    assert browser.heightForWidth(200) > browser.heightForWidth(400) > 0
+    for window in windows:
+        window.close()
+        window.deleteLater()
+
+
+def test_the_3d_button_makes_and_removes_surfaces(slicer_gui, segmentation):
+    button = slicer_gui.qMRMLSegmentationShow3DButton()
+    assert not button.enabled
+    button.setSegmentationNode(segmentation)
+    contains = segmentation.GetSegmentation().ContainsRepresentation
+    assert button.enabled and not button.checked
+    button.click()
+    assert button.checked and contains("Closed surface")
+    segmentation.RemoveClosedSurfaceRepresentation()
+    assert not button.checked, "it follows the segmentation"
+    button.locked = True
+    assert not button.enabled
+    button.setSegmentationNode(None)
 
 
 def test_a_path_field_tells_valid_paths_only(ctk):

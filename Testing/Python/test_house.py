@@ -147,6 +147,19 @@ def test_room_loads_without_what_slicers_process_does_not_have(module):
     subprocess.run([sys.executable, "-c", BLOCKER.format(blocked=blocked, module=module)], check=True)
 
 
+def test_the_parents_side_of_the_worker_leaves_out_the_childs():
+    """Slicer's process asks; the server and the tasks, with all that they need, are loaded by the child alone."""
+    code = "import sys, COVIDLesionSegLib.worker.client; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {name.removeprefix("COVIDLesionSegLib.") for name in done.stdout.split()}
+    assert "worker.client" in loaded
+    rooms = {name.split(".")[0] for name in loaded}
+    assert not rooms & {"cases", "learning", "inference", "measurement", "networks"}
+    assert {name for name in loaded if name.startswith("worker.")} == {
+        *("worker.client", "worker.faults", "worker.process", "worker.protocol", "worker.transport"),
+    }
+
+
 def test_every_floor_has_its_rooms():
     rooms = {path.name for path in LIBRARY.iterdir() if path.is_dir() and not path.name.startswith("__")}
     assert rooms <= set(FLOOR)

@@ -80,7 +80,7 @@ def test_segment_measure_and_evaluate(logic, phantom, mrml, slicer_gui):
     assert overlap > 0.5, "the bundled network finds most of the synthetic lesions"
     assert mrml.segmentsWithRole(node) == ["ground_glass_opacity", "consolidation"]
     assert mrml.recordOf(node).model["id"] == "coplenet-ctseg"
-    assert np.array_equal(mrml.answerMask(node, ct), mask)
+    assert np.array_equal(mrml.predictionMask(node, ct), mask)
     parameters = mrml.moduleParameters()
     assert parameters.lesionSegmentation is node and parameters.inputVolume is ct
     probability = slicer_gui.util.arrayFromVolume(parameters.probabilityVolume)

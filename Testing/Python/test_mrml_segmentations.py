@@ -115,19 +115,39 @@ def test_no_name_of_a_created_node_holds_the_cts(mrml, ct, three_lesions, scene)
     assert not [n.GetName() for n in nodes if n.GetID() not in before and "DOE" in (n.GetName() or "")]
 
 
-def test_the_segmentation_stands_under_the_cts_study_and_on_its_grid(mrml, ct, study, three_lesions):
-    from COVIDLesionSegLib.mrml.nodes import studyOf
+def study_of(node):
+    """Subject hierarchy item of a node's study; 0 where it is under none."""
+    import slicer
 
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy()
+    return hierarchy.GetItemAncestorAtLevel(hierarchy.GetItemByDataNode(node), level)
+
+
+def test_the_segmentation_stands_under_the_cts_study_and_on_its_grid(mrml, ct, study, three_lesions):
     node = mrml.showLesions(ct, three_lesions)
-    assert studyOf(node) == studyOf(ct) == study
+    assert study_of(node) == study_of(ct) == study
     role = node.GetReferenceImageGeometryReferenceRole()
     assert node.GetNodeReference(role) is ct
 
 
 def test_a_ct_outside_a_study_keeps_its_segmentation_beside_it(mrml, ct, three_lesions):
-    from COVIDLesionSegLib.mrml.nodes import studyOf
+    assert study_of(mrml.showLesions(ct, three_lesions)) == 0
 
-    assert studyOf(mrml.showLesions(ct, three_lesions)) == 0
+
+def test_the_ai_result_that_is_kept_shows_in_no_list(mrml, ct, three_lesions):
+    import slicer
+
+    from COVIDLesionSegLib.mrml import hasPrediction, keepPrediction, predictionMask
+
+    node = mrml.showLesions(ct, three_lesions)
+    kept = keepPrediction(node)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    assert kept.GetHideFromEditors() and not hierarchy.GetItemByDataNode(kept), (
+        "the data tree looks once, when it comes"
+    )
+    assert hasPrediction(node) and not hasPrediction(kept)
+    np.testing.assert_array_equal(predictionMask(node, ct), three_lesions)
 
 
 def test_lesions_by_attenuation(mrml, ct, three_lesions, hounsfield):
@@ -357,8 +377,6 @@ def test_faults_are_sentences(mrml, ct, three_lesions, scene):
 
 
 def test_everything_survives_a_scene_bundle(mrml, ct, study, three_lesions, lungs, scene, slicer_core, tmp_path):
-    from COVIDLesionSegLib.mrml.nodes import studyOf
-
     node = mrml.showLungs(ct, lungs)
     mrml.showLesions(ct, three_lesions, segmentationNode=node, view="attenuation")
     slicer_core.util.saveScene(str(tmp_path / "scene.mrb"))
@@ -371,7 +389,7 @@ def test_everything_survives_a_scene_bundle(mrml, ct, study, three_lesions, lung
     np.testing.assert_array_equal(mrml.lesionMask(node, ct), three_lesions)
     np.testing.assert_array_equal(mrml.segmentMask(node, "left_lung", ct), lungs == 2)
     assert terminology(node, "consolidation") == segment_style("consolidation").terminology_entry
-    assert studyOf(node) == studyOf(ct) != 0
+    assert study_of(node) == study_of(ct) != 0
     mrml.showLesions(ct, three_lesions, segmentationNode=node)
     assert ids(node) == ["right_lung", "left_lung", "lesion"]
 

@@ -24,10 +24,10 @@ def tables(scene):
 
 
 @pytest.fixture
-def plots(scene):
-    from COVIDLesionSegLib.mrml import plots
+def charts(scene):
+    from COVIDLesionSegLib.mrml import charts
 
-    return plots
+    return charts
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +129,13 @@ def test_a_table_is_filled_again_with_one_event(tables, measured, measured_witho
         tables.showRegions(measured, node)
 
 
-def test_tables_and_charts_survive_a_scene_bundle(tables, plots, measured, slicer_core, tmp_path):
+def test_tables_and_charts_survive_a_scene_bundle(tables, charts, measured, slicer_core, tmp_path):
     util = slicer_core.util
     before = tables.showRegions(measured)
     texts = [before.GetCellText(row, 1) for row in range(before.GetNumberOfRows())]
     definition = before.GetColumnDescription("involvement")
     tables.showComparison(evaluate(np.ones((2, 2, 2), bool), np.ones((2, 2, 2), bool), (1, 1, 1)))
-    plots.showZones(measured)
+    charts.showZones(measured)
     util.saveScene(str(tmp_path / "scene.mrb"))
     slicer_core.mrmlScene.Clear(False)
     util.loadScene(str(tmp_path / "scene.mrb"))
@@ -157,10 +157,10 @@ def columns_of(chart, number=0):
     return [x.GetValue(i) for i in range(x.GetNumberOfTuples())], [y.GetValue(i) for i in range(y.GetNumberOfTuples())]
 
 
-def test_the_histogram_holds_every_voxel_on_its_side_of_the_limit(plots, volume, lesion, measured):
+def test_the_histogram_holds_every_voxel_on_its_side_of_the_limit(charts, volume, lesion, measured):
     hu = volume.array[lesion].astype(float)
     hu[:2] = [-3000, 3000]  # beyond the axis
-    chart = plots.showHistogram(hu, GRID.voxel_ml)
+    chart = charts.showHistogram(hu, GRID.voxel_ml)
     (x, light), (_, dense) = columns_of(chart, 0), columns_of(chart, 1)
     assert sum(light) == pytest.approx((hu < -300).sum() * GRID.voxel_ml)
     assert sum(dense) == pytest.approx((hu >= -300).sum() * GRID.voxel_ml)
@@ -169,54 +169,55 @@ def test_the_histogram_holds_every_voxel_on_its_side_of_the_limit(plots, volume,
     assert chart.GetYAxisTitle() == "mL per 20 HU"
 
 
-def test_a_limit_between_bins_moves_them(plots):
-    chart = plots.showHistogram([-308, -307, -306], 1.0, consolidationFrom=-307.0)
+def test_a_limit_between_bins_moves_them(charts):
+    chart = charts.showHistogram([-308, -307, -306], 1.0, consolidationFrom=-307.0)
     assert [sum(columns_of(chart, n)[1]) for n in (0, 1)] == [1, 2]
 
 
 @pytest.mark.parametrize(
     "wrong", [{"binWidth": 0}, {"bounds": (0.0, 100.0)}, {"bounds": (200.0, -1000.0)}, {"consolidationFrom": 500.0}]
 )
-def test_a_histogram_without_bins_is_refused(plots, wrong):
+def test_a_histogram_without_bins_is_refused(charts, wrong):
     with pytest.raises(InputError, match="must hold the limit"):
-        plots.showHistogram([0], 1.0, **wrong)
+        charts.showHistogram([0], 1.0, **wrong)
 
 
-def test_zones_that_were_not_measured_have_no_bar(plots, measured, measured_without_lungs):
-    chart = plots.showZones(measured)
+def test_zones_that_were_not_measured_have_no_bar(charts, measured, measured_without_lungs):
+    chart = charts.showZones(measured)
     labels, values = columns_of(chart)
     assert labels[0] == "Right lung, upper zone" and len(labels) == 6
     expected = [measured[f"involvement.{side}_{zone}_zone"] for side in ("right", "left") for zone in THIRDS]
     assert values == pytest.approx([entry["value"] for entry in expected])
     assert chart.GetYAxisTitle() == "%"
-    plots.showZones(measured_without_lungs, chart)
+    charts.showZones(measured_without_lungs, chart)
     assert chart.GetTitle().endswith("(6 of 6 not measured)")
     assert [math.isnan(v) for v in columns_of(chart)[1]] == [True]
     with pytest.raises(InputError, match="not measured by lobes"):
-        plots.showZones(measured, kind="lobes")
+        charts.showZones(measured, kind="lobes")
 
 
-def test_loss_curves_follow_the_log(plots, scene):
-    log = [{"kind": "step", "step": s, "loss": 1 / (s + 1), "student_loss": None} for s in range(5)]
-    log.insert(2, {"kind": "validation", "step": 2, "dice": 0.5})
-    chart = plots.showLossCurves(log)
-    assert columns_of(chart) == ([0, 1, 2, 3, 4], pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]))
+def test_training_curves_follow_the_training(charts, scene):
+    assert charts.showTrainingCurves({}) == (None, None)
+    loss = [[step, 1 / (step + 1)] for step in range(5)]
+    dice = {"student_dice": [[0, 0.5], [2, 0.6]], "teacher_dice": [[2, 0.7]]}
+    kept = charts.showTrainingCurves({"loss": loss, **dice})
+    assert columns_of(kept[0]) == ([0, 1, 2, 3, 4], pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]))
+    assert columns_of(kept[1]) == ([0, 2], [0.5, 0.6])
     count = scene.GetNumberOfNodes()
-    plots.showLossCurves([*log, {"kind": "step", "step": 5, "loss": None}], chart)
-    assert math.isnan(columns_of(chart)[1][-1])
+    assert charts.showTrainingCurves({"loss": [*loss, [5, None]], **dice}, *kept) == kept
+    assert math.isnan(columns_of(kept[0])[1][-1])
     assert scene.GetNumberOfNodes() == count
-    two = [{"kind": "step", "step": 0, "student_loss": 1.0, "teacher_loss": 2.0}]
-    assert plots.showLossCurves(two, chart).GetNumberOfPlotSeriesNodes() == 2
-    assert plots.showLossCurves(log, chart).GetNumberOfPlotSeriesNodes() == 1
-    with pytest.raises(InputError, match="no step"):
-        plots.showLossCurves([])
+    charts.showTrainingCurves({"student_dice": dice["student_dice"]}, *kept)
+    assert kept[1].GetNumberOfPlotSeriesNodes() == 1
+    charts.showTrainingCurves(dice, *kept)
+    assert kept[1].GetNumberOfPlotSeriesNodes() == 2
 
 
-def test_a_chart_whose_data_were_deleted_is_made_whole(plots, measured, scene):
-    chart = plots.showZones(measured)
+def test_a_chart_whose_data_were_deleted_is_made_whole(charts, measured, scene):
+    chart = charts.showZones(measured)
     scene.RemoveNode(chart.GetNthPlotSeriesNode(0).GetTableNode())
-    plots.showZones(measured, chart)
+    charts.showZones(measured, chart)
     assert len(columns_of(chart)[0]) == 6
     scene.RemoveNode(chart.GetNthPlotSeriesNode(0))
-    plots.showZones(measured, chart)
+    charts.showZones(measured, chart)
     assert len(columns_of(chart)[0]) == 6

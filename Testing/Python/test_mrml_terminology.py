@@ -8,23 +8,19 @@ import pytest
 
 from COVIDLesionSegLib.imaging import segment_styles
 from COVIDLesionSegLib.resources import load_json
+from tools import write_terminology
 
 
-@pytest.fixture
-def terminology(scene):
-    from COVIDLesionSegLib.mrml import terminology
-
-    return terminology
+def test_the_file_is_made_from_the_segments():
+    made = json.loads(json.dumps(write_terminology.terminology_context()))
+    assert load_json(write_terminology.FILE) == made, "run Testing/tools/write_terminology.py"
 
 
-def test_the_file_is_made_from_the_segments(terminology):
-    made = json.loads(json.dumps(terminology.terminologyContext()))
-    assert load_json(terminology.TERMINOLOGY_FILE) == made, "run Testing/tools/write_terminology.py"
+def test_slicer_loads_it_and_finds_every_segment_in_it(scene, slicer_core):
+    from COVIDLesionSegLib.mrml import loadTerminology
 
-
-def test_slicer_loads_it_and_finds_every_segment_in_it(terminology, slicer_core):
     logic = slicer_core.modules.terminologies.logic()
-    name = terminology.loadTerminology()
+    name = loadTerminology()
     assert name == segment_styles()[0].context
     assert logic.IsTerminologyContextLoaded(name)
     for style in segment_styles():

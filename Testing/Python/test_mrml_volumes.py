@@ -190,22 +190,6 @@ def test_a_good_ct_has_no_problem(volumes, ct_node):
     assert volumes.gridOfNode(ct_node).size == OBLIQUE.size
 
 
-def test_labels_come_from_label_maps_and_scalar_volumes(volumes, scene, slicer_core):
-    values = np.arange(210).reshape(SHAPE) % 3
-    for dtype, node_class in (("uint8", "vtkMRMLLabelMapVolumeNode"), ("float32", "vtkMRMLScalarVolumeNode")):
-        node = slicer_core.util.addVolumeFromArray(values.astype(dtype), nodeClassName=node_class)
-        labels = volumes.labelsFromNode(node)
-        assert labels.array.dtype == np.uint8
-        np.testing.assert_array_equal(labels.array, values)
-
-
-@pytest.mark.parametrize("values", [[-1, 0], [0, 0.5], [0, np.nan], [0, 70000]])
-def test_what_is_no_label_map_is_refused(volumes, scene, slicer_core, values):
-    array = np.resize(np.array(values, np.float64), SHAPE)
-    with pytest.raises(InputError, match="labels are whole numbers"):
-        volumes.labelsFromNode(slicer_core.util.addVolumeFromArray(array))
-
-
 def test_removing_a_node_frees_its_voxels(volumes, ct_node, scene):
     from COVIDLesionSegLib.mrml.nodes import removeNode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
+from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, renew, rest, scene_mask
 from panel_fixtures import SPACING, chest, find, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
@@ -16,7 +16,7 @@ def recovered(page, store):
     open_next(page)
     drawn = corrected()
     draw(drawn)
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
     assert store.case("case-0001").unsaved == ("anna",)
     assert open_next(page) == "case-0001", "what was left unsaved comes first"
@@ -27,12 +27,12 @@ def test_a_recovery_can_be_refused_after_a_question(page, panel, store, recovere
     assert "You left unsaved work" in page.work.reason
     assert np.array_equal(scene_mask(), recovered) and "; edited" in page.ui.caseLabel.text
     answers.next = False
-    page.ui.restartButton.click()
+    page.choose("discard")
     rest(page)
     assert "is removed from the store" in answers.asked[0]
     assert np.array_equal(scene_mask(), recovered) and store.case("case-0001").unsaved == ("anna",)
     answers.next = True
-    page.ui.restartButton.click()
+    page.choose("discard")
     wait_for(lambda: not page.work.recovered, "the restart")
     rest(page)
     assert np.array_equal(scene_mask(), chest()[1]) and not page.work.isEdited
@@ -56,7 +56,7 @@ def test_no_lesion_asks_before_recovered_work_is_erased(page, panel, store, reco
     assert store.case("case-0001").latest("anna").lesion_free and not scene_mask().any()
     find(panel, "editor").undo()
     assert np.array_equal(scene_mask(), recovered) and page.work.isEdited
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.caseId and is_at_rest(page), "the close")
     assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), recovered)
 
@@ -83,7 +83,7 @@ def test_closing_the_panel_keeps_the_edits_and_the_case_is_free(open_panel, page
     open_next(page)
     drawn = corrected()
     draw(drawn)
-    page.close()
+    page.work.close()
     found = store.case("case-0001")
     assert found.unsaved == ("anna",) and found.lock is None
     with store.open("case-0001", "anna") as session:
@@ -115,7 +115,7 @@ def test_a_save_that_fails_leaves_everything_open(page, panel, store, monkeypatc
     rest(page)
     assert page.work.caseId == "case-0001" and page.work.isOpen and np.array_equal(scene_mask(), drawn)
     monkeypatch.undo()
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     rest(page)
     assert not page.work.isEdited
@@ -125,12 +125,12 @@ def test_a_prediction_that_is_cancelled_opens_the_case_empty(page, panel, store,
     from fake_worker import HOLD
 
     worker.tasks["segment"] = lambda *_: HOLD
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     wait_for(lambda: page.work.state == "predicting" and page.work.progress is not None, "the prediction")
     wait_for(lambda: page.ui.caseCancelButton.isVisibleTo(page.form), "the button")
     page.ui.caseCancelButton.click()
     wait_for(lambda: page.work.isOpen, "the case")
-    assert not scene_mask().any() and "without an answer" in said(panel)
+    assert not scene_mask().any() and "without an AI result" in said(panel)
     assert store.case("case-0001").prediction is None
 
 
@@ -138,10 +138,10 @@ def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, pa
     open_next(page)
     store.unlock("case-0001")
     with store.open("case-0001", "bert"):
-        page.work._hold._renew()
+        renew(page)
         rest(page)
         assert said(panel).count("took it over") == 1
-        page.work._hold._renew()
+        renew(page)
         draw(corrected())
         page.ui.saveNextButton.click()
         wait_for(lambda: page.work.caseId == "case-0002" and is_at_rest(page), "the next case")
@@ -151,7 +151,8 @@ def test_a_case_that_was_taken_over_is_said_once_and_saved_all_the_same(page, pa
 
 def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, scene):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
+    wait_for(lambda: page.work.state == "saving", "the save")
     scene.Clear(0)
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     rest(page)
@@ -161,26 +162,26 @@ def test_a_scene_that_is_closed_while_a_revision_is_written(page, panel, store, 
 # ---- leaving an edited case -----------------------------------------------------------------------------------------
 
 
-def change_rater(page):
-    page.ui.raterEdit.setText("bert")
-    page.list._onRater()
+def change_reader(page):
+    page.name_reader("bert")
 
 
 def exclude(page):
     page.ui.noteEdit.setText("motion")
-    page.ui.excludeButton.click()
+    page.choose("exclude")
 
 
 def to_the_second(page):
-    page.work.openCase("case-0002")
+    page.ui.caseList.setCurrentRow(1)
+    page.choose("open")
 
 
 WAYS_OUT = {
-    "aside": lambda page: page.ui.asideButton.click(),
-    "next": lambda page: page.ui.nextButton.click(),
+    "aside": lambda page: page.choose("aside"),
+    "next": lambda page: page.ui.openNextButton.click(),
     "another": to_the_second,
     "exclude": exclude,
-    "rater": change_rater,
+    "reader": change_reader,
 }
 
 
@@ -203,13 +204,12 @@ def test_a_case_whose_edits_can_not_be_kept_stays_open(way, page, panel, store, 
     draw(drawn)
     full_disk()
     way(page)
-    assert page.work.state == "closing"
     wait_for_words(panel, "case-0001 stays open, because its edits could not be kept.")
     rest(page)
     assert "The disk is full." in said(panel)
     assert (page.work.caseId, page.work.state) == ("case-0001", "open") and np.array_equal(scene_mask(), drawn)
     assert store.case("case-0001").lock.owner == "anna" and not store.case("case-0001").exclusion
-    assert page.ui.raterEdit.text == page.store.rater == "anna"
+    assert page.ui.readerEdit.text == page.store.reader == "anna"
 
 
 @pytest.mark.parametrize("way", WAYS_OUT.values(), ids=WAYS_OUT)
@@ -227,7 +227,8 @@ def test_edits_are_kept_before_a_case_is_left(way, page, store):
 def test_strokes_that_come_while_a_case_is_closed_are_kept(page, store):
     open_next(page)
     draw(corrected())
-    page.ui.asideButton.click()
+    page.choose("aside")
+    wait_for(lambda: page.work.state == "closing", "the close")
     later = np.zeros(SIZE, bool)
     later[9:11, 20:24, 14:20] = True
     draw(later)
@@ -240,8 +241,8 @@ def test_slicer_ends_before_a_case_that_is_put_aside_is_written(page, store):
     open_next(page)
     drawn = corrected()
     draw(drawn)
-    page.ui.asideButton.click()
-    page.close()
+    page.choose("aside")
+    page.work.close()
     found = store.case("case-0001")
     assert found.unsaved == ("anna",) and found.lock is None
     assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), drawn)
@@ -252,6 +253,7 @@ def test_a_case_that_is_edited_while_it_is_saved_stays_open(page, panel, store):
     first = corrected()
     draw(first)
     page.ui.saveNextButton.click()
+    wait_for(lambda: page.work.state == "saving", "the save")
     later = np.zeros(SIZE, bool)
     later[9:11, 20:24, 14:20] = True
     draw(later)
@@ -276,13 +278,13 @@ def test_a_renewal_that_fails_is_tried_again(page, panel, store, monkeypatch):
     open_next(page)
     with monkeypatch.context() as patch:
         patch.setattr(WorkLocks, "renew", busy)
-        page.work._hold._renew()
+        renew(page)
         wait_for_words(panel, "Another program is changing")
     rest(page)
     before = store.locks._values("case-0001")["renewals"]
-    page.work._hold._renew()
+    renew(page)
     wait_for(lambda: store.locks._values("case-0001")["renewals"] > before, "the renewal")
     rest(page)
-    page.ui.asideButton.click()
+    page.choose("aside")
     rest(page)
     assert store.case("case-0001").lock is None

@@ -16,7 +16,7 @@ def test_doubtful_labels_are_looked_at_and_decided(reviewed, page, panel, scene,
     view.SetOrientationToAxial()
     ui = page.ui
     assert ui.reviewList.item(0).text() == "case-0002, slice 9: the loss stayed high"
-    page.review.jumpToNext()
+    panel.cases.jumpToNext()
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     assert page.work.caseId == "case-0002"
     view = next(node for node in nodes.nodesOfClass("vtkMRMLSliceNode"))
@@ -41,22 +41,23 @@ def test_a_double_click_jumps_once(reviewed, page, panel, monkeypatch):
     from PySide6 import QtTest
 
     from COVIDLesionSegLib import mrml
-    from COVIDLesionSegLib.panel import review_page
+    from COVIDLesionSegLib.panel import cases_page
 
     # however slow this machine is
-    monkeypatch.setattr(review_page, "DOUBLE_CLICK_S", 60)
-    panel.tabs.setCurrentIndex(3)
+    monkeypatch.setattr(cases_page, "DOUBLE_CLICK_S", 60)
+    panel.show("cases")
     page.ui.reviewButton.collapsed = False
     let_run(0.05)
     jumps = []
     monkeypatch.setattr(mrml, "jumpTo", jumps.append)
     widget = page.ui.reviewList
-    page.review.jumpToNext()
+    panel.cases.jumpToNext()
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     assert len(jumps) == 1
     place = widget.visualItemRect(widget.item(0)).center()
     for press in (QtTest.QTest.mouseClick, QtTest.QTest.mouseDClick):
         press(widget.viewport(), qt.Qt.LeftButton, qt.Qt.NoModifier, place)
+    rest(page)
     assert len(jumps) == 2, "both presses of a double click"
     widget.setCurrentRow(1)
     QtTest.QTest.keyClick(widget, qt.Qt.Key_Return)
@@ -69,19 +70,19 @@ def test_raters_are_compared_and_their_consensus_trains(page, panel, store):
     other[8:10] = False
     for rater, mask in (("anna", chest()[1]), ("bert", other), ("cleo", chest()[1])):
         store.save_revision("case-0001", mask, rater)
-    page.ui.refreshButton.click()
-    wait_for(lambda: page.ui.raterList.count == 1, "the raters")
-    page.ui.agreementButton.click()
+    page.choose("refresh")
+    wait_for(lambda: "anna; bert; cleo" in page.ui.caseList.item(0).text(), "the readers")
+    page.ui.caseList.setCurrentRow(0)
+    page.choose("agreement")
     wait_for(lambda: "bert - cleo" in page.ui.agreementBrowser.toPlainText(), "the table")
     rest(page)
-    page.ui.raterList.setCurrentRow(0)
-    page.ui.consensusButton.click()
+    page.choose("consensus")
     wait_for_words(panel, "The consensus of case-0001")
     case = store.case("case-0001")
     assert case.label == "consensus" and case.label_revision.kind == "consensus"
     rest(page)
-    assert "the consensus trains" in page.ui.raterList.item(0).text()
-    page.ui.latestButton.click()
+    assert "the consensus trains" in page.ui.caseList.item(0).text()
+    page.choose("latest")
     wait_for(lambda: store.case("case-0001").label == "latest", "the choice")
 
 
@@ -89,10 +90,10 @@ def test_a_second_rater_gets_what_the_first_has_saved(page, store):
     store.save_revision("case-0001", chest()[1], "bert")
     for name in ("case-0002", "case-0003"):
         store.exclude(name, "not now")
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     rest(page)
     assert not page.work.caseId
-    page.ui.againCheck.click()
+    page.ui.secondReadingCheck.click()
     assert open_next(page) == "case-0001"
 
 
@@ -112,7 +113,7 @@ def test_a_patient_changes_sides_with_a_reason_that_is_kept(page, panel, store):
     assert not ui.moveButton.enabled, "a reason alone is no consent"
     ui.moveCheck.setChecked(True)
     ui.moveButton.click()
-    wait_for_words(panel, "case-0002: the patient validates from now on.")
+    wait_for_words(panel, "case-0002: the patient is in the validation set from now on.")
     assert store.split.side(store.case("case-0002")) == "validation"
     act = store.split.history()[-1]
     assert (act["act"], act["by"], act["from"], act["to"]) == ("move", "anna", "train", "validation")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_worker import HOLD
-from panel_case_fixtures import another_chest, corrected, draw, open_next, rest
-from panel_fixtures import add_ct, apply_and_wait, chest, said, wait_for, wait_for_words
+from panel_case_fixtures import Annotating, another_chest, corrected, draw, open_next, renew, rest
+from panel_fixtures import add_ct, apply_and_wait, chest, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
 
 def test_a_store_is_made_and_remembered(panel, tmp_path, slicer_gui):
-    page = panel.learn.cases
+    panel.show("cases")
+    page = Annotating(panel)
     folder = tmp_path / "new store"
     page.ui.storePath.setProperty("currentPath", str(folder))
     assert page.ui.createButton.isVisibleTo(page.form) and page.ui.createButton.enabled
@@ -61,7 +62,7 @@ def test_a_folder_of_cts_is_added_and_pairs_are_imported(page, panel, store, tmp
     assert store.case("case-0006").latest("anna").kind == "import"
     rest(page)
     page.ui.exportPath.setProperty("currentPath", str(tmp_path / "out"))
-    page.ui.exportButton.click()
+    page.ui.storeExportButton.click()
     wait_for_words(panel, "Written: Dataset501_COVIDLesion")
     assert (tmp_path / "out" / "Dataset501_COVIDLesion" / "dataset.json").is_file()
     rest(page)
@@ -84,9 +85,10 @@ def test_another_store_waits_until_a_case_is_open(page, panel, tmp_path, store):
     from COVIDLesionSegLib.cases import Store
 
     other = Store.create(tmp_path / "other")
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     page.ui.storePath.setProperty("currentPath", str(other.folder))
-    assert "Wait a moment" in said(panel) and page.ui.storePath.currentPath == str(store.folder)
+    wait_for_words(panel, "Wait a moment")
+    assert page.ui.storePath.currentPath == str(store.folder)
     rest(page)
     page.ui.storePath.setProperty("currentPath", str(other.folder))
     wait_for(lambda: page.store.folder == str(other.folder), "the other store")
@@ -96,10 +98,11 @@ def test_another_store_waits_until_a_case_is_open(page, panel, tmp_path, store):
 
 def test_a_new_store_waits_until_the_open_case_is_put_aside(page, panel, tmp_path, store):
     folder = tmp_path / "new"
-    page.ui.nextButton.click()
+    page.ui.openNextButton.click()
     page.ui.storePath.setProperty("currentPath", str(folder))
     page.ui.createButton.click()
-    assert "Wait a moment" in said(panel) and not folder.exists()
+    wait_for_words(panel, "Wait a moment")
+    assert not folder.exists()
     rest(page)
     drawn = corrected()
     draw(drawn)
@@ -118,12 +121,12 @@ def test_a_case_belongs_to_the_store_that_it_was_opened_from(page, tmp_path, sto
     draw(corrected())
     page.store.choose(str(Store.create(tmp_path / "other").folder))
     rest(page)
-    page.work._hold._renew()
+    renew(page)
     page.work.autosave()
     rest(page)
     assert store.case("case-0001").unsaved == ("anna",) and store.locks._values("case-0001")["renewals"] > 0
-    page.work.save(close=True)
-    wait_for(lambda: not page.work.caseId, "the close")
+    page.ui.saveNextButton.click()
+    wait_for(lambda: page.work.caseId != "case-0001", "the close")
     rest(page)
     assert store.case("case-0001").latest("anna") is not None and store.case("case-0001").lock is None
 
@@ -134,7 +137,7 @@ def test_a_save_does_not_wait_for_what_takes_long(page, store, worker, tmp_path)
     page.ui.addPath.setProperty("currentPath", str(tmp_path))
     page.ui.addFolderButton.click()
     wait_for(lambda: page.store.progress is not None, "the long work")
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for(lambda: store.case("case-0001").latest("anna") is not None, "the revision")
     assert page.store.busy
     page.ui.storeCancelButton.click()
@@ -150,6 +153,7 @@ def test_settings_of_another_computer_do_not_reach_the_store(shared_session, sli
     client = StoreClient(shared_session)
     client._folder = "/somewhere"
     client.refresh()
+    wait_for(lambda: client._client, "the look into the store")
     assert client._client.settings.prefix == () and client._client.settings.python is None
     client.close()
 
@@ -163,7 +167,7 @@ def test_going_back_to_an_earlier_model_and_against_the_gate(page, panel, store,
         store.models.record_gate(made.id, decision(made.id, "base", [dice], [0.8], split={"text": "One patient."}))
     first, second = [model.id for model in store.models.list()]
     store.models.set_default(first, "gate")
-    page.ui.refreshButton.click()
+    page.choose("refresh")
     ui = page.ui
     wait_for(lambda: ui.storeModelList.count == 3, "the models")
     assert "active" in ui.storeModelList.item(1).text()

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from panel_case_fixtures import SIZE, corrected, draw, is_at_rest, open_next, rest, scene_mask
-from panel_fixtures import add_ct, chest, find, said, wait_for, wait_for_words
+from panel_fixtures import add_ct, chest, find, let_run, said, wait_for, wait_for_words
 
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
@@ -27,7 +27,7 @@ def test_the_list_shows_states_and_progress(page, store):
     assert page.ui.workProgress.format == "0 of 3 corrected"
     assert page.ui.storeState.text == "3 new"
     store.exclude("case-0002", "motion")
-    page.ui.refreshButton.click()
+    page.choose("refresh")
     wait_for(lambda: "excluded" in page.ui.storeState.text, "the refresh")
     page.ui.stateCombo.setCurrentIndex(page.ui.stateCombo.findData("excluded"))
     assert page.ui.caseList.count == 1 and "motion" in page.ui.caseList.item(0).text()
@@ -58,18 +58,57 @@ def test_predict_correct_save_next(page, panel, store, worker, parameters):
     assert "saved as revision 1 of anna" in said(panel) and "Dice" in said(panel)
 
 
+def test_three_cases_take_a_click_each_and_no_change_of_pages(page, panel, store, mrml):
+    """Reset, no lesion, save and next: what is clicked is counted."""
+    clicks = []
+
+    def click(name):
+        wait_for(lambda: find(panel, name).isVisible() and find(panel, name).isEnabled(), name)
+        clicks.append(name)
+        find(panel, name).click()
+        let_run(0.01)
+
+    def opened(case):
+        wait_for(lambda: page.work.caseId == case and page.work.isOpen and is_at_rest(page), case)
+        assert panel.current == "correct", "a case is corrected where it was opened"
+
+    click("openNextButton")
+    opened("case-0001")
+    result, wanted = scene_mask(), corrected()
+    draw(np.zeros(SIZE, bool))
+    find(panel, "regionCombo").setCurrentIndex(find(panel, "regionCombo").findData("all"))
+    click("resetButton")
+    wait_for_words(panel, "Reset to the AI result")
+    assert np.array_equal(scene_mask(), result)
+    draw(wanted)
+    click("saveNextButton")
+    opened("case-0002")
+    click("noLesionButton")
+    wait_for(lambda: store.case("case-0002").latest("anna") is not None and is_at_rest(page), "the revision")
+    click("saveNextButton")
+    opened("case-0003")
+    click("saveCaseButton")
+    wait_for(lambda: store.case("case-0003").latest("anna") is not None and is_at_rest(page), "the revision")
+    # besides the reset: one to begin, one for each case, one more for the case without lesion
+    assert len(clicks) == 1 + 1 + 3 + 1, clicks
+    assert [len(store.case(f"case-000{number}").revisions) for number in (1, 2, 3)] == [1, 1, 1]
+    assert np.array_equal(store.read_revision("case-0001").mask(), wanted)
+    assert store.case("case-0002").latest("anna").lesion_free
+    assert "2 of 3 corrected" in find(panel, "caseTitle").text, "the third is still open"
+
+
 def test_which_model_answered_is_told_when_the_case_is_opened_again(page, store):
     from COVIDLesionSegLib import mrml
 
     open_next(page)
-    page.ui.asideButton.click()
+    page.choose("aside")
     rest(page)
     assert not page.work.caseId and store.case("case-0001").lock is None
     page.ui.caseList.setCurrentRow(0)
-    page.ui.openButton.click()
+    page.choose("open")
     wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
     node = mrml.moduleParameters().lesionSegmentation
-    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasAnswer(node)
+    assert mrml.recordOf(node).model["name"] == "fake" and mrml.hasPrediction(node)
     assert page.work.startFrom.startswith("the prediction of")
 
 
@@ -79,25 +118,25 @@ def test_a_case_that_somebody_has_open_is_passed_over_and_can_be_taken_over(page
         assert "case-0001 is open: bert" in said(panel)
         rest(page)
         page.ui.caseList.setCurrentRow(0)
-        page.ui.openButton.click()
+        page.choose("open")
         wait_for(lambda: "Take another case" in said(panel), "the refusal")
         rest(page)
-        page.ui.refreshButton.click()
+        page.choose("refresh")
         rest(page)
         answers.next = False
-        page.ui.takeOverButton.click()
+        page.choose("takeOver")
         rest(page)
         assert "case-0001 is open elsewhere (bert" in answers.asked[0] and not page.work.caseId
         answers.next = True
-        page.ui.takeOverButton.click()
+        page.choose("takeOver")
         wait_for(lambda: page.work.caseId == "case-0001" and page.work.isOpen, "the case")
         assert store.case("case-0001").lock.owner == "anna"
 
 
 def test_edits_are_kept_after_a_while_without_being_asked_for(page, store, monkeypatch):
-    from COVIDLesionSegLib.panel import case_hold
+    from COVIDLesionSegLib.panel import case
 
-    monkeypatch.setattr(case_hold, "AUTOSAVE_MS", 30)
+    monkeypatch.setattr(case, "AUTOSAVE_MS", 30)
     open_next(page)
     draw(corrected())
     wait_for(lambda: store.case("case-0001").unsaved == ("anna",), "the autosave")
@@ -114,9 +153,10 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
     draw(drawn)
     answers.next = False
     page.ui.noLesionButton.click()
+    rest(page)
     assert "are erased" in answers.asked[0] and len(answers.asked) == 1 and scene_mask().any()
     draw(np.zeros(SIZE, bool))
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     wait_for_words(panel, "save it as 'no lesion'")
     rest(page)
     assert page.work.isOpen and len(store.case("case-0001").revisions) == 1
@@ -124,31 +164,31 @@ def test_a_true_negative_is_saved_on_purpose_only(page, panel, store, answers):
 
 def test_approve_and_exclude_with_a_note(page, panel, store):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
-    wait_for(lambda: page.ui.approveButton.enabled, "the overview")
-    page.ui.approveButton.click()
+    wait_for(lambda: page.entries["approve"].isEnabled(), "the overview")
+    page.choose("approve")
     wait_for(lambda: store.case("case-0001").approved == 1, "the approval")
     assert store.case("case-0001").approved_by == "anna"
     rest(page)
     page.ui.caseList.setCurrentRow(1)
-    page.ui.excludeButton.click()
+    page.choose("exclude")
     assert "Say in the note why" in said(panel)
     page.ui.noteEdit.setText("motion artifacts")
-    page.ui.excludeButton.click()
+    page.choose("exclude")
     wait_for(lambda: store.case("case-0002").state == "excluded", "the exclusion")
     rest(page)
-    assert page.ui.excludeButton.text == "Re-include"
-    page.ui.excludeButton.click()
+    assert page.entries["exclude"].text == "Re-include"
+    page.choose("exclude")
     wait_for(lambda: store.case("case-0002").state == "new", "the return")
     rest(page)
-    page.ui.noteButton.click()
+    page.choose("note")
     wait_for(lambda: store.case("case-0002").note == "motion artifacts", "the note")
 
 
 def test_messages_name_no_patient(page, panel, store, tmp_path):
     open_next(page)
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
     assert "Patient" not in said(panel)
     assert "Patient" not in json.dumps(page.store.overview)
@@ -163,7 +203,7 @@ def test_what_belongs_to_another_ct_is_hidden_while_a_case_is_open(page, panel, 
     open_next(page)
     case = mrml.moduleParameters().lesionSegmentation
     assert case.GetDisplayNode().GetVisibility() and not other.GetDisplayNode().GetVisibility()
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.isOpen, "the case to be closed")
     assert other.GetDisplayNode().GetVisibility() and not seen_before.GetDisplayNode().GetVisibility()
 
@@ -177,11 +217,11 @@ def test_the_error_map_of_a_case_goes_with_it(page, panel, store):
     reference.GetSegmentation().AddEmptySegment("expert", "expert")
     mrml.writeSegment(reference, "expert", chest()[1], parameters.inputVolume)
     parameters.referenceSegmentation = reference
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
     panel.measure.ui.errorsButton.click()
     wait_for(lambda: parameters.errorSegmentation is not None, "the error map")
-    page.ui.asideButton.click()
+    page.choose("aside")
     wait_for(lambda: not page.work.isOpen, "the case to be closed")
     assert parameters.errorSegmentation is None
 
@@ -192,12 +232,12 @@ def test_an_emptied_path_of_the_store_lets_go_of_the_store(page, panel, store):
     wait_for(lambda: not find(panel, "caseList").count, "the empty list")
     rest(page)
     assert store.case("case-0001").lock is None and "Choose the folder" in find(panel, "storeState").text
-    assert not find(panel, "nextButton").isEnabled()
+    assert not find(panel, "openNextButton").isEnabled()
 
 
 @pytest.mark.parametrize(
     ("field", "button"),
-    [("addPath", "addFolderButton"), ("importPath", "importButton"), ("exportPath", "exportButton")],
+    [("addPath", "addFolderButton"), ("importPath", "importButton"), ("exportPath", "storeExportButton")],
 )
 def test_without_a_path_there_is_nothing_to_add_or_write(field, button, page, panel, tmp_path):
     wait_for(lambda: not page.store.busy, "rest")

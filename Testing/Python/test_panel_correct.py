@@ -11,7 +11,7 @@ from panel_fixtures import add_ct, apply_and_wait, brush, chest, find, let_run, 
 def segmentation(panel, ct):
     """The lesions, found; the Correct tab in view; figures measured."""
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")
     return node
 
@@ -35,17 +35,17 @@ def test_brushes_and_shortcuts_work_while_the_tab_is_in_view_only(panel, segment
     ):
         monkeypatch.setattr(slicer_gui.qMRMLSegmentEditorWidget, name, lambda *_, name=name: calls.append(name))
     editor.setActiveEffectByName("Paint")
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     assert calls == ["uninstallKeyboardShortcuts", "removeViewObservations"] and editor.activeEffect() is None
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     assert calls[2:] == ["setupViewObservations", "installKeyboardShortcuts"]
     panel.exit()
     assert calls[4:] == calls[:2]
 
 
 def test_without_a_segmentation_the_tab_says_what_to_do(panel, ct):
-    panel.tabs.setCurrentIndex(1)
-    assert panel.correct.ui.stateLabel.isVisible() and not panel.correct.editor.isEnabled()
+    panel.show("correct")
+    assert panel.correct.ui.editorStateLabel.isVisible() and not panel.correct.editor.isEnabled()
     panel.correct.goToLesion(1)
     assert "no measured lesions" in said(panel)
 
@@ -64,7 +64,8 @@ def test_all_views_jump_from_lesion_to_lesion(panel, segmentation, scene, ct, mr
     ui = panel.correct.ui
     assert "2 lesions" in ui.lesionLabel.text
     lesions = panel.session.live.lesions
-    for button, index in ((ui.nextButton, 0), (ui.nextButton, 1), (ui.nextButton, 0), (ui.previousButton, 1)):
+    forward, back = ui.nextLesionButton, ui.previousLesionButton
+    for button, index in ((forward, 0), (forward, 1), (forward, 0), (back, 1)):
         button.click()
         left, posterior, superior = lesions[index]["centroid_lps_mm"]
         target = (-left, -posterior, superior)
@@ -85,9 +86,9 @@ def test_the_answer_comes_back_in_one_lesion_only(panel, segmentation, ct, mrml)
     wait_for(lambda: not panel.session.live.busy, "the figures")
     edited = mrml.lesionMask(segmentation, ct)
     assert edited.sum() == answer.sum() - 3 * 8 * 8 - 2 * 4 * 4
-    panel.correct.ui.nextButton.click()
-    panel.correct.ui.restoreButton.click()
-    wait_for_words(panel, "answer was restored")
+    panel.correct.ui.nextLesionButton.click()
+    panel.correct.ui.resetButton.click()
+    wait_for_words(panel, "Reset to the AI result")
     now = mrml.lesionMask(segmentation, ct)
     assert now[first].all() and not now[second].any()
     panel.messages.ui.undoButton.click()
@@ -110,8 +111,8 @@ def test_the_answer_comes_back_in_the_slice_in_view(panel, segmentation, ct, sce
     view.JumpSliceByCentering(*ras)
     ui = panel.correct.ui
     ui.regionCombo.setCurrentIndex(ui.regionCombo.findData("slice"))
-    ui.restoreButton.click()
-    wait_for_words(panel, "answer was restored")
+    ui.resetButton.click()
+    wait_for_words(panel, "Reset to the AI result")
     now = mrml.lesionMask(segmentation, ct)
     assert np.array_equal(now[z], answer[z])
     assert not now[:z, :, :40].any() and not now[z + 1 :, :, :40].any()
@@ -123,7 +124,7 @@ def test_the_answer_comes_back_in_a_region_of_interest(panel, segmentation, ct, 
     ui = panel.correct.ui
     ui.regionCombo.setCurrentIndex(ui.regionCombo.findData("roi"))
     assert ui.roiSelector.isVisible()
-    ui.restoreButton.click()
+    ui.resetButton.click()
     wait_for_words(panel, "No region of interest is chosen")
     roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
     to_ras = mrml.gridOfNode(ct).ijk_to_ras
@@ -131,8 +132,8 @@ def test_the_answer_comes_back_in_a_region_of_interest(panel, segmentation, ct, 
     roi.SetCenter(*((low + high) / 2))
     roi.SetSize(*np.abs(high - low))
     ui.roiSelector.setCurrentNode(roi)
-    ui.restoreButton.click()
-    wait_for_words(panel, "answer was restored")
+    ui.resetButton.click()
+    wait_for_words(panel, "Reset to the AI result")
     expected = np.zeros_like(answer)
     expected[8:12, 20:28, 14:21] = True
     assert np.array_equal(mrml.lesionMask(segmentation, ct), answer & expected)
@@ -147,8 +148,8 @@ def test_everything_comes_back_segment_by_segment(panel, ct, mrml):
     node.GetSegmentation().RemoveSegment("lesion_2")
     ui = panel.correct.ui
     ui.regionCombo.setCurrentIndex(ui.regionCombo.findData("all"))
-    ui.restoreButton.click()
-    wait_for_words(panel, "answer was restored")
+    ui.resetButton.click()
+    wait_for_words(panel, "Reset to the AI result")
     for identity, mask in before.items():
         assert np.array_equal(mrml.segmentMask(node, identity, ct), mask), identity
 
@@ -156,7 +157,7 @@ def test_everything_comes_back_segment_by_segment(panel, ct, mrml):
 def test_undo_brings_back_the_edited_segment_that_a_result_replaced(panel, segmentation, ct, mrml):
     brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
     edited = mrml.lesionMask(segmentation, ct)
-    panel.tabs.setCurrentIndex(0)
+    panel.show("segment")
     apply_and_wait(panel)
     assert np.array_equal(mrml.lesionMask(segmentation, ct), chest()[1])
     assert "undo brings them back" in said(panel) and panel.messages.ui.undoButton.isVisible()
@@ -188,7 +189,7 @@ def test_the_answer_survives_a_scene_file_and_goes_with_its_segmentation(
     let_run()
     parameters = mrml.moduleParameters()
     node, volume = parameters.lesionSegmentation, parameters.inputVolume
-    assert np.array_equal(mrml.answerMask(node, volume), chest()[1])
+    assert np.array_equal(mrml.predictionMask(node, volume), chest()[1])
     assert not mrml.lesionMask(node, volume)[:, :, :40].any()
     answers = [n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n.GetHideFromEditors()]
     assert len(answers) == 1

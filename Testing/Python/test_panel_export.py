@@ -90,7 +90,7 @@ def test_a_dicom_seg_is_written_from_the_files_that_slicer_knows(
     panel.segment.ui.inputSelector.setCurrentNode(node)
     panel.segment.ui.viewCombo.setCurrentIndex(1)
     segmentation = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     ui = panel.measure.ui
     for name in ("csv", "html", "dicom"):
@@ -116,7 +116,7 @@ def export_csv(panel, folder):
     for name in ("csv", "json", "html", "dicom"):
         find(panel, f"{name}Check").setChecked(name == "csv")
     find(panel, "folderEdit").setProperty("currentPath", str(folder))
-    find(panel, "saveButton").click()
+    panel.measure.ui.saveButton.click()
 
 
 def test_two_patients_never_share_a_file_name_and_files_are_replaced_after_a_question(
@@ -131,7 +131,7 @@ def test_two_patients_never_share_a_file_name_and_files_are_replaced_after_a_que
     export_csv(panel, tmp_path)
     wait_for(lambda: (tmp_path / "case-2_lesions.csv").is_file(), "the other patient's files")
     assert (tmp_path / "case-1_measurements.csv").read_bytes() == first and not answers.asked
-    wait_for(lambda: find(panel, "saveButton").isEnabled(), "rest")
+    wait_for(lambda: panel.measure.ui.saveButton.isEnabled(), "rest")
     find(panel, "caseEdit").setText("case-1")
     answers.next = False
     export_csv(panel, tmp_path)

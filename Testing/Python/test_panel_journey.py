@@ -68,17 +68,17 @@ def test_segment_correct_measure_export(panel, phantom, tmp_path, scene):
     assert dice(found, phantom.lesion) > 0.3
     assert mrml.recordOf(node).device["used"] == "cpu"
 
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     live = panel.session.live
     wait_for(lambda: live.lesions and not live.busy, "the figures", seconds=60)
-    panel.correct.ui.nextButton.click()
+    panel.correct.ui.nextLesionButton.click()
     before = live.quantities["lesion_volume"]["value"]
     brush(panel, node, np.s_[20:22, 60:70, 40:50])
     wait_for(lambda: live.quantities["lesion_volume"]["value"] != before and not live.busy, "the edit's figures")
     now = mrml.lesionMask(node, ct)
     assert live.quantities["lesion_volume"]["value"] == pytest.approx(now.sum() * phantom.volume.geometry.voxel_ml)
 
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     reference = mrml.showLesions(ct, phantom.lesion)
     panel.measure.ui.referenceSelector.setCurrentNode(reference)
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")

@@ -20,7 +20,7 @@ BANNED_MODULES = {"PySide6", "PyQt5", "PyQt6", "qtpy", "threading", "concurrent"
 BANNED_CALLS = {"sizeHint", "minimumSizeHint", "exec", "processEvents", "sleep", "readline", "communicate"}
 WAITING = "waitFor"
 # One function asks, so that one place decides how; all else that opens windows is banned.
-ASKS = ("notices.py", "confirm")
+ASKS = ("messages.py", "confirm")
 DIALOGS = {"exec_", "QMessageBox", "QFileDialog", "QInputDialog", "QProgressDialog", "QDialog", "messageBox"}
 SHOWS_TEXT = {"setText", "setToolTip", "setTitle", "setWindowTitle", "setPlaceholderText", "Notice", "showText"}
 # Names of what has methods that are called like some widget's property: items of lists, processes, the registry.
@@ -39,6 +39,16 @@ def qt_properties() -> set[str]:
 
 # Before any test runs: PySide6 forgets the meta object of a class once it deletes one of its widgets.
 PROPERTIES = qt_properties()
+
+
+def qt_setters() -> set[str]:
+    """Names of Qt's methods that set, add or insert: those that are called with something."""
+    widgets = pytest.importorskip("PySide6.QtWidgets", exc_type=ImportError)
+    names = {name for item in vars(widgets).values() if isinstance(item, type) for name in dir(item)}
+    return {name for name in names if name.startswith(("set", "add", "insert"))}
+
+
+SETTERS = qt_setters()
 
 
 def root(node: ast.AST) -> str:
@@ -86,6 +96,9 @@ def call_faults(node: ast.Call, properties: set[str]) -> Iterator[str]:
         yield f"calls a property: {text}"
     if is_method and (name in BANNED_CALLS or name.startswith(WAITING)):
         yield f"calls {name}"
+    to_qt = (is_method and name in SETTERS) or (isinstance(node.func, ast.Attribute) and is_widget_class(node.func))
+    if to_qt and node.keywords:
+        yield f"passes arguments by keyword to Qt: {text}"
     if name in DIALOGS or (name.endswith("Display") and "slicer.util" in text):
         yield f"opens a dialog: {text}"
     first = node.args[0] if node.args else None
@@ -118,6 +131,8 @@ SNIPPETS = {
     "qt.QMessageBox()": "dialog",
     "dialog.exec_()": "dialog",
     "button.connect('clicked', f)": "without its arguments",
+    "layout.addWidget(button, stretch=1)": "by keyword",
+    "qt.QLabel(parent=form)": "by keyword",
     "label.setText('Apply')": "untranslated",
     "note(Notice('Done'))": "untranslated",
     "f = lambda _: _('x')": "hides the translation",

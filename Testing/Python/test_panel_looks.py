@@ -51,33 +51,76 @@ def test_a_form_has_no_fixed_colors_and_explains_its_controls(path):
 
 def test_all_tabs_fit_into_320_pixels(panel, ct):
     apply_and_wait(panel)
-    for tab in (panel.segment, panel.correct, panel.measure, panel.learn):
+    for tab in (panel.segment, panel.correct, panel.measure, panel.settings):
         for button in ("optionsButton", "cardButton", "exportButton", "earlierButton", "chartsButton", "torchButton"):
             if hasattr(tab.ui, button):
                 getattr(tab.ui, button).collapsed = False
         assert tab.form.minimumSizeHint.width() <= 320 - 24, type(tab).__name__
-    window = panel.tabs.window()
+    window = panel.form.window()
     window.resize(340, 900)
     let_run(0.02)
     assert window.widget().width <= 340
 
 
-def test_a_page_is_as_high_as_what_it_shows(panel, ct):
-    """Hidden pages count nothing: Slicer's panel takes the height that its contents need at its width."""
+@pytest.mark.parametrize("height", [800, 420])
+def test_the_messages_and_the_choice_of_pages_are_in_view_on_every_page(height, panel, ct):
+    """Whatever a page holds: in Slicer's panel, which scrolls what is higher than it."""
     import qt
 
     apply_and_wait(panel)
-    window, text = panel.tabs.window(), find(panel, "messageText")
-    places, height = {}, {}
-    # the last page was in view once, as after some work
-    for index in (*reversed(range(panel.tabs.count)), 0, 1, 2):
-        panel.tabs.setCurrentIndex(index)
+    window, text = panel.form.window(), find(panel, "messageText")
+    window.resize(400, height)
+    for name in (*panel.pages, *reversed(panel.pages)):
+        panel.show(name)
         let_run(0.05)
-        places[index] = text.mapTo(window.widget(), qt.QPoint(0, 0)).y()
-        height[index] = window.widget().height
-    assert max(places[index] for index in (0, 1, 2)) < 700, places
-    assert max(height[index] for index in (0, 1, 2)) <= 830, height
-    assert height[3] < 4000, height
+        for widget in (text, find(panel, "settingsPageButton")):
+            place = widget.mapTo(window.viewport(), qt.QPoint(0, 0))
+            assert place.y() >= 0 and place.y() + widget.height <= height, (name, widget.objectName)
+        assert window.verticalScrollBar().maximum == 0, name
+
+
+def test_a_page_is_left_and_found_again_where_it_was(panel, ct):
+    bar = find(panel, "pageArea").verticalScrollBar()
+    panel.form.window().resize(400, 420)
+    panel.show("settings")
+    wait_for(lambda: bar.maximum > 60, "a long page")
+    bar.setValue(60)
+    panel.show("segment")
+    let_run(0.05)
+    assert bar.value == 0
+    panel.show("settings")
+    wait_for(lambda: bar.value == 60, "the place")
+
+
+def test_the_titles_of_all_pages_fit_at_380_pixels_and_12_points(panel, slicer_gui):
+    import qt
+
+    window, font = panel.form.window(), qt.QFont(slicer_gui.app.font())
+    font.setPointSize(12)
+    window.setFont(font)
+    window.resize(380, 800)
+    let_run(0.05)
+    for name in panel.pages:
+        button = find(panel, f"{name}PageButton")
+        assert button.fontMetrics().horizontalAdvance(button.text) + 12 <= button.width, name
+        assert button.mapTo(window.viewport(), qt.QPoint(button.width, 0)).x() <= window.viewport().width
+
+
+def test_every_page_says_what_it_holds(panel):
+    for number, name in enumerate(panel.pages, 1):
+        button = find(panel, f"{name}PageButton")
+        assert len(button.toolTip) > 40 and f"Alt+{number}" in button.toolTip
+        button.click()
+        assert panel.current == name and button.checked
+        assert [page.form.isVisible() for page in panel.pages.values()].count(True) == 1
+        assert panel.pages[name].form.isVisible()
+
+
+def test_every_shortcut_is_listed_once(panel):
+    keys = [shortcut.key.toString() for shortcut in panel.shortcuts]
+    assert len(keys) == len(set(keys))
+    listed = find(panel, "shortcutsBrowser").toPlainText()
+    assert all(key in listed for key in keys)
 
 
 def luminance(color):
@@ -100,12 +143,12 @@ def test_text_is_readable_on_a_dark_theme(panel, ct, slicer_gui):
         (roles.ButtonText, 230),
     ):
         dark.setColor(role, qt.QColor(value, value, value))
-    window = panel.tabs.parentWidget()
+    window = panel.form.parentWidget()
     slicer_gui.app.setPalette(dark)
     try:
         apply_and_wait(panel)
-        for index in range(panel.tabs.count):
-            panel.tabs.setCurrentIndex(index)
+        for index in panel.pages:
+            panel.show(index)
             wait_for(lambda: not panel.session.live.busy, "rest")
             image = window.grab().toImage()
             pixels = [image.pixelColor(x, y) for x in range(0, image.width(), 3) for y in range(0, image.height(), 3)]
@@ -120,13 +163,11 @@ def test_every_word_of_the_code_can_be_translated(open_panel, monkeypatch):
     """With a translation that marks what it was asked for, no label that the code sets is without the mark."""
     import importlib
 
-    from COVIDLesionSegLib.panel import correct_tab, devices, measure_tab, module_panel, segment_tab
+    from COVIDLesionSegLib.panel import correct_page, measure_page, module_panel, segment_page, session
 
-    for module in (correct_tab, devices, measure_tab, module_panel, segment_tab):
+    for module in (correct_page, measure_page, module_panel, segment_page, session):
         monkeypatch.setattr(importlib.import_module(module.__name__), "_", lambda text: f"«{text}»")
     panel = open_panel()
-    titles = [panel.tabs.tabText(index) for index in range(panel.tabs.count)]
-    assert titles == ["«Segment»", "«Correct»", "«Measure»", "«Learn»"]
     ui = panel.segment.ui
     for combo in (
         ui.deviceCombo,
@@ -136,7 +177,6 @@ def test_every_word_of_the_code_can_be_translated(open_panel, monkeypatch):
         panel.measure.ui.tableCombo,
     ):
         assert all("«" in combo.itemText(index) for index in range(combo.count))
-    assert ui.applyButton.text == "«Apply»"
 
 
 OPEN = """
@@ -187,7 +227,7 @@ def journeys(slicer_gui, tmp_path_factory):
     return {row["journey"]: row["loaded"] for row in rows}
 
 
-@pytest.mark.parametrize("journey", ["lesion_by_lesion", "restore_in_a_lesion", "measure", "export", "cases"])
+@pytest.mark.parametrize("journey", ["lesion_by_lesion", "reset_a_lesion", "measure", "export", "cases"])
 def test_no_journey_loads_heavy_packages_into_slicer(journey, journeys):
     """Importing scipy alone holds Slicer's window up for a third of a second."""
     assert journeys[journey] == []
@@ -215,8 +255,8 @@ def test_keys_do_what_buttons_do(panel, ct, qt_keys):
     from COVIDLesionSegLib import mrml
 
     assert mrml.moduleParameters().lesionSegmentation is not None
-    qt_keys("Alt+2")
-    assert panel.tabs.currentIndex == 1
+    qt_keys("Alt+3")
+    assert panel.current == "correct"
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")
     qt_keys("Alt+N")
     assert "Lesion 1 of 2" in panel.correct.ui.lesionLabel.text
@@ -231,18 +271,17 @@ def qt_keys(panel):
 
     # the off-screen window has no focus, so the shortcuts are told themselves
     def press(keys):
-        for holder in (panel, panel.segment, panel.correct):
-            for shortcut in holder._shortcuts:
-                if shortcut.key.toString() == qt.QKeySequence(keys).toString() and shortcut.isEnabled():
-                    shortcut.activated.emit()
-                    return
+        for shortcut in panel.shortcuts:
+            if shortcut.key.toString() == qt.QKeySequence(keys).toString() and shortcut.isEnabled():
+                shortcut.activated.emit()
+                return
         pytest.fail(f"no shortcut {keys}")
 
     return press
 
 
 def test_the_newest_message_is_in_view(panel, ct):
-    from COVIDLesionSegLib.panel.notices import Notice
+    from COVIDLesionSegLib.panel.messages import Notice
 
     bar = panel.messages.ui.messageText.verticalScrollBar()
     for number in range(20):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import slicer
 from fake_worker import DIE, HOLD, segment_by_threshold
 from panel_fixtures import (
     SPACING,
@@ -20,7 +21,7 @@ from panel_fixtures import (
     wait_for,
 )
 
-from COVIDLesionSegLib.worker import Request
+from COVIDLesionSegLib.worker import Request, transport
 from COVIDLesionSegLib.worker import protocol as p
 
 
@@ -48,6 +49,37 @@ def test_figures_and_tables_are_there_after_a_run(panel, segmentation, parameter
     assert panel.measure.ui.tableView.mrmlTableNode() is table
     panel.measure.ui.tableCombo.setCurrentIndex(1)
     assert panel.measure.ui.tableView.mrmlTableNode() is parameters.lesionTable
+
+
+def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, worker, monkeypatch, tmp_path):
+    monkeypatch.setattr(transport, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
+    written = []
+
+    def write_array(path, array):
+        written.append(array)
+        yield from whole(path, array)
+
+    whole = transport.write_array
+    monkeypatch.setattr(transport, "write_array", write_array)
+    apply_and_wait(panel)
+    panel.show("measure")
+    settle(panel)
+    hu = chest()[0]
+    for task in ("segment", "open"):
+        np.testing.assert_array_equal(worker.named(task)[0].arrays["volume"], hu)
+    assert [array.nbytes for array in written if array.dtype == hu.dtype] == [hu.nbytes]
+    # other voxels travel, and what was written before is gone
+    changed = hu.copy()
+    changed[0, 0, 0] += 1
+    slicer.util.updateVolumeFromArray(ct, changed)
+    wait_for(lambda: len(worker.named("open")) == 2, "the changed CT")
+    settle(panel)
+    np.testing.assert_array_equal(worker.named("open")[1].arrays["volume"], changed)
+    assert len(list(tmp_path.glob("*/array.npy"))) == 1
+    slicer.mrmlScene.RemoveNode(ct)
+    let_run()
+    assert not list(tmp_path.glob("*/array.npy"))
 
 
 def test_every_figure_explains_itself(panel, segmentation):
@@ -113,15 +145,15 @@ def test_a_study_that_was_being_read_when_one_looked_away_is_measured_on_return(
     live._read = lambda: read.append(1) or reading()
     parameters.referenceSegmentation = add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2))
     wait_for(lambda: read, "the lesions to be read")
-    panel.tabs.setCurrentIndex(3)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("cases")
+    panel.show("measure")
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
 
 
 def test_one_segment_can_be_measured_alone(panel, ct, mrml, parameters):
     panel.segment.ui.viewCombo.setCurrentIndex(2)
     node = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     combo = panel.measure.ui.lesionCombo
     combo.setCurrentIndex(combo.findData("lesion_2"))
@@ -259,16 +291,17 @@ def test_an_answer_that_comes_after_another_ct_was_chosen_is_not_shown(
 
 
 def test_nothing_is_measured_while_nobody_looks(panel, ct, worker):
+    panel.show("settings")
     apply_and_wait(panel)
     assert not worker.named("open")
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
-    panel.tabs.setCurrentIndex(0)
+    panel.show("settings")
     count = len(worker.asked)
     brush(panel, panel.correct.editor.segmentationNode(), np.s_[4:6, 20:30, 50:60])
     wait_for(lambda: True)
     assert len(worker.asked) == count
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     assert panel.session.live.quantities["lesion_count"]["value"] == 3
 
@@ -287,7 +320,7 @@ def test_what_was_changed_while_nobody_looked_is_measured_anew(
     choose_reference(panel, reference)
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
     count, place = len(worker.named("open")), live.lesions[0]["centroid_lps_mm"]
-    panel.tabs.setCurrentIndex(0)
+    panel.show("settings")
     if what == "reference":
         mrml.writeSegment(reference, "expert", np.roll(chest()[1], 6, axis=2), ct)
     elif what == "lungs":
@@ -296,8 +329,8 @@ def test_what_was_changed_while_nobody_looked_is_measured_anew(
         shift = np.eye(4)
         shift[2, 3] = 50
         transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(shift))
-    panel.tabs.setCurrentIndex(3)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("cases")
+    panel.show("measure")
     if what == "nothing":
         let_run()
         assert len(worker.named("open")) == count, "the same study is not sent again"
@@ -346,7 +379,7 @@ def test_a_scene_closed_while_figures_are_on_their_way(panel, segmentation, scen
 
 def test_a_foreign_segmentation_of_one_segment_is_measured(panel, ct, mrml, parameters):
     parameters.lesionSegmentation = add_reference(ct, mrml, chest()[1])
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     assert panel.session.live.quantities["lesion_count"]["value"] == 2
     assert "\N{EN DASH}" in figures(panel)["Lung involved"]
@@ -356,7 +389,7 @@ def test_a_segmentation_of_many_foreign_segments_asks_for_one(panel, ct, mrml, p
     node = add_reference(ct, mrml, chest()[1])
     node.GetSegmentation().AddEmptySegment("two", "two")
     parameters.lesionSegmentation = node
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     wait_for(lambda: panel.session.live.stateText() and not panel.session.live.busy, "the question")
     assert "Choose the segment" in panel.measure.ui.stateLabel.text
     parameters.lesionSegmentId = "expert"
@@ -366,7 +399,7 @@ def test_a_segmentation_of_many_foreign_segments_asks_for_one(panel, ct, mrml, p
 
 def test_two_panels_share_one_measurement(panel, open_panel, segmentation, worker):
     other = open_panel()
-    other.tabs.setCurrentIndex(2)
+    other.show("measure")
     brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
     settle(panel)
     assert figures(panel) == figures(other)
@@ -384,7 +417,7 @@ def test_doubtful_lungs_are_said_beside_the_figures_and_in_the_messages(panel, w
     assert quality == LungQuality.from_json(quality.to_json()) and quality.is_doubtful
     panel.segment.ui.inputSelector.setCurrentNode(node)
     apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     line = "Lungs doubtful: The left lung is missing."
     wait_for(lambda: panel.measure.ui.stateLabel.text == line, "the line")
@@ -399,7 +432,7 @@ def test_doubtful_lungs_are_said_beside_the_figures_and_in_the_messages(panel, w
 def test_what_the_worker_warns_of_does_not_hide_the_way_back(panel, ct, worker):
     apply_and_wait(panel)
     worker.tasks["segment"] = lambda *_: HOLD
-    panel.session.run.start(panel.segment._parameters, panel.correct.undoFor)
+    panel.segment.onApply()
     wait_for(lambda: len(worker.named("segment")) == 2, "the second run")
     child = next(child for child in worker.children if child.kind == "lesions")
     line = "Lungs doubtful: The left lung is missing. Therefore the whole body was searched."

@@ -16,12 +16,12 @@ from COVIDLesionSegLib.worker.protocol import Failure
 
 @pytest.fixture
 def page(panel):
-    panel.tabs.setCurrentIndex(3)
-    return panel.learn.ui
+    panel.show("settings")
+    return panel.settings.ui
 
 
 def choose(page, panel, model):
-    ids = list(panel.learn.models._entries)
+    ids = list(panel.settings.models._entries)
     page.modelList.setCurrentRow(ids.index(model))
 
 
@@ -53,7 +53,7 @@ def test_all_models_are_listed_with_status_and_terms(page, panel):
 
 def test_behind_a_prefix_a_model_of_ones_own_is_a_file(slicer_gui, models_folder):
     from COVIDLesionSegLib.models import ModelRegistry
-    from COVIDLesionSegLib.panel.session import modelForWorker
+    from COVIDLesionSegLib.panel.run import modelForWorker
     from COVIDLesionSegLib.worker import WorkerSettings
 
     file, registry = own_model(models_folder), ModelRegistry()
@@ -80,7 +80,7 @@ def test_a_model_is_verified(page, panel, worker):
     page.verifyButton.click()
     assert not page.verifyButton.isEnabled()
     wait_for_words(panel, "coplenet-ctseg is as it should be")
-    assert page.verifyButton.isEnabled() and not page.modelProgress.isVisible()
+    assert page.verifyButton.isEnabled() and not page.settingsProgress.isVisible()
 
 
 def test_a_damaged_model_is_named(page, panel, worker):
@@ -96,11 +96,11 @@ def test_a_download_shows_progress_and_can_be_cancelled(page, panel, worker):
     worker.tasks["download_model"] = lambda *_: HOLD
     choose(page, panel, "coplenet-uestc-monai")
     page.downloadButton.click()
-    wait_for(lambda: page.modelProgress.isVisible() and page.modelProgress.maximum > 0, "progress")
-    assert page.modelCancelButton.isVisible()
-    page.modelCancelButton.click()
+    wait_for(lambda: page.settingsProgress.isVisible() and page.settingsProgress.maximum > 0, "progress")
+    assert page.settingsCancelButton.isVisible()
+    page.settingsCancelButton.click()
     wait_for_words(panel, "Cancelled.")
-    assert not page.modelProgress.isVisible()
+    assert not page.settingsProgress.isVisible()
 
 
 def test_a_downloaded_model_can_be_chosen_at_once(page, panel, worker, models_folder):
@@ -111,7 +111,7 @@ def test_a_downloaded_model_can_be_chosen_at_once(page, panel, worker, models_fo
     worker.tasks["download_model"] = download
     choose(page, panel, "coplenet-uestc-monai")
     page.downloadButton.click()
-    wait_for_words(panel, "was fetched")
+    wait_for_words(panel, "was downloaded")
     assert panel.segment.ui.modelCombo.findData("tuned-one") >= 0
 
 
@@ -120,10 +120,10 @@ def test_a_file_is_imported(page, panel, worker, tmp_path):
         {"card": {"id": parameters["model"], "weights_sha256": "cd" * 32}},
         {},
     )
-    assert not page.importButton.isEnabled()
-    page.importEdit.setProperty("currentPath", str(tmp_path / "model.pt"))
-    page.importIdEdit.text = " mine "
-    page.importButton.click()
+    assert not page.modelImportButton.isEnabled()
+    page.modelPath.setProperty("currentPath", str(tmp_path / "model.pt"))
+    page.modelIdEdit.text = " mine "
+    page.modelImportButton.click()
     wait_for_words(panel, "mine was imported")
     assert worker.named("import_model")[0].parameters == {"file": str(tmp_path / "model.pt"), "model": "mine"}
 
@@ -134,8 +134,8 @@ def test_behind_a_prefix_the_models_of_this_computer_are_changed_here(page, pane
     shared_session._given = WorkerSettings(python="/far/python", prefix=("ssh", "far"))
     shared_session.restart()
     worker.tasks["import_model"] = lambda *_: ({"card": {"id": "mine", "weights_sha256": "cd" * 32}}, {})
-    page.importEdit.setProperty("currentPath", str(tmp_path / "model.pt"))
-    page.importButton.click()
+    page.modelPath.setProperty("currentPath", str(tmp_path / "model.pt"))
+    page.modelImportButton.click()
     wait_for_words(panel, "mine was imported")
     assert worker.named("import_model")[0].parameters["file"] == str(tmp_path / "model.pt")
     command = worker.children[-1].command
@@ -172,7 +172,7 @@ def test_a_file_that_vanished_is_shown_as_damaged(page, panel, models_folder):
 
 def test_the_page_says_what_there_is(page, panel):
     assert page.torchLabel.text == "Not looked at yet."
-    page.checkButton.click()
+    page.torchCheckButton.click()
     wait_for(lambda: "PyTorch 2.13.0 (processor only)" in page.torchLabel.text, "the doctor")
 
 
@@ -180,8 +180,8 @@ def test_pytorch_comes_through_its_extension(page, panel, worker, monkeypatch):
     page.installButton.click()
     assert "The PyTorch extension is not installed" in said(panel)
     calls = []
-    page.checkButton.click()
-    panel.learn.cases.store._newClient()
+    page.torchCheckButton.click()
+    panel.store._newClient()
     wait_for(lambda: "PyTorch 2.13.0" in page.torchLabel.text, "a child")
 
     def install(**options):
@@ -258,21 +258,21 @@ def test_packages_come_through_slicers_packaging(page, panel, monkeypatch):
 def test_settings_are_kept_and_start_the_worker_anew(page, panel, worker, slicer_gui, tmp_path):
     from COVIDLesionSegLib.panel.session import readSettings
 
-    page.checkButton.click()
+    page.torchCheckButton.click()
     wait_for(lambda: worker.children, "a child")
     first = worker.children[0]
     page.prefixEdit.text = "ssh 'open"
-    page.settingsButton.click()
+    page.workerButton.click()
     assert "can't be understood" in said(panel)
     page.prefixEdit.text = "ssh -o 'BatchMode yes' box"
     page.idleSpin.setValue(30)
-    page.settingsButton.click()
+    page.workerButton.click()
     settings = readSettings()
     assert settings.prefix == ("ssh", "-o", "BatchMode yes", "box") and settings.idle_seconds == 1800
     wait_for(lambda: not first.is_running and len(worker.children) > 1, "the new child")
     page.prefixEdit.text = ""
-    page.pythonEdit.setProperty("currentPath", "/opt/python/bin/python3")
-    page.settingsButton.click()
+    page.pythonPath.setProperty("currentPath", "/opt/python/bin/python3")
+    page.workerButton.click()
     settings = readSettings()
     assert settings.python == "/opt/python/bin/python3" and settings.environment, "not Slicer's own environment"
     for name in ("python", "prefix", "idleMinutes"):
@@ -305,7 +305,7 @@ def test_a_command_prefix_gets_the_environment_from_before_slicer(slicer_gui, mo
 def test_a_missing_pytorch_is_said_once_something_is_to_be_computed(panel, ct, worker):
     for task in ("doctor", "segment"):
         worker.tasks[task] = lambda *_: Failure(1, "torch_missing", "PyTorch is needed.", action="set_up_pytorch")
-    panel.learn.ui.checkButton.click()
+    panel.settings.ui.torchCheckButton.click()
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     assert "PyTorch is needed." in panel.segment.ui.deviceLabel.text
     panel.segment.ui.applyButton.click()
@@ -314,7 +314,7 @@ def test_a_missing_pytorch_is_said_once_something_is_to_be_computed(panel, ct, w
 
 def test_a_run_that_waits_says_so(panel, ct, worker):
     worker.tasks["doctor"] = lambda *_: HOLD
-    panel.learn.ui.checkButton.click()
+    panel.settings.ui.torchCheckButton.click()
     wait_for(lambda: worker.named("doctor"), "the look at the devices")
     panel.segment.ui.applyButton.click()
     wait_for(lambda: "Waiting for the worker" in panel.segment.ui.phaseLabel.text, "the words")
@@ -323,7 +323,7 @@ def test_a_run_that_waits_says_so(panel, ct, worker):
 @pytest.mark.parametrize("name", ["Model.PT", "weights.bin", "weights"])
 def test_a_model_file_of_any_name_can_be_imported(name, page, panel, tmp_path):
     """The worker looks what it is; a name that the field takes for none would be a dead end."""
-    page.importEdit.setProperty("currentPath", str(tmp_path / name))
-    assert page.importButton.isEnabled()
-    page.importEdit.setProperty("currentPath", "")
-    assert not page.importButton.isEnabled()
+    page.modelPath.setProperty("currentPath", str(tmp_path / name))
+    assert page.modelImportButton.isEnabled()
+    page.modelPath.setProperty("currentPath", "")
+    assert not page.modelImportButton.isEnabled()

@@ -90,7 +90,7 @@ def test_after_a_scene_is_loaded_the_editor_has_its_segmentation_and_undoes(when
     slicer.util.loadScene(scene_file)
     if when == "before the module is entered":
         panel.enter()
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     parameters, editor = mrml.moduleParameters(), find(panel, "editor")
     assert editor.segmentationNode() is parameters.lesionSegmentation is not None
     assert editor.sourceVolumeNode() is parameters.inputVolume is not None
@@ -128,7 +128,7 @@ def test_the_editor_gets_its_node_before_its_scene(open_panel, capfd):
 def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct, scene, mrml, parameters):
     find(panel, "probabilityCheck").click()
     lesions = apply_and_wait(panel)
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     settle(panel)
     find(panel, "lungsCombo").setCurrentIndex(1)
     reference, earlier = add_reference(ct, mrml, chest()[1]), add_ct("earlier")
@@ -140,8 +140,7 @@ def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct,
     composite.SetForegroundVolumeID(parameters.probabilityVolume.GetID())
     find(panel, "histogramButton").click()
     wait_for(lambda: parameters.histogramChart is not None, "the chart")
-    names = [name for name in vars(type(parameters)) if isinstance(getattr(type(parameters), name), mrml.NodeReference)]
-    first = {name: getattr(parameters, name) for name in names if name != "inputVolume"}
+    first = {name: getattr(parameters, name) for name in mrml.OF_A_CT if not name.endswith("Id")}
     assert sum(node is not None for node in first.values()) == 10
     find(panel, "inputSelector").setCurrentNode(add_ct("of another patient"))
     assert {name: getattr(parameters, name) for name in first} == dict.fromkeys(first)

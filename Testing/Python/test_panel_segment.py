@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_worker import DIE, GARBAGE, HOLD, segment_by_threshold
-from panel_fixtures import add_ct, apply_and_wait, chest, let_run, said, wait_for
+from panel_fixtures import VOXEL_ML, add_ct, apply_and_wait, brush, chest, let_run, said, settle, wait_for
 
 from COVIDLesionSegLib.errors import DeviceError, ModelError
 from COVIDLesionSegLib.worker.protocol import Failure
@@ -27,7 +27,7 @@ def test_a_ct_becomes_segments(panel, ct, mrml, worker, scene):
     asked = worker.named("segment")[0]
     assert asked.parameters["device"] == "auto" and asked.parameters["model"] is None
     assert "Done" in said(panel) and "mL" in said(panel)
-    assert panel.segment.ui.applyButton.text == "Apply"
+    assert panel.segment.ui.applyButton.isEnabled() and not panel.segment.ui.cancelButton.isVisible()
 
 
 def test_a_second_run_refills_the_first_ones_nodes(panel, ct, mrml, scene):
@@ -99,14 +99,13 @@ def test_progress_is_shown_and_cancel_answers(panel, ct, worker, mrml):
     ui = panel.segment.ui
     ui.applyButton.click()
     wait_for(lambda: "Finding lesions" in ui.phaseLabel.text, "progress")
-    assert ui.applyButton.text == "Cancel" and ui.progressBar.isVisible()
+    assert not ui.applyButton.isEnabled() and ui.progressBar.isVisible()
     assert "%" in ui.phaseLabel.text
-    panel.segment._started -= 1
-    ui.applyButton.click()
+    ui.cancelButton.click()
     wait_for(lambda: not panel.session.run.busy, "the cancel", seconds=1)
     assert "Cancelled." in said(panel)
     assert mrml.moduleParameters().lesionSegmentation is None
-    assert ui.applyButton.text == "Apply" and not ui.progressBar.isVisible()
+    assert ui.applyButton.isEnabled() and not ui.progressBar.isVisible() and not ui.cancelButton.isVisible()
     del worker.tasks["segment"]
     assert apply_and_wait(panel) is not None
 
@@ -119,12 +118,13 @@ def test_a_double_click_on_apply_is_one_run(panel, ct, worker):
     assert len(worker.named("segment")) == 1 and "Done" in said(panel)
 
 
-def test_a_run_that_is_on_refuses_a_second_one(panel, ct, parameters):
+def test_a_run_that_is_on_refuses_a_second_one(panel, ct):
     from COVIDLesionSegLib.errors import InputError
+    from COVIDLesionSegLib.panel.run import Choices
 
     panel.segment.ui.applyButton.click()
-    with pytest.raises(InputError, match="on already"):
-        panel.session.run.start(parameters)
+    with pytest.raises(InputError, match="already running"):
+        panel.session.run.start(ct, Choices())
 
 
 def test_two_panels_show_the_same_run(panel, open_panel, ct, worker):
@@ -132,8 +132,7 @@ def test_two_panels_show_the_same_run(panel, open_panel, ct, worker):
     worker.tasks["segment"] = lambda *_: HOLD
     panel.segment.ui.applyButton.click()
     wait_for(lambda: "%" in other.segment.ui.phaseLabel.text, "progress in the other")
-    assert other.segment.ui.applyButton.text == "Cancel"
-    other.segment.ui.applyButton.click()
+    other.segment.ui.cancelButton.click()
     wait_for(lambda: not panel.session.run.busy, "the cancel", seconds=1)
     assert "Cancelled." in said(panel) and "Cancelled." in said(other)
     assert other.segment.ui.inputSelector.currentNode() is ct
@@ -150,6 +149,72 @@ def test_switching_models_in_the_middle_counts_for_the_next_run(panel, ct, worke
     wait_for(lambda: not panel.session.run.busy, "the end")
     assert mrml.recordOf(mrml.moduleParameters().lesionSegmentation).model["id"] == "coplenet-ctseg"
     assert parameters.model == "another-one"
+
+
+# ---- from the CT to the figures on one page -------------------------------------------------------------------------
+
+
+def test_the_ct_that_is_loaded_is_chosen_already(open_panel, mrml, scene):
+    shown, later = add_ct("shown"), add_ct("loaded later")
+    scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode").SetBackgroundVolumeID(shown.GetID())
+    panel = open_panel()
+    assert panel.segment.ui.inputSelector.currentNode() is shown
+    assert panel.segment.ui.applyButton.isEnabled()
+    mrml.moduleParameters().inputVolume = later
+    panel.enter()
+    assert panel.segment.ui.inputSelector.currentNode() is later, "a choice is left alone"
+
+
+def test_a_ct_that_is_loaded_while_the_module_is_in_view_is_chosen(panel, scene, mrml):
+    scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+    node = add_ct()
+    wait_for(lambda: panel.segment.ui.inputSelector.currentNode() is node, "the choice")
+
+
+def test_the_result_stands_in_five_lines_and_follows_edits(panel, ct, worker):
+    ui = panel.segment.ui
+    assert not ui.resultButton.isVisible()
+    node = apply_and_wait(panel)
+    settle(panel)
+    lines = lines_of(ui.resultLabel.text)
+    assert list(lines) == ["Lesion", "Of the lungs", "By HU", "Severity", "Warnings"]
+    ml = chest()[1].sum() * VOXEL_ML
+    assert lines["Lesion"] == f"{ml:.3g} mL in 2 lesions"
+    assert "right" in lines["Of the lungs"] and lines["Of the lungs"].count("%") == 3
+    assert lines["By HU"].count("mL") == 2 and "of 24" in lines["Severity"] and lines["Warnings"] == "none"
+    brush(panel, node, np.s_[4:6, 20:30, 50:60])
+    settle(panel)
+    assert lines_of(ui.resultLabel.text)["Lesion"] == f"{(chest()[1].sum() + 200) * VOXEL_ML:.3g} mL in 3 lesions"
+    for name, page in (("Correct", "correct"), ("Measure", "measure"), ("Export", "measure")):
+        panel.show("segment")
+        getattr(ui, f"go{name}Button").click()
+        assert panel.current == page
+    assert not panel.measure.ui.exportButton.collapsed
+
+
+def lines_of(text):
+    """The rows of the table: name -> text."""
+    import re
+
+    cells = [re.sub("<[^>]*>|&nbsp;", "", cell) for cell in re.findall("<td>(.*?)</td>", text)]
+    return dict(zip(cells[::2], cells[1::2], strict=True))
+
+
+def test_surfaces_rest_while_lesions_are_edited(panel, ct, mrml):
+    node = apply_and_wait(panel)
+    button = panel.segment.ui.show3DButton
+    assert button.segmentationNode() is node and mrml.isIn3D(node)
+    panel.show("correct")
+    assert not mrml.isIn3D(node)
+    panel.show("segment")
+    assert mrml.isIn3D(node) and button.checked
+    button.click()
+    assert not mrml.isIn3D(node)
+    panel.show("correct")
+    panel.show("segment")
+    assert not mrml.isIn3D(node), "what was switched off stays off"
+    mrml.removeNode(node)
+    assert button.segmentationNode() is None
 
 
 # ---- input that can't be used ---------------------------------------------------------------------------------------
@@ -265,8 +330,8 @@ def test_the_button_leads_to_the_set_up_page(panel, ct, worker):
     panel.session.devices.ask(again=True)
     wait_for(lambda: panel.messages.ui.torchButton.isVisible(), "the button")
     panel.messages.ui.torchButton.click()
-    assert panel.tabs.tabText(panel.tabs.currentIndex) == "Learn"
-    assert "PyTorch can't be loaded" in panel.learn.ui.torchLabel.text
+    assert panel.current == "settings"
+    assert "PyTorch can't be loaded" in panel.settings.ui.torchLabel.text
     assert "PyTorch can't be loaded" in panel.segment.ui.deviceLabel.text
 
 
@@ -291,9 +356,14 @@ def test_the_device_says_what_it_will_be_and_why(panel, ct, parameters):
     assert "no cuda:2 here" in panel.segment.ui.deviceLabel.text
 
 
-def test_the_model_shows_its_license_and_card(panel):
+def test_the_model_shows_its_license_until_it_is_used_and_in_its_card(panel, open_panel, ct):
     ui = panel.segment.ui
-    assert "research only" in ui.licenseLabel.text
+    assert "research only" in ui.licenseLabel.text and ui.licenseLabel.isVisible()
+    apply_and_wait(panel)
+    panel.exit()
+    panel.enter()
+    assert not ui.licenseLabel.isVisible()
+    assert "research only" in ui.cardBrowser.toPlainText()
     card = ui.cardBrowser.toPlainText()
     assert "COVID-19-CT-Seg" in card and "Wang G." in card and "Measured" in card
 
@@ -306,7 +376,7 @@ def test_a_model_that_was_removed_is_named_so(panel, parameters, mrml):
 
 
 def test_settings_of_an_older_version_do_no_harm(open_panel, mrml, slicer_gui):
-    node = mrml.moduleParameters().node
+    node = mrml.moduleParameters().parameterNode
     for name, text in {
         "device": "gpu0",
         "lesionView": '"rainbow"',

@@ -96,7 +96,10 @@ def test_every_orientation_gives_the_same_lesions_on_its_own_grid(a_small_networ
     spacing = np.array([0.7, 0.8, 2.5])
     chest, lungs = a_chest(shape, geometry=Geometry(shape[::-1], spacing)), some_lungs(shape)
     predictor = Predictor(a_model(a_small_network), "cpu", "float32")
-    straight = predictor.segment(chest, lungs, probability=True)
+    straight = predictor.segment(chest, lungs, probability=True, levels=True)
+    assert np.array_equal(straight.levels.result_at(0, chest.geometry.spacing_zyx), straight.mask)
+    fainter = straight.probability > np.float32(straight.levels.threshold_at(9))
+    assert np.array_equal(straight.levels.result_at(9, chest.geometry.spacing_zyx), fainter)
     assert 0.01 < straight.mask.mean() < 0.99
 
     for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
@@ -112,8 +115,9 @@ def test_every_orientation_gives_the_same_lesions_on_its_own_grid(a_small_networ
             if sign < 0:
                 origin[source] = (chest.geometry.size[source] - 1) * spacing[source]
         geometry = Geometry(turned(chest.array).shape[::-1], spacing[list(order)], origin, direction.ravel())
-        result = predictor.segment(Volume(turned(chest.array), geometry), turned(lungs), probability=True)
+        result = predictor.segment(Volume(turned(chest.array), geometry), turned(lungs), probability=True, levels=True)
         np.testing.assert_array_equal(result.mask, turned(straight.mask))
+        np.testing.assert_array_equal(result.levels.result_at(9, geometry.spacing_zyx), turned(fainter))
         np.testing.assert_array_equal(result.probability, turned(straight.probability))
         np.testing.assert_array_equal(result.lungs, turned(lungs))
 

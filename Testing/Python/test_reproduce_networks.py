@@ -14,6 +14,7 @@ from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.learning.distributed import Ranks
 from COVIDLesionSegLib.learning.sampling import BatchSource
 from COVIDLesionSegLib.learning.training_data import TrainingData
+from COVIDLesionSegLib.models import Preprocessing
 from COVIDLesionSegLib.reproduction import baselines
 from COVIDLesionSegLib.reproduction.catalog import load_table, networks
 from COVIDLesionSegLib.reproduction.efficiency import build, cost
@@ -36,12 +37,12 @@ def test_patches_are_planes_changed_alike(volumes, tmp_path):
     settings = {"rows": ("coplenet",), "crop": (32, 32), "changes": changes}
     study = Study(load_table("tmi-2"), options_for(volumes, tmp_path, **settings))
     config = study.prepare(study.cells[0]).config
-    window = (1500.0, -650.0)
-    data = TrainingData(config, tmp_path, tmp_path / "run", window, Ranks())
+    preprocessing = Preprocessing()
+    data = TrainingData(config, tmp_path, tmp_path / "run", preprocessing, Ranks())
     drawn = {}
     for depth in (1, 3):
         cut = replace(config.data, depth=depth)
-        source = BatchSource(data.store, data.train, 4, cut, config.augmentation, window, seed=0)
+        source = BatchSource(data.store, data.train, 4, cut, config.augmentation, preprocessing, seed=0)
         drawn[depth] = source.batch(0)
     assert drawn[3].images.shape == (4, 1, 3, 32, 32)
     assert drawn[3].labels.shape == (4, 3, 32, 32)

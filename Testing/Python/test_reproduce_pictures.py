@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from reproduction_fixtures import TINY, options_for, reproduce, rows_of
 
+from COVIDLesionSegLib.learning import CAResLoss
+from COVIDLesionSegLib.learning.pseudo_labels import picture_logits
+from COVIDLesionSegLib.learning.store import read_picture, read_picture_mask
+from COVIDLesionSegLib.models import Preprocessing, load_checkpoint
 from COVIDLesionSegLib.reproduction.catalog import load_table
 from COVIDLesionSegLib.reproduction.pictures import normalize
 from COVIDLesionSegLib.reproduction.planning import reductions
@@ -119,11 +124,20 @@ def test_the_semi_supervised_row_learns_from_its_teachers_labels(pictures, tmp_p
     ]
 
 
-def test_curves_of_the_training_loss(pictures, tmp_path):
-    tiny = [*TINY, "--resize", "32", "--rows", "caresunet", "--seeds", "0"]
+def test_curves_of_training_and_testing_loss(pictures, tmp_path):
+    tiny = [*TINY, "--resize", "32", "--rows", "caresunet", "--seeds", "0", "--keep-intensities"]
     assert reproduce("med-phys-fig10", pictures, tmp_path, *tiny) == 0
-    rows = rows_of(tmp_path / "med-phys-fig10-curves.csv")
-    assert [row["epoch"] for row in rows] == ["1"]
-    assert float(rows[0]["loss"]) > 0
+    (row,) = rows_of(tmp_path / "med-phys-fig10-curves.csv")
+    assert row["epoch"] == "1" and float(row["training loss"]) > 0
+    # the same loss, of the network after the last step, on the pictures that are tested
+    (cell,) = (tmp_path / "cells").iterdir()
+    network = load_checkpoint(cell / "run" / "best.safetensors").network.eval()
+    losses = []
+    for image in sorted((pictures / "test" / "images").iterdir()):
+        logits = picture_logits(network, Preprocessing(resize=(32, 32)), read_picture(image), torch.device("cpu"))
+        (mask,) = (pictures / "test" / "masks").glob(f"{image.stem}.*")
+        label = torch.from_numpy((read_picture_mask(mask) != 0).astype(np.int64))[None]
+        losses.append(float(CAResLoss()(logits, label)))
+    assert float(row["testing loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
     pytest.importorskip("matplotlib")
     assert (tmp_path / "med-phys-fig10-curves.png").read_bytes().startswith(b"\x89PNG")

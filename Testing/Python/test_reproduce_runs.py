@@ -74,7 +74,7 @@ def test_a_finished_cell_is_not_trained_again(pictures, tmp_path, monkeypatch):
     assert reproduce("med-phys-1", pictures, tmp_path, *tiny) == 0
     assert (tmp_path / "med-phys-1.csv").read_text(encoding="utf-8") == before
     # the same row in another table is the same cell
-    assert reproduce("med-phys-fig8", pictures, tmp_path, *tiny) == 0
+    assert reproduce("med-phys-fig7", pictures, tmp_path, *tiny) == 0
     with pytest.raises(AssertionError, match="trained again"):
         reproduce("med-phys-1", pictures, tmp_path, *tiny[:-4], "--rows", "caresunet", "--seeds", "1")
 

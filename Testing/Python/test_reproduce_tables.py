@@ -66,8 +66,9 @@ def test_all_tables_and_figures_of_both_papers_are_there():
     ablations = [f"med-phys-fig{number}" for number in (10, 7, 8, 9)]
     expected = ["label-noise", *(f"med-phys-{number}" for number in (1, 2, 3, 4)), *ablations, "med-phys-tuning"]
     assert table_ids() == [*expected, "tmi-1", "tmi-2", "tmi-3", "tmi-4", "tmi-fig4"]
-    groups = {key: load_table(key).groups for key in ("tmi-1", "tmi-2", "tmi-3")}
-    assert groups == {"tmi-1": "Fig. 5", "tmi-2": "Fig. 7", "tmi-3": "Fig. 9"}
+    groups = {key: load_table(key).groups for key in ("tmi-1", "tmi-2", "tmi-4")}
+    assert groups == {"tmi-1": "Fig. 5", "tmi-2": "Fig. 7", "tmi-4": "Fig. 9"}
+    assert not load_table("tmi-3").groups
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
@@ -199,21 +200,47 @@ def test_a_cell_is_the_same_on_another_device_and_another_with_other_settings(tm
 
 
 def test_what_a_row_is_about_no_setting_of_all_rows_changes(tmp_path):
-    table = load_table("med-phys-fig9")
-    options = Options(tmp_path, tmp_path, changes={"optimizer": {"learning_rate": 3e-3, "schedule": "one_cycle"}})
-    taken = {cell.row.id: configuration(table, cell, options, Facts(50, 0)).optimizer for cell in cells(table, options)}
-    rates = {key: optimizer.learning_rate for key, optimizer in taken.items()}
-    assert rates == {"caresunet": 3e-3, "caresunet-adam": 3e-3, "caresunet-sgd": 5e-3}
-    assert {optimizer.schedule for optimizer in taken.values()} == {"one_cycle"}
-    assert reductions(table, options, table.rows) == [
-        "optimizer.learning_rate 0.003 instead of 0.0005 (but not of SGD, momentum 0.9, rate 5e-3)",
-        "optimizer.schedule one_cycle instead of milestones",
-    ]
+    table = load_table("tmi-3")
+    options = Options(tmp_path, tmp_path, changes={"ensembling": {"adaptive_teacher": True, "window": 50}})
+    taken = {cell.row.id: configuration(table, cell, options, Facts(50, 0)) for cell in cells(table, options)}
+    gated = {key: config.ensembling.adaptive_teacher for key, config in taken.items() if config.ensembling.enabled}
+    assert gated == {
+        "mean-teacher": False,
+        "adaptive-teacher": True,
+        "adaptive-student": False,
+        "both-adaptive": True,
+        "full": True,
+    }
+    assert {config.ensembling.window for config in taken.values()} == {50}
+    teacher, window = reductions(table, options, table.rows)
+    assert teacher.startswith("ensembling.adaptive_teacher true instead of the default (but not of + mean teacher and")
+    assert window == "ensembling.window 50 instead of the default"
+
+
+def test_the_optimizers_are_compared_at_one_rate(tmp_path):
+    for key in ("med-phys-fig9", "med-phys-fig10"):
+        table = load_table(key)
+        options = Options(tmp_path, tmp_path)
+        taken = [configuration(table, cell, options, Facts(50, 0)).optimizer for cell in cells(table, options)]
+        names = dict.fromkeys(optimizer.name for optimizer in taken)
+        assert list(names) == ["ranger", "adam", "sgd"]
+        assert {optimizer.learning_rate for optimizer in taken} == {5e-4}
+
+
+def test_ablations_are_of_the_plain_unet():
+    arguments = {
+        key: [dict(row.network.arguments) for row in load_table(key).rows] for key in ("med-phys-fig7", "med-phys-fig8")
+    }
+    plain, deconvolution = {"residual": False}, {"upsampling": "deconvolution"}
+    assert arguments == {
+        "med-phys-fig7": [plain | deconvolution, deconvolution, plain, {}],
+        "med-phys-fig8": [plain, plain | deconvolution, plain | {"upsampling": "subpixel"}],
+    }
 
 
 def test_rows_that_stand_for_the_protocol_are_the_same_cells_in_every_table(tmp_path):
     digests = set()
-    for key in ("med-phys-1", "med-phys-fig7", "med-phys-fig8", "med-phys-fig9", "med-phys-fig10", "med-phys-tuning"):
+    for key in ("med-phys-1", "med-phys-fig7", "med-phys-fig9", "med-phys-fig10", "med-phys-tuning"):
         table = load_table(key)
         config = configuration(table, Cell(table.row("caresunet"), 0), Options(tmp_path, tmp_path), Facts(50, 0))
         digests.add(identity(config, {"data": "x"}))

@@ -23,7 +23,8 @@ def test_a_table_of_volumes_with_label_noise_and_folds(volumes, tmp_path, capsys
     text = (tmp_path / "tmi-3.md").read_text(encoding="utf-8")
     assert "## Label errors dilation2" in text
     assert "2-fold cross-validation instead of the paper's split" in text
-    assert "Fig. 9 of the paper shows these as a graphic" in text
+    # Fig. 9 is of the rows of Table IV
+    assert "## By lesion volume\n" in text
     assert "| against Dice loss, no self-ensembling: p of paired t-test / Wilcoxon |" in text
     assert "* p < 0.05 against the first row, as published." in text
     assert "spoilt labels to the given ones 0." in text

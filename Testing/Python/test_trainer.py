@@ -154,7 +154,7 @@ def test_sigterm_ends_cleanly_and_can_be_resumed(cases, tmp_path):
     [
         ({"loss": {"name": "dice"}}, "loss.name"),
         ({"run": {"seed": 5}}, "run.seed"),
-        ({"run": {"threads": 2}}, "run.threads"),
+        ({"run": {"threads": 2}}, "threads: 1 -> 2"),
     ],
 )
 def test_a_resumed_run_must_be_the_same_run(cases, tmp_path, tables, words):
@@ -223,7 +223,7 @@ def test_a_state_of_another_version_is_a_sentence(cases, tmp_path):
     Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "run", tmp_path).run()
     file = tmp_path / "run" / "state.pt"
     torch.save({**torch.load(file, weights_only=True), "version": 1}, file)
-    with pytest.raises(InputError, match="has version 1; this program reads 2"):
+    with pytest.raises(InputError, match="has version 1; this program reads 3"):
         Trainer(tiny_config(cases, run={"steps": 2}), tmp_path / "run", tmp_path).run(resume=True)
 
 

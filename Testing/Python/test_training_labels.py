@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import REPOSITORY
 from training_fixtures import tiny_config, write_pictures
 
 from COVIDLesionSegLib.learning import TrainingConfig, mean_entropy, pseudo_label
@@ -21,6 +21,7 @@ from COVIDLesionSegLib.learning.optimizers import learning_rate, make_optimizer
 from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.models import LoadedModel, ModelCard, Preprocessing
 from COVIDLesionSegLib.networks import CAResUNet
+from COVIDLesionSegLib.reproduction.planning import Cell, Facts, Options, configuration, protocol, protocols
 
 # ---- label noise, rates, audit --------------------------------------------------------------------------------------
 
@@ -109,18 +110,26 @@ def test_the_audit_ranks_the_slice_whose_label_is_wrong():
 # ---- configurations that ship, pseudo-labels ------------------------------------------------------------------------
 
 
-SHIPPED = sorted((REPOSITORY / "Resources" / "Training").glob("*.toml"))
+PROTOCOLS = protocols()
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configurations_are_allowed(path):
-    overrides = {"data": {"pseudo_cases": "pseudo.csv"}} if "semi-" in path.stem else {}
-    config = TrainingConfig.from_toml(path, overrides)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_trains_as_the_table_says(name):
+    """One source: what `train TABLE/ROW` does is what `reproduce` trains on the same slices."""
+    table, row = PROTOCOLS[name]
+    config = protocol(table, row)
     assert TrainingConfig.from_dict(config.to_dict()) == config
+    cell = configuration(table, Cell(row, 0), Options(Path(), Path()), Facts(50, 10))
+    differences = {text.partition(":")[0] for text in config.difference(cell)}
+    assert differences <= {"data.lesion_free_share", "data.validation_share"}
+    assert config.data.lesion_free_share == -1
+    # as many as the papers test, by patient; the pictures have a test set of their own
+    assert config.data.validation_share == (table.test_share if table.data == "volumes" else 0)
+    assert config.run.steps == (table.steps or table.epochs * -(-50 // config.run.batch_size))
 
 
 def test_the_six_rows_of_table_three_differ_as_the_table_says():
-    rows = [TrainingConfig.from_toml(path) for path in SHIPPED if "table3" in path.stem]
+    rows = [protocol(*PROTOCOLS[name]) for name in PROTOCOLS if name.startswith("tmi-3/")]
     parts = [
         (c.loss.name, c.ensembling.enabled, c.ensembling.adaptive_teacher, c.ensembling.adaptive_student) for c in rows
     ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, make_dataclass, replace
 
 import numpy as np
 import pytest
-from training_fixtures import WINDOW
 
 from COVIDLesionSegLib.learning import augmentation as aug
 from COVIDLesionSegLib.learning.augmentation import AugmentationSettings, augment, cut
@@ -14,6 +13,7 @@ from COVIDLesionSegLib.learning.config import DataSettings
 from COVIDLesionSegLib.learning.randomness import Purpose, draw
 from COVIDLesionSegLib.learning.sampling import BatchSource, crop_center
 from COVIDLesionSegLib.measurement import dice
+from COVIDLesionSegLib.models import Preprocessing
 
 STILL = AugmentationSettings.none()
 ROWS, COLUMNS = np.mgrid[:96, :96]
@@ -38,7 +38,7 @@ def disk(row=40, column=55, radius=15):
 
 def source(store, cases=("anna", "bert", "cleo"), augmentation=STILL, labels=None, seed=3, size=5, **settings):
     data = DataSettings(crop=(32, 32), **settings)
-    return BatchSource(store, list(cases), size, data, augmentation, WINDOW, seed=seed, labels=labels)
+    return BatchSource(store, list(cases), size, data, augmentation, Preprocessing(), seed=seed, labels=labels)
 
 
 # ---- which slices ---------------------------------------------------------------------------------------------------
@@ -154,7 +154,8 @@ def test_one_more_transform_leaves_the_numbers_of_all_others():
 
 
 def test_no_two_transforms_share_their_draws():
-    keys = [getattr(AugmentationSettings(), item.name).key() for item in fields(AugmentationSettings)]
+    names = [item.name for item in fields(AugmentationSettings) if item.name != "imported"]
+    keys = [getattr(AugmentationSettings(), name).key() for name in names]
     assert len(set(keys)) == len(keys)
 
 
@@ -322,3 +323,11 @@ def test_grainy_noise_is_as_strong_as_white_noise_and_coarser():
         strength, neighbors = np.mean(found, axis=0)
         assert 0.04 < strength < 0.06
         assert (neighbors > 0.5) == (grain > 0)
+
+
+def test_slices_without_lesion_are_drawn_as_often_as_they_are(a_store):
+    """Two of the six slices of each patient have none."""
+    batches = source(a_store, size=4, lesion_free_share=-1.0)
+    chosen = [place for step in range(12) for place in batches.chosen(step)]
+    free = [place for place in chosen if place[1] not in a_store.cases[place[0]].lesion_slices]
+    assert len(free) * 3 == len(chosen) == 48

@@ -59,6 +59,7 @@ def test_the_masks_are_those_of_a_predictor_bit_for_bit(lesions, slab, tmp_path)
         "precision": "float32",
         "batch_size": 4,
         "probability": True,
+        "levels": True,
         "uncertainty": "entropy",
         "postprocessing": PostProcessing(threshold=0.4, minimum_volume_ml=0.1).to_json(),
         "name": "CT",
@@ -74,6 +75,7 @@ def test_the_masks_are_those_of_a_predictor_bit_for_bit(lesions, slab, tmp_path)
             slab.volume,
             slab.lungs,
             probability=True,
+            levels=True,
             uncertainty="entropy",
             postprocessing=PostProcessing(threshold=0.4, minimum_volume_ml=0.1),
         )
@@ -83,6 +85,8 @@ def test_the_masks_are_those_of_a_predictor_bit_for_bit(lesions, slab, tmp_path)
     np.testing.assert_array_equal(reply.arrays["lungs"], expected.lungs)
     np.testing.assert_array_equal(reply.arrays["probability"], expected.probability)
     np.testing.assert_array_equal(reply.arrays["uncertainty"], expected.uncertainty)
+    np.testing.assert_array_equal(reply.arrays["levels"], expected.levels.levels)
+    assert reply.values["levels"] == expected.levels.described() and reply.values["levels"]["threshold"] == 0.4
     record = RunRecord.from_json(reply.values["record"])
     assert record.input["voxels_sha256"] == expected.record.input["voxels_sha256"]
     assert {"loading", "network", "postprocess"} <= set(phases)

@@ -94,7 +94,7 @@ def test_cancel_kills_the_tree_behind_a_prefix(children, prefix):
     children.clients.append(client)
     worker = pid_of(client)
     request = started(client, "family")
-    family = [int(word) for word in request._notes[0].split()]
+    family = [int(word) for word in request.messages[0].split()]
     start = time.monotonic()
     request.cancel()
     with pytest.raises(CancelledError):

@@ -121,7 +121,7 @@ def test_children_of_the_child_end_with_it(children, how):
         return
     client = children.odd()
     request = started(client, "family")
-    family = [int(word) for word in request._notes[0].split()]
+    family = [int(word) for word in request.messages[0].split()]
     assert all(is_alive(pid) for pid in family)
     getattr(request if how == "cancel" else client, how)()
     pump_until(client, lambda: request.done and not children.pids[0].is_running)
@@ -138,7 +138,7 @@ request = started(client, "family")
 stdin = children.pids[0]._popen.stdin.fileno()
 # somebody else holds the pipe open: there will be no end of input
 keeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[stdin] if {keep} else [])
-print(children.pids[0].pid, keeper.pid, *request._notes[0].split(), flush=True)
+print(children.pids[0].pid, keeper.pid, *request.messages[0].split(), flush=True)
 import time; time.sleep(60)
 """
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from COVIDLesionSegLib.cases import Store
+from COVIDLesionSegLib.imaging import read_labels
 from COVIDLesionSegLib.learning import TrainingConfig
 from COVIDLesionSegLib.learning.data import read_cases
 from COVIDLesionSegLib.learning.store import open_store
+from COVIDLesionSegLib.models import ModelCard, ModelRegistry, Preprocessing, save_model
+from COVIDLesionSegLib.networks import create_network
 
 PATIENTS = ("anna", "bert", "cleo", "dora")
-WINDOW = (1500.0, -650.0)
 
 
 def write_cases(folder: Path, patients=PATIENTS, slices: int = 6, size: tuple[int, int] = (48, 56)) -> Path:
@@ -89,3 +92,27 @@ def write_pictures(folder, count=4, size=(40, 56), first=0):
         sitk.WriteImage(sitk.GetImageFromArray(image), str(folder / "images" / f"{number}.png"))
         sitk.WriteImage(sitk.GetImageFromArray(mask), str(folder / "masks" / f"{number}.png"))
     return folder
+
+
+def register_tiny_model(folder: Path) -> ModelRegistry:
+    """A tiny network with random weights as the default of the installation that COVIDLESIONSEG_MODELS names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = create_network("coplenet", channels=[2, 4, 8, 16, 32], dropout=[0, 0, 0.1, 0.1, 0.1])
+    card = ModelCard("tiny", "Tiny", "coplenet", preprocessing=Preprocessing(lung_crop_margin=2))
+    save_model(network.eval(), card, folder / "tiny.safetensors")
+    known = ModelRegistry()
+    known.register(folder / "tiny.safetensors", card)
+    known.set_default("tiny")
+    return known
+
+
+def make_corrected_store(folder: Path) -> Store:
+    """A folder's ``store``, in which the cases of all patients, in ``data``, are corrected."""
+    write_cases(folder / "data")
+    store = Store.create(folder / "store")
+    for number, patient in enumerate(PATIENTS, start=1):
+        files = {role: folder / "data" / f"{patient}_{role}.nii.gz" for role in ("ct", "lungs")}
+        store.add(files["ct"], patient, lungs=files["lungs"])
+        mask = read_labels(folder / "data" / f"{patient}_lesion.nii.gz").mask()
+        store.save_revision(f"case-000{number}", mask, "hans")
+    return store

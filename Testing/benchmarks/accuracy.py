@@ -2,7 +2,8 @@
 
     python Testing/benchmarks/accuracy.py [--model ID|FILE] [--smooth-across-slices MM] [--cases 3] [--json FILE]
 
-Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion); for the
+Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion) and the
+fraction of the lesion in marks that a single slice has; that fraction and Dice for the demo's synthetic chest; for the
 chests without COVID, the false milliliters; for the 48 test pictures of COVID-SemiSeg, Dice, on gray brought to HU; for
 the whole CTs of COVID-19-CT-Seg, Dice, RVE and HD95 against the expert, and the Dice of the slices with lesion alone,
 which is what others state. For a bundled model these last are training patients, and so is the normal chest: they prove
@@ -28,6 +29,7 @@ from COVIDLesionSegLib.imaging import Geometry, Volume, read_labels, read_volume
 from COVIDLesionSegLib.inference import PostProcessing, Predictor, apply_postprocessing
 from COVIDLesionSegLib.learning.store import read_picture
 from COVIDLesionSegLib.measurement import dice, hausdorff_distance_95, relative_volume_error
+from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.reproduction.pictures import normalize
 
 POSITIVE_MM2 = 20.0
@@ -46,6 +48,29 @@ def near_lungs(mask: np.ndarray, volume: Volume, lungs: np.ndarray) -> np.ndarra
     return apply_postprocessing(mask, volume.geometry.spacing_zyx, settings, lungs)
 
 
+def fraction_in_single_slices(mask: NDArray[np.bool_]) -> float:
+    """Fraction of a lesion mask (z, y, x) in components that no neighboring slice touches: marks of one slice alone."""
+    from scipy import ndimage
+
+    components, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    heights = np.array([place[0].stop - place[0].start for place in ndimage.find_objects(components)])
+    return float(sizes[heights == 1].sum() / sizes.sum()) if count else 0.0
+
+
+def demo_chest(predictor: Predictor, settings: PostProcessing) -> dict[str, float]:
+    """The synthetic chest of ``covid-lesion-seg demo``."""
+    chest = synthetic_chest(0)
+    mask = predictor.segment(chest.volume, postprocessing=settings).mask
+    voxel = chest.volume.geometry.voxel_ml
+    return {
+        "dice": dice(mask, chest.lesion),
+        "lesion_ml": float(mask.sum() * voxel),
+        "reference_ml": float(chest.lesion.sum() * voxel),
+        "fraction_in_single_slices": fraction_in_single_slices(mask),
+    }
+
+
 def slices_of_p001(predictor: Predictor, settings: PostProcessing) -> dict[str, float]:
     """Sensitivity and specificity by slice against the radiologists' labels."""
     volume = read_volume(DATA / "covid-ct-md/dicom/covid_P001")
@@ -56,6 +81,7 @@ def slices_of_p001(predictor: Predictor, settings: PostProcessing) -> dict[str, 
     infected = np.zeros(view.geometry.size[2], dtype=bool)
     infected[[int(row["nifti_k_from_feet"]) for row in rows]] = [row["infected"] == "1" for row in rows]
     figures: dict[str, float] = {"infected_slices": int(infected.sum()), "slices": len(infected)}
+    figures["fraction_in_single_slices"] = fraction_in_single_slices(view.apply(result.mask))
     for name, mask in (("", result.mask), ("_near_lungs", near_lungs(result.mask, volume, result.lungs))):
         found = view.apply(mask).sum(axis=(1, 2)) * np.prod(view.geometry.spacing[:2]) > POSITIVE_MM2
         figures |= {
@@ -188,6 +214,7 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
 
     say("P001", slices_of_p001(predictor, settings))
+    say("demo", demo_chest(predictor, settings))
     for name in NEGATIVES:
         say(name, chest_without_covid(predictor, name, settings))
     say("COVID-SemiSeg", pictures(predictor))

@@ -1,23 +1,19 @@
 """How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
 
-    python Testing/benchmarks/bundled_models.py fold 1 --network coplenet -o runs/bundled [--base MODEL]
-    python Testing/benchmarks/bundled_models.py half 1 --network coplenet -o runs/bundled [--base MODEL]
-    python Testing/benchmarks/bundled_models.py pictures --network coplenet -o runs/bundled
-    python Testing/benchmarks/bundled_models.py final --network coplenet -o runs/bundled [--base MODEL]
-    python Testing/benchmarks/bundled_models.py judge --network coplenet -o runs/bundled [--smooth-across-slices MM]
+    python Testing/benchmarks/bundled_models.py train fold1 -o runs/bundled [--network coplenet] [--width 16] ...
+    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ...
+    python Testing/benchmarks/bundled_models.py table -o runs/bundled
+    python Testing/benchmarks/bundled_models.py publish final -o runs/bundled ... --card CARD.json
 
-``fold`` leaves two of the eight patients of COVID-19-CT-Seg out and trains from random weights or a base; ``half``
-leaves four out, those of two folds, so that two trainings judge all eight. Each of the three chests without COVID is
-left out of one fold and one half as well, so that its false milliliters can be stated. ``pictures`` trains on the 50
-labeled training pictures of COVID-SemiSeg alone: it knows none of the eleven, can be judged on all of them, and is a
-base for folds and halves. ``final`` trains on all eleven. With ``--pictures`` the 50 train beside the patients;
-docs/models.md says why the bundled models don't.
-CTs and lesions are whole, and the lungs are found, in training as in judging. The cards of the bundled models say what
-those learned on: the slices with lesion only, and one chest without COVID.
+``fold1`` to ``fold4`` leave two of the eight patients of COVID-19-CT-Seg out; ``half1`` and ``half2`` leave four out,
+those of two folds, so that one training judges as many patients as two. Each of the three chests without COVID is left
+out of one fold and of one half as well, so that its false milliliters can be stated. ``final`` trains on all eleven.
+CTs and lesions are whole; the lungs are found, in training as in judging.
+
 Nothing is chosen on the patients left out: they are in no manifest, steps are fixed, and the teacher after the last
-step is the model. ``judge`` does the judging for every training that is there, and adds it up in
-``judged-NETWORK.json`` and a reliability plot (with MM in their names where it is given). An interrupted command
-goes on where it was when it is given again.
+step (without one, the network) is the model. ``judge`` takes the options of the training and writes its figures beside
+the model; ``table`` adds up all that were judged. ``publish`` saves the final model in float16 among the bundled ones,
+with a card that says what CARD.json says. An interrupted training goes on where it was when it is given again.
 """
 
 from __future__ import annotations
@@ -26,90 +22,86 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Iterable
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from accuracy import (
-    THRESHOLDS,
-    add_smoothing,
-    calibration_error,
-    chest_without_covid,
-    coronacase,
-    picture_as_ct,
-    smoothing_of,
-)
-from matplotlib import pyplot
+from accuracy import chest_without_covid, coronacase, picture_as_ct
 from shared_data import DATA, NEGATIVES, ct_seg
 
-from COVIDLesionSegLib.cli._progress import ProgressBar
-from COVIDLesionSegLib.files import write_json
+from COVIDLesionSegLib.files import sha256_file, write_json
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
+from COVIDLesionSegLib.models import ModelCard, load_checkpoint, save_model
+from COVIDLesionSegLib.models.card import read_card
+from COVIDLesionSegLib.resources import resource
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
 # who judges
 FOLDS = {1: ("001", "006"), 2: ("002", "008"), 3: ("004", "009"), 4: ("005", "007")}
-HALVES = {1: FOLDS[1] + FOLDS[4], 2: FOLDS[2] + FOLDS[3]}
-# the training on pictures alone
-BASE = "pictures"
-# chest without COVID -> trainings that never see it
-NEVER_SEEN_BY = {
-    "normal001": ("fold4", "half1", BASE),
-    "lctsc_006": ("fold2", "half2", BASE),
-    "lctsc_011": ("fold3", "half2", BASE),
-}
 # training -> patients that it never sees
 LEFT_OUT = {
-    BASE: PATIENTS,
     **{f"fold{number}": names for number, names in FOLDS.items()},
-    **{f"half{number}": names for number, names in HALVES.items()},
+    "half1": FOLDS[1] + FOLDS[4],
+    "half2": FOLDS[2] + FOLDS[3],
+    "final": (),
+}
+# training -> chests without COVID that it never sees
+NEGATIVES_LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "fold2": ("lctsc_006",),
+    "fold3": ("lctsc_011",),
+    "fold4": ("normal001",),
+    "half1": ("normal001", "lctsc_006"),
+    "half2": ("lctsc_011",),
 }
 ROLES = ("ct", "lesion", "lungs")
-# how often a picture stands among the slices: it is one slice, and the eight patients would drown the fifty
-TURNS = 6
+# rows and columns that slices are resized to, in training and when the network answers
+SIZE = [192, 256]
+LESION_FREE = 0.4
+# With synthetic disease: half of the slices carry none of the experts' lesions, and two fifths of those get disease.
+LESION_FREE_PAINTED, PAINTED = 0.5, 0.4
+# distances of the slices that a network sees, mm, and how often it must do without neighbors
+OFFSETS = {1: [0.0], 3: [-5.0, 0.0, 5.0], 5: [-5.0, -2.5, 0.0, 2.5, 5.0]}
+WITHOUT_NEIGHBORS = 0.3
+# What part of the slices with lesion are labeled slices of COVID-SemiSeg where they train. A case is repeated to have
+# that part: each is one slice, and the patients would drown the fifty.
+PICTURES = 0.2
 # strong changes of intensity: other scanners, kernels, slice thickness, contrast
 AUGMENTATION = {
-    "rotation": {"degrees": 15.0},
-    "scale": {"change": 0.25},
-    "contrast": {"contrast": 0.15, "brightness": 0.15},
-    "gamma": {"log2": 0.4},
-    "noise": {"sd": 0.06, "grain": 1.5},
-    "blur": {"sd": 1.0},
-    "sharpening": {"share": 1.5},
-    "window_shift": {"hu": 60.0},
+    "rotation": {"degrees": 12.0},
+    "scale": {"change": 0.2},
+    "contrast": {"contrast": 0.1, "brightness": 0.08},
+    "gamma": {"log2": 0.25},
+    "noise": {"sd": 0.04, "grain": 1.5},
+    "blur": {"sd": 0.8},
+    "sharpening": {"share": 1.0},
+    "window_shift": {"hu": 30.0},
     "thick_slices": {"neighbors": 2},
-    "consolidation": {"probability": 0.25},
-}
-# At half the resolution, where a step covers the most lung in the least time; then at full resolution; and at the end
-# with slight changes only: strong ones alone leave a network that draws its borders too wide.
-STAGES: dict[str, dict[str, Any]] = {
-    "coarse": {"zoom": 0.5, "crop": [112, 112], "batch_size": 8, "steps": 1000, "learning_rate": 1e-3, "share": 1.0},
-    "fine": {"zoom": 1.0, "crop": [192, 192], "batch_size": 4, "steps": 350, "learning_rate": 3e-4, "share": 1.0},
-    "mild": {"zoom": 1.0, "crop": [224, 224], "batch_size": 4, "steps": 300, "learning_rate": 1e-4, "share": 0.25},
-}
-# the paper's width of CARes-UNet is 64; with 16 its weights stay below 12 MB
-ARGUMENTS: dict[str, dict[str, Any]] = {"coplenet": {}, "caresunet": {"base_channels": 16}}
-# Instead of the last two at full resolution: slices resized, in training and when the network answers. A small network
-# learns little at full resolution.
-RESIZED: dict[str, dict[str, Any]] = {
-    "fine": {"resize": [192, 256], "crop": [192, 192], "steps": 900, "learning_rate": 1e-3},
-    "mild": {"resize": [192, 256], "crop": [192, 224], "steps": 400, "learning_rate": 2e-4},
+    "consolidation": {"probability": 0.15},
 }
 
 
 def write_manifest(path: Path, name: str, pictures: bool) -> None:
     """What a training sees, as a manifest: patients and chests without COVID, the pictures if wanted."""
     rows: list[list[Any]] = []
-    for patient in full_names(sorted(set(PATIENTS) - set(LEFT_OUT.get(name, ())))):
+    patients = [f"coronacases_{number}" for number in PATIENTS if number not in LEFT_OUT[name]]
+    for patient in patients:
         rows.append([patient, patient, ct_seg(patient).ct, ct_seg(patient).lesion, ""])
-    rows += [[chest, chest, ct, "none", ""] for chest, ct in NEGATIVES.items() if name not in NEVER_SEEN_BY[chest]]
+    left_out = NEGATIVES_LEFT_OUT.get(name, ())
+    rows += [[chest, chest, ct, "none", ""] for chest, ct in NEGATIVES.items() if chest not in left_out]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for picture in write_pictures(path.parent / "pictures") if pictures else ():
-        files = [path.parent / f"pictures/{picture}_{role}.nii.gz" for role in ROLES]
-        rows += [[f"semiseg_{picture}_{turn}", f"semiseg_{picture}", *files] for turn in range(TURNS)]
+    if pictures:
+        written = write_pictures(path.parent / "pictures")
+        with_lesion = sum(
+            int(sitk.GetArrayFromImage(sitk.ReadImage(str(ct_seg(p).lesion))).any(axis=(1, 2)).sum()) for p in patients
+        )
+        turns = max(1, round(PICTURES / (1 - PICTURES) * with_lesion / len(written)))
+        for picture in written:
+            files = [path.parent / f"pictures/{picture}_{role}.nii.gz" for role in ROLES]
+            rows += [[f"semiseg_{picture}_{turn}", f"semiseg_{picture}", *files] for turn in range(turns)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["id", "patient", "ct", "lesion", "lungs"], *rows])
 
@@ -129,153 +121,151 @@ def write_pictures(folder: Path) -> list[str]:
     return names
 
 
-def config_of(network: str, cases: str, stage: str, steps: int | None, base: str, resized: bool) -> TrainingConfig:
-    """One stage of a network's recipe; the manifest holds training cases only, so nobody is chosen to validate."""
-    recipe = {"resize": []} | STAGES[stage] | (RESIZED.get(stage, {}) if resized else {})
-    steps = steps or recipe["steps"]
+def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
+    """The recipe; the manifest holds training cases only, so nobody is chosen to validate."""
+    plain = arguments.plain_dice
+    width = arguments.width
+    own: dict[str, Any] = (
+        {"channels": [width * 2**level for level in range(5)]}
+        if arguments.network == "coplenet"
+        else {"base_channels": width}
+    )
     return TrainingConfig.from_dict(
         {
             "data": {
                 "cases": cases,
-                "cache": cases.removesuffix(".csv"),
+                "cache": str(arguments.output / "slices"),
                 "split": cases.replace(".csv", "-split.json"),
                 "validation_share": 0.0,
                 "selection_fraction": 0.0,
-                "resize": recipe["resize"],
-                "crop": recipe["crop"],
-                "zoom": recipe["zoom"],
-                "foreground_share": 0.6,
-                "lesion_free_share": 0.3,
+                "resize": SIZE,
+                "crop": SIZE,
+                "lesion_free_share": LESION_FREE_PAINTED if arguments.synthetic else LESION_FREE,
+                "slice_offsets_mm": OFFSETS[arguments.slices],
             },
-            "augmentation": {
-                name: {key: type(most)(most * recipe["share"]) for key, most in settings.items()}
-                for name, settings in AUGMENTATION.items()
+            "augmentation": AUGMENTATION
+            | {
+                "neighbor_dropout": {"probability": WITHOUT_NEIGHBORS if arguments.slices > 1 else 0.0},
+                "synthetic_disease": {"probability": PAINTED if arguments.synthetic else 0.0},
             },
-            "network": {
-                "name": network,
-                # a stage goes on with a training; what it changes may change the statistics, too
-                "batch_norm": "estimated",
-                **({"base_model": base} if base else {"arguments": ARGUMENTS[network]}),
-            },
-            "loss": {"name": "noise_robust_dice"},
+            "network": {"name": arguments.network, "batch_norm": "estimated"}
+            | ({"base_model": str(arguments.base.absolute())} if arguments.base else {"arguments": own}),
+            "loss": {"name": "dice" if plain else "noise_robust_dice"},
+            "ensembling": {"enabled": not plain},
             "optimizer": {
-                "learning_rate": recipe["learning_rate"],
+                "learning_rate": arguments.learning_rate,
                 "weight_decay": 1e-5,
                 "schedule": "one_cycle",
                 "gradient_clip": 5.0,
             },
             "run": {
-                "steps": steps,
-                "batch_size": recipe["batch_size"],
-                "validation_interval": steps,
-                "checkpoint_interval": 50,
+                "steps": arguments.steps,
+                "batch_size": 4,
+                "precision": arguments.precision,
+                "validation_interval": arguments.steps,
+                "checkpoint_interval": 100,
                 "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
             },
         }
     )
 
 
-def train(
-    output: Path, network: str, name: str, cases: str, steps: dict[str, int | None], base: str, resized: bool
-) -> Path:
-    """All stages, or those at full resolution for a model that is there already; returns the model."""
-    model = base
-    for stage in stages_of(name)[1:] if base else stages_of(name):
-        folder = output / f"{network}-{name}" / stage
-        with ProgressBar(f"{network} {name} {stage}") as bar:
-            config = config_of(network, cases, stage, steps[stage], model, resized)
-            result = Trainer(config, folder, output).run(True, bar)
-        model = str(result.model)
-    return Path(model)
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """Where a training lies: its name says its options."""
+    name = f"{arguments.network}{arguments.width}-{arguments.training}-{arguments.steps}-{arguments.slices}slices"
+    name += "-continued" if arguments.base else ""
+    for option in ("synthetic", "pictures", "plain_dice"):
+        if getattr(arguments, option):
+            name += f"-{option}"
+    return arguments.output / name
 
 
-def stages_of(name: str) -> tuple[str, ...]:
-    """Stages of a training; a base needs no mild end."""
-    return tuple(STAGES)[: -1 if name == BASE else None]
+def train(arguments: argparse.Namespace) -> Path:
+    """Train, or go on; returns the model."""
+    folder = folder_of(arguments)
+    manifest = folder.with_suffix(".csv")
+    write_manifest(manifest, arguments.training, arguments.pictures)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if done % 100 == 0:
+            print(f"{folder.name}: {phase} {done} of {total}", file=sys.stderr, flush=True)
+
+    return Trainer(config_of(arguments, str(manifest)), folder, folder.parent).run(True, progress).model
 
 
-def judge(output: Path, network: str, settings: PostProcessing, name_of_file: str) -> dict[str, Any]:
-    """Every training that is finished, on the cases that it never saw."""
-    file = output / f"judged-{name_of_file}.json"
-    figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    for name, left_out in LEFT_OUT.items():
-        model = output / f"{network}-{name}" / stages_of(name)[-1] / "best.safetensors"
-        finished = model.with_name("result.json").exists()
-        if not finished or name in figures:
-            continue
-        predictor, bins = Predictor(model), np.zeros((3, 10))
-        judged = {patient: coronacase(predictor, patient, settings, bins) for patient in full_names(left_out)}
-        chests = [chest for chest, trainings in NEVER_SEEN_BY.items() if name in trainings]
-        negatives = {chest: chest_without_covid(predictor, chest, settings) for chest in chests}
-        figures[name] = {"patients": judged, "bins": bins.tolist(), "negatives": negatives}
-        write_json(file, figures)
+def judge(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A training on the patients and chests that it never saw; kept in ``judged.json`` beside its model."""
+    folder = folder_of(arguments)
+    predictor, settings = Predictor(folder / "best.safetensors"), PostProcessing()
+    figures = {
+        "patients": {
+            number: coronacase(predictor, f"coronacases_{number}", settings) for number in LEFT_OUT[arguments.training]
+        },
+        "negatives": {
+            chest: chest_without_covid(predictor, chest, settings)
+            for chest in NEGATIVES_LEFT_OUT.get(arguments.training, ())
+        },
+    }
+    write_json(folder / "judged.json", figures)
     return figures
 
 
-def full_names(names: Iterable[str]) -> list[str]:
-    return [f"coronacases_{name}" for name in names]
+def publish(arguments: argparse.Namespace) -> None:
+    """Put a model among the bundled ones: weights in float16, the network and preprocessing as they were trained."""
+    trained = load_checkpoint(folder_of(arguments) / "best.safetensors")
+    wanted = ModelCard.from_json(arguments.card.read_text(encoding="utf-8"))
+    card = replace(
+        wanted, network_arguments=trained.network.arguments, preprocessing=trained.card.preprocessing, weights_sha256=""
+    )
+    path = resource("Models") / f"{card.id}.safetensors"
+    save_model(trained.network, card, path, dtype="float16")
+    write_json(path.with_suffix(".json"), read_card(path).to_json())
+    print(f"{path.name}: size_bytes {path.stat().st_size}, sha256 {sha256_file(path)}")
 
 
-def show(figures: dict[str, Any], plot: Path) -> None:
-    """Print the figures of some trainings together and draw their reliability plot."""
-    rows = {name: row for fold in figures.values() for name, row in fold.get("patients", {}).items()}
-    for name, row in sorted(rows.items()):
-        volumes = f"{row['lesion_ml']:.0f} of {row['reference_ml']:.0f} mL"
-        overlap = f"Dice {row['dice']:.3f}, {row['dice_of_slices_with_lesion']:.3f} of the slices with lesion"
-        print(f"{name}: {overlap}, RVE {row['rve']:.3f}, HD95 {row['hd95_mm']:.1f} mm, {volumes}")
-        parts = ("missed", "extra", "healthy")
-        print("  median HU", ", ".join(f"{part} {row[f'{part}_median_hu']:.0f}" for part in parts))
-    for key in ("dice", "dice_of_slices_with_lesion", "rve", "hd95_mm"):
-        values = [abs(row[key]) if key == "rve" else row[key] for row in rows.values()]
-        print(f"mean {key}: {np.mean(values):.3f} +- {np.std(values, ddof=1):.3f} over {len(values)} patients")
-    means = {cut: np.mean([row[f"dice_above_{cut}"] for row in rows.values()]) for cut in THRESHOLDS}
-    print("mean dice above", ", ".join(f"{cut}: {mean:.3f}" for cut, mean in means.items()))
-    best = np.mean([max(row[f"dice_above_{cut}"] for cut in THRESHOLDS) for row in rows.values()])
-    print(f"mean dice where each patient's own reference chooses among these: {best:.3f}")
-    for fold in figures.values():
-        for chest, row in fold["negatives"].items():
-            print(f"{chest}, without COVID: {row}")
-    bins = np.sum([fold["bins"] for fold in figures.values()], axis=0)
-    print(f"expected calibration error over the voxels of the lungs: {calibration_error(bins):.4f}")
-    figure, axes = pyplot.subplots(figsize=(4, 4))
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    axes.plot(bins[1] / bins[0], bins[2] / bins[0], "o-")
-    axes.set(xlabel="mean probability", ylabel="share of lesion voxels", xlim=(0, 1), ylim=(0, 1))
-    figure.tight_layout()
-    figure.savefig(plot, dpi=120)
+def table(output: Path) -> None:
+    """Print every training that was judged, a line each, in Markdown."""
+    print("| training | Dice | Dice, slices with lesion | |RVE| | HD95 mm | each patient's Dice | false mL |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for file in sorted(output.glob("*/judged.json")):
+        figures = json.loads(file.read_text())
+        rows = figures["patients"]
+        means = [
+            np.mean([abs(row[key]) for row in rows.values()])
+            for key in ("dice", "dice_of_slices_with_lesion", "rve", "hd95_mm")
+        ]
+        own = ", ".join(f"{name} {row['dice']:.3f}" for name, row in rows.items())
+        false = ", ".join(f"{name} {row['false_ml_near_lungs']:.1f}" for name, row in figures["negatives"].items())
+        shown = " | ".join(f"{mean:.3f}" for mean in means[:3])
+        print(f"| {file.parent.name} | {shown} | {means[3]:.1f} | {own} | {false} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fold", "half", BASE, "final", "judge"))
-    parser.add_argument("number", type=int, nargs="?", help="of the fold or half")
-    parser.add_argument("--network", choices=tuple(ARGUMENTS), default="coplenet")
-    for stage, recipe in STAGES.items():
-        parser.add_argument(f"--{stage}", type=int, metavar="STEPS", help=f"instead of {recipe['steps']}")
-    add_smoothing(parser)
-    parser.add_argument("--resized", action="store_true", help="the last two stages on slices of 192 x 256")
-    parser.add_argument("--base", default="", help="id or file of a model to begin the second stage with")
-    parser.add_argument("--pictures", action="store_true", help="the 50 labeled pictures of COVID-SemiSeg train, too")
+    parser.add_argument("what", choices=("train", "judge", "table", "publish"))
+    parser.add_argument("training", nargs="?", choices=tuple(LEFT_OUT), default="final")
+    parser.add_argument("--network", choices=("coplenet", "caresunet"), default="coplenet")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first level (default: 16)")
+    parser.add_argument("--slices", type=int, choices=tuple(OFFSETS), default=1, help="that the network sees at once")
+    parser.add_argument("--synthetic", action="store_true", help="disease is painted on slices without lesion")
+    parser.add_argument("--pictures", action="store_true", help="the 50 labeled slices of COVID-SemiSeg train, too")
+    parser.add_argument("--plain-dice", action="store_true", help="Dice loss without teacher, instead of the framework")
+    parser.add_argument("--base", type=Path, help="model to go on with, trained on the same patients")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--precision", default="bfloat16", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--card", type=Path, help="of the model to publish, as JSON")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    output = arguments.output.absolute()
-    if arguments.what == "judge":
-        deviation = arguments.smooth_across_slices
-        name = arguments.network if deviation is None else f"{arguments.network}-{deviation:g}mm"
-        figures = judge(output, arguments.network, smoothing_of(arguments), name)
-        for part in (BASE, "fold", "half"):
-            those = {name: figure for name, figure in figures.items() if name.startswith(part)}
-            if those:
-                print(f"\n{part}")
-                show(those, output / f"reliability-{name}-{part}.png")
-        return
-    name = f"{arguments.what}{arguments.number or ''}"
-    if name != "final" and name not in LEFT_OUT:
-        parser.error(f"{name} is none of final, {', '.join(LEFT_OUT)}.")
-    pictures = arguments.pictures or name == BASE
-    write_manifest(output / f"{name}.csv", name, pictures)
-    steps = {stage: getattr(arguments, stage) for stage in STAGES}
-    print(train(output, arguments.network, name, f"{name}.csv", steps, arguments.base, arguments.resized))
+    arguments.output = arguments.output.absolute()
+    if arguments.what == "table":
+        table(arguments.output)
+    elif arguments.what == "publish":
+        publish(arguments)
+    elif arguments.what == "judge":
+        print(json.dumps(judge(arguments), indent=2))
+    else:
+        print(train(arguments))
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def loop(arguments: argparse.Namespace, data: Path, base: str) -> dict[str, Any]
             done = [case for case in store.cases() if case.raters and case.id in names]
             if number > 1 or len(done) < share * number:
                 # in the background of a hospital's day; it also says which answers are uncertain
-                annotator.let_model_answer(24 * 3600.0)
+                annotator.run_model(24 * 3600.0)
             begun = time.monotonic()
             corrected = (
                 annotator.correct_waiting(

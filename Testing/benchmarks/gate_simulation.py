@@ -2,10 +2,11 @@
 
     python Testing/benchmarks/gate_simulation.py [--trials 4000] [--seed 0]
 
-Draws validation patients with the spread of docs/models.md (eight patients kept out of training) and the differences of
-paired models there, and lets ``cases.gate.decide`` decide, as it does in a store. Three spreads of the difference from
-patient to patient: as between two trainings that differ in nothing but the machine and in more data, as between other
-data or resolutions, and the middle of them. The differences' shape is that of the figures, not a normal one.
+Draws validation patients with the spread of docs/models-record.md (eight patients kept out of training) and the
+differences of paired models there, and lets ``cases.gate.decide`` decide, as it does in a store. Three spreads of the
+difference from patient to patient: as between two trainings that differ in nothing but the machine and in more data, as
+between other data or resolutions, and the middle of them. The differences' shape is that of the figures, not a normal
+one.
 
 Prints, for 2, 5, 10 and 20 validation patients, how often a model passes, fails, and is left to a person; then what ten
 rounds do that are each a little worse than the one before, with and without a look back at the best so far. Ends with

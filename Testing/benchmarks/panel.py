@@ -42,28 +42,34 @@ def main() -> int:
     from COVIDLesionSegLib.imaging import Geometry, Volume
     from COVIDLesionSegLib.panel import session as sessions
     from COVIDLesionSegLib.panel.process import QtProcess, QtTimer
-    from COVIDLesionSegLib.panel.steps import Steps
+    from COVIDLesionSegLib.panel.task import Task
     from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
     from COVIDLesionSegLib.worker import Request
     from host.scripted import load_module
 
     times: dict[str, float] = {}
-    do_one, conclude = Steps._do_one, Request.conclude
+    resume, conclude = Task._resume, Request.conclude
 
     def keep_longest(name: str, start: float) -> None:
         times[name] = max(times.get(name, 0.0), time.perf_counter() - start)
 
+    def innermost(coroutine) -> str:
+        """Where a coroutine goes on: the function and the line that waits."""
+        while getattr(coroutine.cr_await, "cr_frame", None) is not None:
+            coroutine = coroutine.cr_await
+        return f"{coroutine.__name__}, line {coroutine.cr_frame.f_lineno}"
+
     def timed(self) -> None:
-        step, start = self._waiting[0], time.perf_counter()
-        do_one(self)
-        keep_longest(getattr(step, "__qualname__", "").rpartition(".")[2], start)
+        place, start = innermost(self._coroutine), time.perf_counter()
+        resume(self)
+        keep_longest(place, start)
 
     def timed_answer(self, outcome) -> None:
         start = time.perf_counter()
         conclude(self, outcome)
         keep_longest(f"answer: {self.task}", start)
 
-    Steps._do_one, Request.conclude = timed, timed_answer
+    Task._resume, Request.conclude = timed, timed_answer
     phantom = synthetic_chest(oblique=False)
     lesion, lungs = stretched(phantom.lesion), stretched(phantom.lungs)
     volume = Volume(stretched(phantom.volume.array), Geometry(lesion.shape[::-1], (0.75, 0.75, 1.0)), "CT")
@@ -102,29 +108,29 @@ def main() -> int:
     reference.GetSegmentation().AddEmptySegment("reference", "reference")
     mrml.writeSegment(reference, "reference", np.roll(lesion, 2, axis=2), ct)
     mrml.moduleParameters().referenceSegmentation = reference
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     live = session.live
     wait_for(lambda: live.evaluation and not live.busy, "the figures", 300)
     z, y, x = (int(np.median(places)) for places in np.nonzero(lesion))
 
     seconds = []
     for index in range(STROKES):
-        wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+        wait_for(lambda: not live.busy, "rest", 60)
         before = live.quantities
         brush(panel, node, np.s_[z + 3 * index : z + 3 * index + 2, y : y + 25, x : x + 25], erase=index % 2 == 0)
         start = time.perf_counter()
-        wait_for(lambda old=before: live.quantities is not old and not live._tables.busy, "the figures", 60)
+        wait_for(lambda old=before: live.quantities is not old, "the figures", 60)
         seconds.append(time.perf_counter() - start)
     print(f"table after a stroke             {min(seconds):6.2f} s  (bar 0.5), median {np.median(seconds):.2f}")
 
-    wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
-    panel.tabs.setCurrentIndex(1)
+    wait_for(lambda: not live.busy, "rest", 60)
+    panel.show("correct")
     panel.correct.goToLesion(1)
-    panel.correct.onRestore()
+    panel.correct.onReset()
     wait_for(lambda: not panel.correct.busy, "the restored lesion", 60)
-    wait_for(lambda: not live.busy and not live._tables.busy, "rest", 60)
+    wait_for(lambda: not live.busy, "rest", 60)
     panel.segment.ui.viewCombo.setCurrentIndex(panel.segment.ui.viewCombo.findData("separate"))
-    panel.tabs.setCurrentIndex(0)
+    panel.show("segment")
     panel.segment.ui.applyButton.click()
     wait_for(lambda: not session.run.busy, "the run lesion by lesion", 300)
     nodes = ("_showLesions", "_keepAnswer", "_showLungs", "<lambda>", "readVolume", "readLesions", "readLungs")

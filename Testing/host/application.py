@@ -49,8 +49,8 @@ class ModuleManager:
     def factoryManager(self) -> ModuleManager:
         return self
 
-    def modulesNames(self) -> list[str]:
-        return [name for name in vars(slicer.moduleNames) if not name.startswith("_")]
+    def modulesNames(self) -> tuple[str, ...]:
+        return tuple(name for name in vars(slicer.moduleNames) if not name.startswith("_"))
 
     def isLoaded(self, name: str) -> bool:
         return self.module(name) is not None
@@ -166,8 +166,8 @@ class Application:
     def mainWindow(self) -> None:
         """There is none."""
 
-    def topLevelWidgets(self) -> list[Any]:
-        return [] if self._qt is None else list(self._qt.topLevelWidgets())
+    def topLevelWidgets(self) -> tuple[Any, ...]:
+        return () if self._qt is None else tuple(self._qt.topLevelWidgets())
 
     def testingEnabled(self) -> bool:
         return True

@@ -10,7 +10,7 @@ from typing import Any
 import slicer
 import slicer.util  # also puts its names on ``slicer``
 
-from . import hierarchy
+from . import hierarchy, parameter_nodes
 from .application import Application, Module, show_vtk_errors
 
 _MODULE_LOGICS = {
@@ -65,6 +65,7 @@ def boot() -> Any:
     slicer.i18n = _submodule("i18n")
     slicer.i18n.tr = lambda text, context=None: text
     slicer.i18n.translate = lambda context, text: text
+    parameter_nodes.install()
     return scene
 
 

@@ -17,64 +17,49 @@ _UNLIMITED = 16777215
 
 
 @add_setters
-class ctkCollapsibleButton(QtWidgets.QWidget):  # noqa: N801
-    """A header that shows or hides what lies below it."""
+class ctkCollapsibleButton(QtWidgets.QAbstractButton):  # noqa: N801
+    """A button above what it shows while it is checked."""
 
     contentsCollapsed = Signal(bool)
-    toggled = Signal(bool)
-    clicked = Signal(bool)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(next((a for a in arguments if isinstance(a, QtWidgets.QWidget)), None))
-        self._text = next((a for a in arguments if isinstance(a, str)), "")
-        self._collapsed = False
+        self.setText(next((a for a in arguments if isinstance(a, str)), ""))
+        self.setCheckable(True)
+        self.setChecked(True)
         self.setContentsMargins(2, _HEADER + 2, 2, 2)
         self.setSizePolicy(QtWidgets.QSizePolicy.Policy.Preferred, QtWidgets.QSizePolicy.Policy.Minimum)
+        self.toggled.connect(self._show_contents)
 
-    def _set_text(self, text: str) -> None:
-        self._text = text
-        self.update()
-
-    def _set_collapsed(self, collapsed: bool) -> None:
-        if collapsed == self._collapsed:
-            return
-        self._collapsed = collapsed
+    def _show_contents(self, shown: bool) -> None:
         for child in self.findChildren(QtWidgets.QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
-            child.setVisible(not collapsed)
-        self.setMaximumHeight(_HEADER + 2 if collapsed else _UNLIMITED)
+            child.setVisible(shown)
+        self.setMaximumHeight(_UNLIMITED if shown else _HEADER + 2)
         self.updateGeometry()
-        self.contentsCollapsed.emit(collapsed)
-        self.toggled.emit(not collapsed)
+        self.contentsCollapsed.emit(not shown)
 
-    text = Property(str, lambda self: self._text, _set_text)
-    collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
-    checked = Property(bool, lambda self: not self._collapsed, lambda self, v: self._set_collapsed(not v))
+    collapsed = Property(bool, lambda self: not self.checked, lambda self, v: self.setChecked(not v))
     flat = setting(bool, "flat", False)
-    collapsedHeight = setting(int, "collapsedHeight", 0)
+    collapsedHeight = setting(int, "collapsedHeight", 14)
     contentsFrameShape = setting(int, "contentsFrameShape", 0)
 
     def _setting_changed(self) -> None:
         self.update()
 
-    def click(self) -> None:
-        self._set_collapsed(not self._collapsed)
-        self.clicked.emit(not self._collapsed)
-
-    def mousePressEvent(self, event: QtGui.QMouseEvent) -> None:
-        if event.position().y() < _HEADER:
-            self.click()
+    def hitButton(self, position: QtCore.QPoint) -> bool:
+        return position.y() < _HEADER
 
     def paintEvent(self, event: QtGui.QPaintEvent) -> None:
         painter = QtGui.QPainter(self)
         header = QtCore.QRect(0, 0, self.width, _HEADER)
         painter.fillRect(header, self.palette.color(QtGui.QPalette.ColorRole.Button).darker(105))
         painter.setPen(self.palette.color(QtGui.QPalette.ColorRole.ButtonText))
-        painter.drawText(header.adjusted(22, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, self._text)
+        painter.drawText(header.adjusted(22, 0, 0, 0), Qt.AlignmentFlag.AlignVCenter, self.text)
         option = QtWidgets.QStyleOption()
         option.initFrom(self)
         option.rect = QtCore.QRect(4, 4, 16, 16)
         element = QtWidgets.QStyle.PrimitiveElement
-        arrow = element.PE_IndicatorArrowRight if self._collapsed else element.PE_IndicatorArrowDown
+        arrow = element.PE_IndicatorArrowRight if self.collapsed else element.PE_IndicatorArrowDown
         self.style().drawPrimitive(arrow, option, painter, self)
         painter.end()
 
@@ -184,21 +169,32 @@ class ctkPushButton(QtWidgets.QPushButton):  # noqa: N801
 
 
 class ctkFittedTextBrowser(QtWidgets.QTextBrowser):  # noqa: N801
-    """A text browser that is as high as its text and never scrolls."""
+    """A text browser that asks for the height of its text at the width that it gets, whatever that is."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        policy = QtWidgets.QSizePolicy
+        self.setSizePolicy(policy.Policy.Ignored, policy.Policy.Preferred)
         self.textChanged.connect(self._fit)
+
+    def hasHeightForWidth(self) -> bool:
+        return True
+
+    def heightForWidth(self, width: int) -> int:
+        frame, document = 2 * self.frameWidth, self.document
+        kept = document.textWidth
+        document.setTextWidth(width - frame)
+        height = math.ceil(document.size.height())
+        document.setTextWidth(kept)
+        return max(height, QtGui.QFontMetrics(document.defaultFont).lineSpacing()) + frame
 
     def resizeEvent(self, event: QtGui.QResizeEvent) -> None:
         QtWidgets.QTextBrowser.resizeEvent(self, event)
-        if event.size().width() != event.oldSize().width():
-            self._fit()
+        self._fit()
 
     def _fit(self) -> None:
-        self.setFixedHeight(math.ceil(self.document.size.height()) + 2 * self.frameWidth)
+        # CTK's is a minimum size hint, a virtual that can't be overridden here
+        self.setMinimumHeight(self.heightForWidth(self.width))
 
 
 CLASSES = {

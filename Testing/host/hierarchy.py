@@ -26,9 +26,10 @@ def _added(scene: Any, event: str, node: Any) -> None:
 
 @vtk.calldata_type(vtk.VTK_OBJECT)
 def _about_to_be_removed(scene: Any, event: str, node: Any) -> None:
-    if scene.IsClosing() or not _is_owned(node):
+    if scene.IsClosing() or node.IsA("vtkMRMLSubjectHierarchyNode"):
         return
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    # a node that was hidden after it was added has one
     item = hierarchy.GetItemByDataNode(node)
     if item:
         hierarchy.RemoveItem(item, False, False)

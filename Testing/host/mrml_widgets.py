@@ -1,8 +1,9 @@
-"""Stand-ins for qMRML widgets on the real scene: node selectors, the segments table, views of tables."""
+"""Stand-ins for qMRML widgets on the real scene: node selectors, segments, views of tables."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import shiboken6
@@ -13,6 +14,7 @@ from PySide6.QtCore import Property, Qt, Signal
 
 from .pythonqt import add_setters, setting
 
+_SURFACES = "Closed surface"
 _SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified", "SegmentsOrderModified")
 
 
@@ -321,11 +323,11 @@ class qMRMLSegmentsTableView(SegmentationWidget):  # noqa: N801
         self._table.itemChanged.connect(self._item_changed)
         self._table.itemSelectionChanged.connect(lambda: self._busy or self.selectionChanged.emit(None, None))
 
-    def selectedSegmentIDs(self) -> list[str]:
+    def selectedSegmentIDs(self) -> tuple[str, ...]:
         rows = sorted({index.row() for index in self._table.selectedIndexes()})
-        return [self._identity(row) for row in rows]
+        return tuple(self._identity(row) for row in rows)
 
-    def setSelectedSegmentIDs(self, identities: list[str]) -> None:
+    def setSelectedSegmentIDs(self, identities: Sequence[str]) -> None:
         self._table.clearSelection()
         for row in range(self._table.rowCount):
             if self._identity(row) in identities:
@@ -362,6 +364,57 @@ class qMRMLSegmentsTableView(SegmentationWidget):  # noqa: N801
         elif item.column() == 0:
             visible = item.checkState() == Qt.CheckState.Checked
             self._segmentation_node.GetDisplayNode().SetSegmentVisibility(identity, visible)
+
+
+@add_setters
+class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):  # noqa: N801
+    """Makes and shows the surfaces of a segmentation, or removes them; it follows the segmentation."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+        self._observations = Observations(self)
+        self.setText("Show 3D")
+        self.setCheckable(True)
+        self.toggled.connect(self._toggled)
+        self._setting_changed()
+
+    locked = setting(bool, "locked", False)
+
+    def segmentationNode(self) -> Any:
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        if node is self._node:
+            return
+        self._observations.clear()
+        self._node = node
+        if node is not None:
+            for event in ("SegmentAdded", "SegmentRemoved", "ContainedRepresentationNamesModified"):
+                number = getattr(slicer.vtkSegmentation, event)
+                self._observations.add(node.GetSegmentation(), number, self._setting_changed)
+        self._setting_changed()
+
+    def _toggled(self, wanted: bool) -> None:
+        if self._node is None:
+            return
+        segmentation = self._node.GetSegmentation()
+        if not wanted:
+            if segmentation.GetSourceRepresentationName() != _SURFACES:
+                segmentation.RemoveRepresentation(_SURFACES)
+        elif segmentation.CreateRepresentation(_SURFACES) and self._node.GetDisplayNode() is not None:
+            self._node.GetDisplayNode().SetPreferredDisplayRepresentationName3D(_SURFACES)
+
+    def _setting_changed(self) -> None:
+        if self._node is None:
+            self.setEnabled(False)
+            return
+        segmentation = self._node.GetSegmentation()
+        has_labelmaps = segmentation.GetSourceRepresentationName() != _SURFACES
+        self.setEnabled(not self.locked and segmentation.GetNumberOfSegments() > 0 and has_labelmaps)
+        blocked = self.blockSignals(True)
+        self.setChecked(segmentation.ContainsRepresentation(_SURFACES))
+        self.blockSignals(blocked)
 
 
 class qMRMLTableView(QtWidgets.QTableView):  # noqa: N801
@@ -401,6 +454,7 @@ CLASSES = {
     cls.__name__: cls
     for cls in (
         qMRMLNodeComboBox,
+        qMRMLSegmentationShow3DButton,
         qMRMLSegmentsTableView,
         qMRMLTableView,
         qMRMLWidget,

@@ -1,4 +1,4 @@
-"""Pictures of the module's tabs beside slice and 3-D views, drawn off-screen on the stand-in for Slicer.
+"""Pictures of the module's pages beside slice and 3-D views, drawn off-screen on the stand-in for Slicer.
 
 ``python Testing/tools/panel_pictures.py [FOLDER]`` makes those of Resources/Screenshots from the synthetic chest, with
 the real worker and the bundled network.
@@ -41,13 +41,13 @@ def main(folder: Path) -> None:
     node = mrml.moduleParameters().lesionSegmentation
     views.photograph(widget, ct, folder / "segment.png", phantom.lesion)
 
-    panel.tabs.setCurrentIndex(1)
+    panel.show("correct")
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy)
-    panel.correct.ui.nextButton.click()
-    panel.correct.ui.nextButton.click()
+    panel.correct.ui.nextLesionButton.click()
+    panel.correct.ui.nextLesionButton.click()
     views.photograph(widget, ct, folder / "correct.png", mrml.lesionMask(node, ct))
 
-    panel.tabs.setCurrentIndex(2)
+    panel.show("measure")
     reference = mrml.createSegmentation(ct, "Known lesions")
     reference.GetSegmentation().AddEmptySegment("known", "known lesions", [0.3, 0.7, 0.9])
     mrml.writeSegment(reference, "known", phantom.lesion, ct)
@@ -114,13 +114,13 @@ def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
     store = Store.create(folder / "store")
     for number, volume in enumerate(volumes):
         store.add("CT", f"Patient {number}", volume=volume)
-    page = panel.learn.cases
-    panel.tabs.setCurrentIndex(3)
+    page = panel.cases
+    panel.show("cases")
     page.ui.storePath.setProperty("currentPath", str(store.folder))
     wait_for(lambda: page.store.cases)
-    page.ui.nextButton.click()
+    page.ui.nextLesionButton.click()
     wait_for(lambda: page.work.isOpen and not page.store._client.busy, 600)
-    panel.tabs.setCurrentIndex(3)
+    panel.show("cases")
     return mrml.moduleParameters().inputVolume
 
 

@@ -21,6 +21,7 @@ from ..errors import InputError, OutputError, ReadError
 from ..files import atomic_folder, read_bytes, sha256_file, write_json
 from ..imaging.geometry import Geometry
 from ..imaging.volume import LabelVolume, Volume
+from ..inference.levels import ProbabilityLevels
 from ..inference.record import sha256_array
 from .layout import (
     CONSENSUS,
@@ -33,7 +34,18 @@ from .layout import (
     read_json,
     store_values,
 )
-from .records import Case, CtFacts, LungsFacts, PatientFrom, Prediction, Revision, State, lesion_ml
+from .records import (
+    LEVELS_FILE,
+    MOST_LEVELS_BYTES,
+    Case,
+    CtFacts,
+    LungsFacts,
+    PatientFrom,
+    Prediction,
+    Revision,
+    State,
+    lesion_ml,
+)
 from .work import Autosaves, WorkLocks
 
 _log = logging.getLogger(__name__)
@@ -180,6 +192,30 @@ class CaseFiles:
             )
         return self.read_mask(case, self.prediction_path(case, found), found.sha256)
 
+    def read_levels(self, case_id: str, number: int) -> ProbabilityLevels | None:
+        """The probability of a model's prediction in levels, None where none was kept.
+
+        Raises:
+            ReadError: its file is damaged.
+        """
+        case = self.case(case_id)
+        found = next((p for p in case.predictions if p.number == number), None)
+        if found is None or not found.levels_sha256:
+            return None
+        path = self.levels_path(case, found)
+        try:
+            content = read_bytes(path, MOST_LEVELS_BYTES)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if hashlib.sha256(content).hexdigest() != found.levels_sha256:
+            raise ReadError(
+                f"The probability of prediction {number} of {case_id} has changed since it was saved.",
+                "Restore it from a backup of the store, or run the model on the case again.",
+            )
+        levels = ProbabilityLevels.from_bytes(content)
+        levels.require_shape(case.ct.geometry.shape)
+        return levels
+
     def read_revision(self, case_id: str, number: int | None = None) -> LabelVolume:
         """A revision's mask on the grid of the CT; by default the one that trains, else the last one.
 
@@ -207,6 +243,10 @@ class CaseFiles:
     def prediction_path(self, case: Case, prediction: Prediction) -> Path:
         """The ``.seg.nrrd`` of a model's prediction."""
         return self.layout.predictions(case.id) / f"{prediction.number:04d}" / prediction.file
+
+    def levels_path(self, case: Case, prediction: Prediction) -> Path:
+        """The file with the probability of a model's prediction, where one was kept."""
+        return self.layout.predictions(case.id) / f"{prediction.number:04d}" / LEVELS_FILE
 
     def run_record(self, case_id: str, number: int) -> Mapping[str, Any] | None:
         """The run record that came with a model's prediction, see ``inference.RunRecord``; None without one."""
@@ -344,6 +384,7 @@ class CaseFiles:
         uncertainty: Mapping[str, float] | None = None,
         record: Mapping[str, Any] | None = None,
         lungs: Mask | None = None,
+        levels: ProbabilityLevels | None = None,
     ) -> Prediction:
         """Store a model's prediction; earlier ones stay.
 
@@ -354,9 +395,10 @@ class CaseFiles:
             uncertainty: "tta_entropy" (bits) and "disagreement" (0 ... 1), as far as they are known.
             record: the run record as JSON values, kept beside the mask.
             lungs: lung mask that the run used or found; kept where the case has none.
+            levels: the probability that the mask was made from, kept beside it for corrections by a click.
 
         Raises:
-            InputError, GridMismatchError: a mask that does not fit the CT.
+            InputError, GridMismatchError: a mask or probability that does not fit the CT.
             OutputError: the store can't be written to, or the disk is full.
         """
         case = self.case(case_id)
@@ -366,12 +408,18 @@ class CaseFiles:
         if any(not np.isfinite(value) for value in values.values()):
             raise InputError(f"The uncertainty of {case_id} is not finite; leave it out.")
         draft = Prediction(0, facts, lesion_ml(labels), values, saved=now())
+        files = {}
+        if levels is not None:
+            levels.require_shape(case.ct.geometry.shape)
+            files[LEVELS_FILE] = levels.to_bytes()
+            draft = replace(draft, levels_sha256=hashlib.sha256(files[LEVELS_FILE]).hexdigest())
         with self.locks.changing(case_id):
             prediction = self.write_numbered(
                 self.layout.predictions(case_id),
                 labels,
                 lambda number: replace(draft, number=number, file=f"{case_id}_p{number:03d}.seg.nrrd"),
                 {} if record is None else {"record": dict(record)},
+                files,
             )
             found = None
             if lungs is not None and case.lungs is None:
@@ -682,6 +730,7 @@ class CaseFiles:
         labels: LabelVolume,
         named: Callable[[int], Numbered],
         more: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> Numbered:
         """Write a mask and its record as the next numbered folder.
 
@@ -690,6 +739,7 @@ class CaseFiles:
             labels: the mask.
             named: makes the record from the number, with the file's name.
             more: values that stand in the record's file only.
+            files: name -> content of files beside the mask.
         """
         from ..imaging import write_labels
 
@@ -700,6 +750,8 @@ class CaseFiles:
                 with atomic_folder(folder / f"{number:04d}") as place:
                     write_labels(labels, place / record.file, crop=True)
                     record = replace(record, sha256=sha256_file(place / record.file))
+                    for name, content in (files or {}).items():
+                        (place / name).write_bytes(content)
                     name = "revision.json" if isinstance(record, Revision) else "prediction.json"
                     write_json(place / name, {**to_json(record), **(more or {})})
             except FileExistsError:

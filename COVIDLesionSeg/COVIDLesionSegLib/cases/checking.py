@@ -143,8 +143,9 @@ def _rests(files: CaseFiles, repair: bool) -> list[Finding]:
     limit = time.time() - _LEFT_S
     gone = repair and _writer_is_gone(files)
     for folder, folders, names in os.walk(files.folder):
-        # a training's own folder is the trainer's business
-        folders[:] = [name for name in folders if not (name == "run" and Path(folder).parent == files.layout.rounds)]
+        # a training's own folder and its slices are the trainer's business
+        own = {files.layout.slices, *files.layout.rounds.glob("*/run")}
+        folders[:] = [name for name in folders if Path(folder) / name not in own]
         rests = [name for name in [*folders, *names] if is_unfinished(name) or name.endswith(".now")]
         for name in rests:
             path = Path(folder) / name
@@ -256,6 +257,8 @@ def _files_of(files: CaseFiles, case: Case, findings: list[Finding]) -> Iterator
         yield _Hashed(case.id, files.revision_path(case, revision), revision.sha256)
     for prediction in case.predictions:
         yield _Hashed(case.id, files.prediction_path(case, prediction), prediction.sha256)
+        if prediction.levels_sha256:
+            yield _Hashed(case.id, files.levels_path(case, prediction), prediction.levels_sha256)
 
 
 def _models(models: StoreModels, repair: bool) -> tuple[list[StoredModel], list[Finding]]:

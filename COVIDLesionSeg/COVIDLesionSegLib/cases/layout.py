@@ -34,6 +34,8 @@ class Layout:
         self.models = root / "models"
         self.figures = root / "figures"
         self.rounds = root / "rounds"
+        # what trainings have cut out of the cases; may be removed at any time, and is made again
+        self.slices = root / "slices"
         # everything that may lead back to a person; a store is given away without it
         self.private = root / "private"
         self.salt_file = self.private / "patient-key.json"

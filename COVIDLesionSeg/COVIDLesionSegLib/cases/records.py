@@ -60,6 +60,11 @@ class LungsFacts:
     source: str
 
 
+#: The probability of a prediction, in its folder: ``inference.ProbabilityLevels.to_bytes()``.
+LEVELS_FILE = "probability.npz"
+MOST_LEVELS_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A model's prediction.
@@ -73,6 +78,7 @@ class Prediction:
         file: name in the prediction's folder.
         sha256: of the file.
         saved: when, UTC.
+        levels_sha256: of the probability beside it, see :data:`LEVELS_FILE`; "" where none was kept.
     """
 
     number: int
@@ -82,6 +88,7 @@ class Prediction:
     file: str = ""
     sha256: str = ""
     saved: str = ""
+    levels_sha256: str = ""
 
     @property
     def model_id(self) -> str:

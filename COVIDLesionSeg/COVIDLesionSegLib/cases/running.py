@@ -103,7 +103,7 @@ def predict_cases(
         try:
             volume = files.read_ct(case.id)
             lungs = files.read_lungs(case.id)
-            result = predictor.segment(volume, lungs, cancelled=cancelled, uncertainty=uncertainty)
+            result = predictor.segment(volume, lungs, cancelled=cancelled, uncertainty=uncertainty, levels=True)
             values = {}
             if result.uncertainty is not None:
                 values["tta_entropy"] = mean_entropy(result.uncertainty, result.mask)
@@ -112,7 +112,13 @@ def predict_cases(
                 values["disagreement"] = 1.0 - dice(result.mask, other.mask)
             record: dict[str, Any] = result.record.to_json()
             done[case.id] = files.set_prediction(
-                case.id, result.mask, record["model"], uncertainty=values, record=record, lungs=result.lungs
+                case.id,
+                result.mask,
+                record["model"],
+                uncertainty=values,
+                record=record,
+                lungs=result.lungs,
+                levels=result.levels,
             )
         except CancelledError:
             raise

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..codec import from_json, to_json
 from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
 from ..files import sha256_file, write_json, write_text
+from ..models import read_card
 from .agreement import make_consensus
 from .case_files import CaseFiles
 from .gate import GateDecision, GateRule
@@ -27,12 +28,14 @@ from .split import StoreSplit, unnamed, usable
 from .store_models import StoredModel, StoreModels
 
 if TYPE_CHECKING:
-    from ..learning import TrainingConfig
+    from ..learning import TrainingCallback, TrainingConfig
     from ..learning.estimate import TimeEstimate
 
 Progress = Callable[[str, int, int], None]
 Cancelled = Callable[[], bool]
 REPLAY_SHARE = 0.5
+# Slices that no training has asked for in so many days are those of labels that are no longer.
+_KEPT_DAYS = 7.0
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,14 @@ class FineTuning:
         rule: GateRule | None = None,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
+        callbacks: Sequence[TrainingCallback] = (),
     ) -> FineTuneResult:
         """Go on training a model on the store's corrected cases, and validate the result.
 
         The first call freezes the split. Each call is a round: it trains on the labels as they are now, validates the
         new model and the active one on the frozen validation cases, makes the new one the active model if it passes,
-        and puts doubtful labels on the review list.
+        and puts doubtful labels on the review list. Under a launcher of several processes (``torchrun``) all of them
+        call this, and it is one round; the main process does all but the training.
 
         Args:
             base_model: id of the model to start from; None takes the active one.
@@ -146,10 +151,12 @@ class FineTuning:
             config: all other settings; None takes ``learning.fine_tuning.default_config``.
             by: who asks; recorded.
             folder: of the run (state, log, slices); None takes one in the store's ``rounds/``.
-            resume: go on with the last round that was not finished, or with the one in ``folder``.
+            resume: go on with the last round that was not finished, or with the one in ``folder``; start one where
+                none waits.
             rule: of the gate; None takes ``Resources/Gate.json``.
             progress: called as progress(phase, done, total).
             cancelled: asked at each step. What was best so far is kept as a model that is not validated yet.
+            callbacks: who follows the training.
 
         Raises:
             InputError: nothing to train on, no validation case, settings that are not allowed.
@@ -157,69 +164,81 @@ class FineTuning:
             CancelledError: asked to stop.
             OutputError: the disk is full or read-only.
         """
+        from ..inference.devices import choose_device
         from ..learning import fine_tune
+        from ..learning.distributed import process_group
+        from ..learning.store import remove_unused
 
         start = time.perf_counter()
-        if resume:
-            number, record = self._unfinished(folder)
-            plan = from_json(TrainingPlan, record["plan"])
-        else:
-            if not 0 <= replay_share < 1:
-                raise InputError(f"The replay share is {replay_share:g}; it must be 0 or above, and below 1.")
-            if not self._split.is_frozen:
-                self._split.freeze(validation, validation_share, by=by)
-            elif validation:
-                raise InputError(
-                    "The split of this store is frozen already, so validation patients can't be chosen any more.",
-                    "Move single patients with `cases split --move` if you must; it is recorded.",
+        wanted = configured(config, steps, device)
+        # one round, whatever number of processes trains in it
+        with process_group(choose_device(wanted.run.device).device) as ranks:
+            number, record, plan, settings = ranks.on_main(
+                lambda: (
+                    (resume and self._resumed(folder, config, steps, device))
+                    or self._started(base_model, wanted, replay_share, validation, validation_share, by, folder)
                 )
-            self._split.extend(by)
-            number, record, plan = self._begin(base_model, steps, replay_share, device, config, by, folder)
-        run_folder = self._run_folder(record)
-        file = self._files.layout.rounds / f"{number:04d}" / "round.json"
-        settings = _config(record["config"])
-        try:
-            base = self._models.path(record["base"])
-            loaded = fine_tune(
-                base,
-                run_folder / "cases.csv",
-                settings,
-                run_folder,
-                resume=resume,
-                progress=progress,
-                cancelled=cancelled,
             )
-        except CancelledError as error:
-            kept = self._keep_best(record, run_folder, number)
-            write_json(file, {**record, "status": "cancelled"})
-            raise CancelledError(str(error).split(" Go on with")[0], kept) from error
-        except COVIDLesionSegError as error:
-            write_json(file, {**record, "status": "failed", "error": str(error)})
-            raise
-        model = self._hand_in(record, run_folder, number, "")
-        gate = self._validation.decide(model.id, None, settings.run.device, rule, progress, cancelled)
-        review = self._review.add(
-            _doubtful(run_folder), {case: label["sha256"] for case, label in record["labels"].items()}, number
-        )
-        seconds = time.perf_counter() - start
-        write_json(
-            file, {**record, "status": "done", "model": model.id, "passed": gate.passed, "seconds": round(seconds)}
-        )
-        # the slices are many times what they were made of, and are made again when they are needed
-        shutil.rmtree(run_folder / "slices", ignore_errors=True)
-        remove_place_lists(run_folder)
-        metrics = loaded.card.metrics
-        return FineTuneResult(
-            number,
-            self._models.get(model.id),
-            self._models.path(model.id),
-            metrics["base"],
-            metrics["validation"],
-            gate,
-            tuple(review),
-            plan,
-            seconds,
-        )
+            run_folder = self._run_folder(record)
+            file = self._files.layout.rounds / f"{number:04d}" / "round.json"
+            # its slices serve the next round as well
+            data = settings.data
+            data = replace(data, cache=data.cache or self._relative(self._files.layout.slices, run_folder))
+            try:
+                loaded = fine_tune(
+                    self._models.path(record["base"]),
+                    run_folder / "cases.csv",
+                    replace(settings, data=data),
+                    run_folder,
+                    resume=resume,
+                    progress=progress,
+                    cancelled=cancelled,
+                    callbacks=callbacks,
+                )
+            except CancelledError as error:
+                kept = ""
+                if ranks.is_main:
+                    kept = self._keep_best(record, run_folder, number)
+                    write_json(file, {**record, "config": settings.to_dict(), "status": "cancelled"})
+                raise CancelledError(str(error).split(" Go on with")[0], kept) from error
+            except COVIDLesionSegError as error:
+                if ranks.is_main:
+                    write_json(file, {**record, "status": "failed", "error": str(error)})
+                raise
+
+            def finish() -> FineTuneResult:
+                model = self._hand_in(record, run_folder, number, "")
+                gate = self._validation.decide(model.id, None, settings.run.device, rule, progress, cancelled)
+                labels = {case: label["sha256"] for case, label in record["labels"].items()}
+                review = self._review.add(_doubtful(run_folder), labels, number)
+                seconds = time.perf_counter() - start
+                done = {"status": "done", "model": model.id, "passed": gate.passed, "seconds": round(seconds)}
+                write_json(file, {**record, "config": settings.to_dict(), **done})
+                remove_unused(self._files.layout.slices, _KEPT_DAYS)
+                remove_place_lists(run_folder)
+                path, metrics = self._models.path(model.id), loaded.card.metrics
+                model = self._models.get(model.id)
+                judged = metrics["base"], metrics["validation"]
+                return FineTuneResult(number, model, path, *judged, gate, tuple(review), plan, seconds)
+
+            return ranks.on_main(finish)
+
+    def settings(
+        self,
+        base_model: str | None = None,
+        steps: int | None = None,
+        config: TrainingConfig | None = None,
+        device: str | None = None,
+    ) -> TrainingConfig:
+        """The whole configuration of a round with these settings, but for what it makes of the cases.
+
+        Raises:
+            ModelError: no such model.
+        """
+        from ..learning.fine_tuning import for_base_model
+
+        file = self._models.path(base_model or self._models.default())
+        return for_base_model(configured(config, steps, device), read_card(file), file, self._files.folder)
 
     def plan(self) -> TrainingPlan:
         """What a fine-tuning would train on now; makes consensus labels anew where raters saved later revisions.
@@ -317,34 +336,37 @@ class FineTuning:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _begin(
+    def _started(
         self,
         base_model: str | None,
-        steps: int | None,
+        settings: TrainingConfig,
         replay_share: float,
-        device: str | None,
-        config: TrainingConfig | None,
+        validation: Sequence[str],
+        validation_share: float,
         by: str,
         folder: Path | str | None,
-    ) -> tuple[int, dict[str, Any], TrainingPlan]:
+    ) -> tuple[int, dict[str, Any], TrainingPlan, TrainingConfig]:
+        """A new round: its number, its record, what it trains on, and how."""
+        if not 0 <= replay_share < 1:
+            raise InputError(f"The replay share is {replay_share:g}; it must be 0 or above, and below 1.")
+        if not self._split.is_frozen:
+            self._split.freeze(validation, validation_share, by=by)
+        elif validation:
+            raise InputError(
+                "The split of this store is frozen already, so validation patients can't be chosen any more.",
+                "Move single patients with `cases split --move` if you must; it is recorded.",
+            )
+        self._split.extend(by)
         plan = self.plan()
         base = base_model or self._models.default()
         self._models.path(base)
         number = self._claim()
         run_folder = Path(folder) if folder is not None else self._files.layout.rounds / f"{number:04d}" / "run"
-        settings = configured(config, steps, device)
-        data = replace(settings.data, split="split.json", validation_patients=(), pseudo_cases="", excluded_slices="")
-        run = replace(settings.run, pseudo_batch_size=0)
         size = settings.run.batch_size
         replayed = min(round(size * replay_share), size - 1) if plan.replayed else 0
-        if replayed:
-            data = replace(data, pseudo_cases="replay.csv")
-            run = replace(run, batch_size=size - replayed, pseudo_batch_size=replayed)
-        elif plan.replayed:
+        if plan.replayed and not replayed:
             plan = replace(plan, fresh=(*plan.fresh, *plan.replayed), replayed=())
-        if plan.excluded:
-            data = replace(data, excluded_slices="excluded.csv")
-        settings = replace(settings, data=data, run=run)
+        settings = _fitted(settings, plan, replayed)
         cases = {case.id: case for case in self._files.cases() if case.id in plan.cases}
         self._write_inputs(run_folder, plan, cases)
         labels = {
@@ -357,13 +379,13 @@ class FineTuning:
             "started": now(),
             "by": by,
             "base": base,
-            "folder": self._shown_folder(run_folder),
+            "folder": self._relative(run_folder, self._files.folder),
             "config": settings.to_dict(),
             "labels": labels,
             "plan": to_json(plan),
         }
         write_json(self._files.layout.rounds / f"{number:04d}" / "round.json", record)
-        return number, record, plan
+        return number, record, plan, settings
 
     def _claim(self) -> int:
         """The next round's number; its folder is the claim."""
@@ -376,18 +398,31 @@ class FineTuning:
                 continue
             return number
 
-    def _unfinished(self, folder: Path | str | None) -> tuple[int, dict[str, Any]]:
+    def _resumed(
+        self, folder: Path | str | None, config: TrainingConfig | None, steps: int | None, device: str | None
+    ) -> tuple[int, dict[str, Any], TrainingPlan, TrainingConfig] | None:
+        """The last round that waits to be finished (in a folder), with the settings that are given now; or None.
+
+        The trainer refuses those by which the round would be another one.
+        """
         waiting = [record for record in self.rounds() if record["status"] != "done"]
         if folder is not None:
             waiting = [record for record in waiting if self._run_folder(record) == Path(folder).resolve()]
         if not waiting:
-            raise InputError("No round of this store waits to be finished; start one without --resume.")
-        return int(waiting[-1]["number"]), waiting[-1]
+            return None
+        record = waiting[-1]
+        plan, settings = from_json(TrainingPlan, record["plan"]), _config(record["config"])
+        if config is not None:
+            settings = _fitted(config, plan, settings.run.pseudo_batch_size)
+        given = {"steps": steps, "device": device}
+        run = replace(settings.run, **{name: value for name, value in given.items() if value is not None})
+        return int(record["number"]), record, plan, replace(settings, run=run)
 
-    def _shown_folder(self, folder: Path) -> str:
-        """The folder of a run as ``round.json`` names it: from the store's own one where it lies in it."""
-        place, root = folder.resolve(), self._files.folder.resolve()
-        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+    def _relative(self, place: Path, start: Path) -> str:
+        """A place as it is named from another one where both lie in the store, which may move; else from the root."""
+        root, place, start = self._files.folder.resolve(), place.resolve(), start.resolve()
+        inside = place.is_relative_to(root) and start.is_relative_to(root)
+        return Path(os.path.relpath(place, start)).as_posix() if inside else str(place)
 
     def _run_folder(self, record: Mapping[str, Any]) -> Path:
         # a path from the root, as earlier versions wrote it, stays what it is
@@ -503,6 +538,18 @@ def configured(config: TrainingConfig | None, steps: int | None, device: str | N
     if device is not None:
         given["device"] = device
     return replace(settings, run=replace(settings.run, **given))
+
+
+def _fitted(settings: TrainingConfig, plan: TrainingPlan, replayed: int) -> TrainingConfig:
+    """Settings with the files that a plan is written to, and with so many slices of each batch for what is replayed."""
+    data = replace(settings.data, split="split.json", validation_patients=(), pseudo_cases="", excluded_slices="")
+    if replayed:
+        data = replace(data, pseudo_cases="replay.csv")
+    if plan.excluded:
+        data = replace(data, excluded_slices="excluded.csv")
+    size = settings.run.batch_size
+    run = replace(settings.run, batch_size=size - replayed, pseudo_batch_size=replayed)
+    return replace(settings, data=data, run=run)
 
 
 def label_of(case: Case) -> Revision:

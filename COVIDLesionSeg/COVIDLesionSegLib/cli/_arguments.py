@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cores import usable_cores
 from ..errors import InputError
 from ..files import check_target
+
+if TYPE_CHECKING:
+    from ..learning.log import TrainingCallback
 
 Label = int | str
 # a whole CT with its masks takes about a gigabyte
@@ -47,6 +51,44 @@ def add_same_patient(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare although patient IDs or chests differ as those of two people do; the result says so",
     )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Declare settings of a training; ``learning.settings.parse_settings`` reads them."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="settings of every training, e.g. optimizer.learning_rate=1e-3; docs/configuration.md lists all",
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Declare what the commands that train share."""
+    add_settings(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration as TOML, and end")
+    parser.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="class that follows the training (learning.TrainingCallback); may be given again",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what was not finished; start where nothing is"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def callbacks_of(arguments: argparse.Namespace) -> list[TrainingCallback]:
+    """The followers that were named, made without arguments."""
+    from ..imports import import_class
+    from ..learning.log import TrainingCallback
+
+    return [import_class(path, TrainingCallback, "callback")() for path in arguments.callback]
 
 
 def as_label(text: str) -> Label:

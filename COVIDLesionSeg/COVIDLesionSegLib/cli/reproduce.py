@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..documents import parse_toml
-from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
+from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError
+from ..learning.settings import parse_settings
+from ._arguments import add_settings
 from ._progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -43,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND:STRENGTH[:SHARE]",
         help="synthetic errors in the training labels, one set of cells each, e.g. none dilation:3 dropout:0.4:0.5",
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TABLE.KEY=VALUE",
-        help="settings of every training, e.g. optimizer.learning_rate=1e-3",
-    )
+    add_settings(parser)
     parser.add_argument("--keep-intensities", action="store_true", help="do not normalize pictures of slices")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16 (GPU)")
@@ -195,7 +189,7 @@ def _options(arguments: argparse.Namespace, table: Table) -> Options:
         device=arguments.device,
         precision=arguments.precision,
         noises=tuple(parse_noise(text) for text in arguments.label_noise),
-        changes=_changes(arguments.set),
+        changes=parse_settings(arguments.set),
         keep_intensities=arguments.keep_intensities,
     )
 
@@ -206,19 +200,3 @@ def _size(values: list[int] | None, name: str) -> tuple[int, int] | None:
     if len(values) > 2:
         raise InputError(f"{name} takes one side or two, height and width; it got {len(values)}.")
     return values[0], values[-1]
-
-
-def _changes(texts: list[str]) -> dict[str, dict[str, Any]]:
-    """TABLE.KEY=VALUE as nested tables; values are read as TOML, and as text where they are none."""
-    changes: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        group, dot, key = name.partition(".")
-        if not (equals and dot and group and key):
-            raise InputError(f"--set got {text!r}; TABLE.KEY=VALUE is needed, e.g. optimizer.learning_rate=1e-3.")
-        try:
-            parsed = parse_toml(f"value = {value}", "--set")["value"]
-        except ReadError:
-            parsed = value
-        changes.setdefault(group, {})[key] = parsed
-    return changes

@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "PostProcessing": "postprocess",
         "Predictor": "predictor",
+        "ProbabilityLevels": "levels",
         "Result": "predictor",
         "RunRecord": "record",
         "apply_postprocessing": "postprocess",

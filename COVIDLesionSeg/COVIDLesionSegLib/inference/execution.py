@@ -112,6 +112,7 @@ class Task:
         probability: whether the probability is wanted beside the mask.
         tta: average over flips.
         uncertainty: "entropy", "mutual_information" or None.
+        slice_spacing: distance of two slices, mm.
         sample: the slice on which a half type is tried; None tries none.
     """
 
@@ -120,6 +121,7 @@ class Task:
     probability: bool = False
     tta: bool = False
     uncertainty: str | None = None
+    slice_spacing: float = 1.0
     sample: int | None = None
 
     @property
@@ -150,11 +152,20 @@ class Execution:
     """Runs one network over the slices of one crop after another.
 
     Args:
-        network: raw logits (n, classes, H, W) from (n, 1, H, W).
-        preprocessing: of its model card.
+        network: raw logits (n, classes, H, W) from (n, C, H, W).
+        preprocessing: of its model card, whose slice offsets are the C channels.
+
+    Raises:
+        ModelError: the network takes another number of channels.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        offsets, channels = preprocessing.slice_offsets_mm, getattr(network, "in_channels", None)
+        if channels not in (None, len(offsets)):
+            raise ModelError(
+                f"The model's network takes {channels} channels, its card names {len(offsets)} slice offsets "
+                f"({', '.join(f'{offset:g}' for offset in offsets)} mm); they must be as many."
+            )
         self._network = network
         self._preprocessing = preprocessing
         self._copies: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
@@ -274,7 +285,7 @@ class Execution:
         settings = self._preprocessing
         dtype = torch.float32 if part.precise else plan.dtype
         network = self._copy(plan.device, dtype)
-        preparation = self._prepared(task.size, plan.device)
+        preparation = self._prepared(task, plan.device)
         # searching for the fastest algorithm is worth it only if shapes come back
         same_shapes = settings.resize is not None or settings.lung_crop_margin is None
         with torch.inference_mode(), _fast_convolutions(plan.device, dtype, search=same_shapes and plan.batch_size > 1):
@@ -287,11 +298,10 @@ class Execution:
                 return lesion_probability(logits, settings.activation)
 
             count = part.stop - part.start
-            slices = task.slices[part.start : part.stop]
-            if same_shapes and plan.is_gpu:
-                # a short last batch would be a new shape
-                slices = np.concatenate([slices, np.repeat(slices[-1:], plan.batch_size - count, axis=0)])
-            x = preparation.apply(_on_device(slices, plan.device))
+            # a short last batch would be a new shape
+            filled = plan.batch_size if same_shapes and plan.is_gpu else count
+            indices = np.minimum(np.arange(part.start, part.start + filled), part.stop - 1)
+            x = preparation.input_of(task.slices, indices)
             mean, doubt = mean_over_flips(probability, x, FLIPS if task.tta else FLIPS[:1], task.uncertainty)
             mean = preparation.restore(mean[:count])[:, 0]
             return _Computed(
@@ -302,11 +312,11 @@ class Execution:
                 finite,
             )
 
-    def _prepared(self, size: tuple[int, int], device: torch.device) -> SlicePreparation:
+    def _prepared(self, task: Task, device: torch.device) -> SlicePreparation:
         # kept from batch to batch: to bring its indices to a GPU waits for all that was queued there
-        last = self._preparation
-        if last is None or (last.slice_size, last.device) != (size, device):
-            last = self._preparation = SlicePreparation(self._preprocessing, size, device)
+        last, wanted = self._preparation, (task.size, device, task.slice_spacing)
+        if last is None or (last.slice_size, last.device, last.slice_spacing) != wanted:
+            last = self._preparation = SlicePreparation(self._preprocessing, *wanted)
         return last
 
     def _copy(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -337,13 +347,6 @@ def _collect(held: list[_Computed], sinks: Sinks) -> list[Part]:
                 sink[part.start : part.stop] = result.cpu().numpy()
     held.clear()
     return again
-
-
-def _on_device(slices: NDArray[Any], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(slices))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 @contextlib.contextmanager

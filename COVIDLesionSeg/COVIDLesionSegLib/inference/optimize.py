@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..networks.coplenet import NormalizedConvolution
+from ..networks.imported import ImportedNetwork
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NEGATIVE_SLOPE = 0.01
@@ -28,6 +29,9 @@ def optimized_copy(network: nn.Module, device: torch.device, dtype: torch.dtype)
         dtype: float32, or the half type that ``torch.autocast`` will be given.
     """
     result = copy.deepcopy(network).eval().requires_grad_(False)
+    if isinstance(network, ImportedNetwork):
+        # what its blocks compute is not known
+        return result.to(device)
     for module in list(result.modules()):
         # the blocks of both networks name them so and compute norm(conv(x))
         conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)

@@ -28,6 +28,7 @@ from ..imaging.lungs.engines import NETWORK
 from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, device_name, precision_name
 from .execution import Execution, Plan, Sinks, Task
+from .levels import ProbabilityLevels, levels_of
 from .lung_engine import locate_lungs, lung_network
 from .postprocess import PostProcessing, apply_postprocessing, smooth_across_slices
 from .precision import faster_precision
@@ -53,6 +54,8 @@ class Result:
         lungs: uint8 (z, y, x), 1 right, 2 left (1 for both where the given mask does not tell them apart).
         lung_quality: whether the lungs can be trusted, and why not; the given ones are judged as well.
         record: how the result was made.
+        levels: the probability in 256 levels, within the reach around the lungs that the mask was limited to; None if
+            not asked for.
     """
 
     mask: NDArray[np.bool_]
@@ -61,6 +64,7 @@ class Result:
     lungs: NDArray[np.uint8]
     lung_quality: LungQuality
     record: RunRecord
+    levels: ProbabilityLevels | None = None
 
     @property
     def located_lungs(self) -> LocatedLungs:
@@ -122,6 +126,7 @@ class Predictor:
         cancelled: Callable[[], bool] | None = None,
         *,
         probability: bool = False,
+        levels: bool = False,
         tta: bool = False,
         uncertainty: str | bool | None = None,
         postprocessing: PostProcessing | None = None,
@@ -130,7 +135,8 @@ class Predictor:
         """Find the lesions in a CT.
 
         The slices of the axial view nearest to the CT's axes are cropped to the lungs with the margin of the model
-        card, windowed, resized if the card says so, padded by reflection, and run through the network in batches.
+        card, windowed, resized if the card says so, padded by reflection, and run through the network in batches, with
+        their neighbors as channels if the card names any.
 
         Nothing is thrown away for lungs that can't be trusted: on doubtful lungs the crop is the body's box instead,
         and the model's limit to the lungs is left out; a limit that the caller asks for is obeyed. A warning in the
@@ -143,6 +149,8 @@ class Predictor:
             progress: called as progress(phase, done, total) in the phases "lungs", "network" and "postprocess".
             cancelled: asked between batches; True ends the run.
             probability: also return the probability.
+            levels: also return the probability in levels, which is a fraction of its size: what corrections by a click
+                and other thresholds need.
             tta: average the probability over four copies of each slice: as it is, flipped left-right,
                 anterior-posterior, and both. Four times the work.
             uncertainty: also return the uncertainty over the four copies (turns ``tta`` on): True or "entropy" for
@@ -207,12 +215,13 @@ class Predictor:
             sinks = Sinks(
                 view.apply(mask)[box], *(None if array is None else view.apply(array)[box] for array in maps.values())
             )
-            if deviation > 0 and sinks.probability is None:
+            if (deviation > 0 or levels) and sinks.probability is None:
                 sinks.probability = np.empty(sinks.mask.shape, dtype=np.float32)
             most_lung = int(np.argmax(np.count_nonzero(view.apply(found)[box], axis=(1, 2))))
             slices = view.apply(volume.array)[box]
             wanted = sinks.probability is not None
-            task = Task(slices, threshold, wanted, tta or doubt is not None, doubt, sample=most_lung)
+            spacing = view.geometry.spacing_zyx[0]
+            task = Task(slices, threshold, wanted, tta or doubt is not None, doubt, spacing, sample=most_lung)
             plan = self._plan(task)
             batch_size = plan.batch_size
             warnings = self._execution.run(task, plan, sinks, progress, cancelled)
@@ -222,6 +231,12 @@ class Predictor:
                 progress("postprocess", 0, 1)
             if deviation > 0:
                 _smooth(sinks, view.geometry.spacing_zyx[0], deviation, threshold, doubt)
+            kept = None
+            if levels:
+                assert sinks.probability is not None  # noqa: S101  # made above
+                on_grid = np.zeros(shape, dtype=np.uint8)
+                view.apply(on_grid)[box] = levels_of(sinks.probability, threshold)
+                kept = ProbabilityLevels.of(on_grid, threshold).limited(volume.geometry.spacing_zyx, settings, found)
             mask = apply_postprocessing(mask, volume.geometry.spacing_zyx, settings, found)
             if progress is not None:
                 progress("postprocess", 1, 1)
@@ -257,7 +272,7 @@ class Predictor:
             warnings=tuple(filter(None, [caution, self._precision_warning, *plan.rungs, *warnings])),
             lung_quality=quality.to_json(),
         )
-        return Result(mask, maps["probability"], maps["uncertainty"], found, quality, record)
+        return Result(mask, maps["probability"], maps["uncertainty"], found, quality, record, kept)
 
     def _plan(self, task: Task) -> Plan:
         device = self.device.device

@@ -1,11 +1,15 @@
 """From Hounsfield units to a network's input and from its logits back, for a few slices at a time.
 
+A network may see slices beside the one that it is asked about, as channels, at distances in mm that its card names.
+Where a CT has none at a distance (its ends, thick slices, a single slice), the nearest one that it has serves.
+
 One preparation serves the predictor, the validation of a training, pseudo-labels and training slices, so that a network
 learns on what it will be shown, and is judged on what it will be shown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,16 +35,20 @@ class SlicePreparation:
         preprocessing: of the model card; of pictures what :func:`for_pictures` makes of it.
         size: rows and columns of the slices that come.
         device: where they are.
+        slice_spacing: distance of two slices, mm.
 
     Attributes:
         slice_size: rows and columns of the slices that come.
         device: where they are.
+        slice_spacing: distance of two slices, mm.
         size: rows and columns of the network's input.
     """
 
-    def __init__(self, preprocessing: Preprocessing, size: tuple[int, int], device: torch.device) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, size: tuple[int, int], device: torch.device, slice_spacing: float = 1.0
+    ) -> None:
         self._settings = preprocessing
-        self.slice_size, self.device = size, device
+        self.slice_size, self.device, self.slice_spacing = size, device, slice_spacing
         self._inner = preprocessing.resize or size
         multiple = preprocessing.pad_multiple
         margins = [-side % multiple for side in self._inner]
@@ -58,9 +66,39 @@ class SlicePreparation:
         x.sub_(settings.window_level - settings.window_width / 2).div_(settings.window_width).clamp_(0, 1)
         return resized(x, self._inner) if self._inner != self.slice_size else x
 
-    def apply(self, slices: Tensor) -> Tensor:
-        """(n, h, w) int16 or float32 in Hounsfield units to the network's input (n, 1, H, W) float32 in [0, 1]."""
+    def input_of(self, slices: NDArray[np.generic], indices: Sequence[int] | NDArray[np.intp]) -> Tensor:
+        """The network's input for some slices of a CT.
+
+        Args:
+            slices: (z, h, w) of the CT or its crop, int16 or float32, Hounsfield units; any strides.
+            indices: (n,), of the slices that are asked about.
+
+        Returns:
+            (n, C, H, W) float32 in [0, 1] on the device, a channel for each of the card's slice offsets.
+        """
+        planes = planes_at(self._settings.slice_offsets_mm, self.slice_spacing, indices, len(slices))
+        needed, channels = np.unique(planes, return_inverse=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(slices[needed]))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return self.apply(tensor.to(self.device), channels.reshape(planes.shape))
+
+    def apply(self, slices: Tensor, channels: NDArray[np.intp] | None = None) -> Tensor:
+        """Slices to the network's input.
+
+        Args:
+            slices: (n, h, w) int16 or float32 in Hounsfield units.
+            channels: (m, C), which of the slices are the channels of each input; None makes an input of each slice
+                alone, which stands for its neighbors, too.
+
+        Returns:
+            (m, C, H, W) float32 in [0, 1].
+        """
         x = self.windowed(slices)
+        if channels is not None and not np.array_equal(channels, np.arange(len(x))[:, None]):
+            x = x[torch.from_numpy(channels).to(x.device), 0]
+        elif len(self._settings.slice_offsets_mm) > 1:
+            x = x.expand(-1, len(self._settings.slice_offsets_mm), -1, -1)
         for axis, source in zip((2, 3), self._sources, strict=True):
             if len(source) != x.shape[axis]:
                 x = x.index_select(axis, source)
@@ -73,21 +111,44 @@ class SlicePreparation:
         return resized(maps, self.slice_size) if self._inner != self.slice_size else maps
 
 
+def planes_at(
+    offsets_mm: Sequence[float], spacing: float, indices: Sequence[int] | NDArray[np.intp], count: int
+) -> NDArray[np.intp]:
+    """Which slices lie nearest to some distances from given slices.
+
+    Args:
+        offsets_mm: (C,), distances along the slices' axis, mm.
+        spacing: of the slices, mm.
+        indices: (n,), of the slices that they are distances from.
+        count: slices of the CT; beyond its ends the last one is repeated.
+
+    Returns:
+        (n, C), indices of slices.
+    """
+    steps = np.rint(np.asarray(offsets_mm) / spacing).astype(np.intp)
+    return np.clip(np.asarray(indices, dtype=np.intp)[:, None] + steps, 0, count - 1)
+
+
 def for_pictures(preprocessing: Preprocessing) -> Preprocessing:
     """The same preprocessing for 8-bit pictures, whose window somebody else has chosen: their grays become [0, 1]."""
     return replace(preprocessing, window_width=PICTURE_WINDOW[0], window_level=PICTURE_WINDOW[1])
 
 
 def slice_logits(
-    network: nn.Module, preparation: SlicePreparation, slices: NDArray[np.generic], autocast: torch.dtype | None = None
+    network: nn.Module,
+    preparation: SlicePreparation,
+    slices: NDArray[np.generic],
+    autocast: torch.dtype | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """A network's logits for slices that are prepared here.
 
     Args:
         network: in eval mode, on the preparation's device.
         preparation: for slices of this size.
-        slices: (n, h, w), Hounsfield units or grays.
+        slices: (z, h, w) of a case, Hounsfield units or grays.
         autocast: type of the mixed precision, or None.
+        indices: (n,), of the slices that are asked about; None asks about all.
 
     Returns:
         Logits (n, classes, H, W) on the network's grid; :meth:`SlicePreparation.restore` brings back what is made of
@@ -100,7 +161,7 @@ def slice_logits(
         exact_float32(device),
         torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
     ):
-        x = preparation.apply(torch.from_numpy(np.array(slices)).to(device))
+        x = preparation.input_of(slices, range(len(slices)) if indices is None else indices)
         logits: Tensor = network(channels_last(x.to(dtype)))
     return logits
 

@@ -39,7 +39,7 @@ class DoubtfulLabel:
 class LabelAudit:
     """Collects, for every slice, how often its loss stayed above beta and how much teacher and annotator disagree.
 
-    The threshold is the percentile of slice losses over the last K steps: the framework's own beta (TMI Eq. 5), taken
+    The threshold is the percentile of slice losses over the last K steps: the framework's own beta (TMI Eq. 6), taken
     per slice.
 
     Args:

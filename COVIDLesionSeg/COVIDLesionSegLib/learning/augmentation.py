@@ -11,13 +11,16 @@ There are three kinds, applied in this order: those that change how a slice is r
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..imports import import_class, is_import_path
+from .disease import paint_disease
 from .settings import require
 
 Images = NDArray[np.float32]
@@ -65,6 +68,59 @@ class ThickSlices(Transform):
         either = min(int(generator.integers(self.neighbors + 1)), index, len(volume) - 1 - index)
         slab: NDArray[np.float32] = volume[index - either : index + either + 1].mean(axis=0, dtype=np.float32)
         return slab
+
+
+@dataclass(frozen=True)
+class NeighborDropout(Transform):
+    """A slice without its neighbors on one side or on both, as at the ends of a CT, in thick slices and in pictures.
+
+    Attributes:
+        probability: fraction of the slices to which that happens, to both sides and to either one equally often.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
+    probability: float = 0.0
+
+    def planes(self, planes: NDArray[np.intp], index: int, generator: np.random.Generator) -> NDArray[np.intp]:
+        """The slices (C,) that are channels; those that are missing are replaced by the slice itself."""
+        if generator.random() >= self.probability:
+            return planes
+        side = int(generator.integers(3))
+        kept = planes < index if side == 0 else planes > index if side == 1 else np.zeros(len(planes), dtype=bool)
+        return np.where(kept, planes, index)
+
+
+@dataclass(frozen=True)
+class SyntheticDisease(Transform):
+    """Disease painted on lung without lesion, see :func:`.disease.paint_disease`; not on pictures.
+
+    Attributes:
+        probability: fraction of the slices without lesion that get disease.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
+    probability: float = 0.0
+
+    def paint(
+        self,
+        hu: NDArray[Any],
+        masks: Masks,
+        lungs: NDArray[np.uint8],
+        positions: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+        generator: np.random.Generator,
+    ) -> tuple[NDArray[Any], Masks]:
+        """Planes in HU and their masks, with disease; as they are where there is lesion or no lung.
+
+        Args:
+            hu: (planes, rows, columns).
+            masks: of the same shape, 0 or 1.
+            lungs: of the same shape, 0 outside.
+            positions: of planes, rows and columns, mm.
+            generator: of its draws.
+        """
+        if generator.random() >= self.probability or masks.any():
+            return hu, masks
+        return paint_disease(hu, lungs, positions, generator)
 
 
 @dataclass(frozen=True)
@@ -276,6 +332,8 @@ class AugmentationSettings:
 
     Attributes:
         thick_slices: thicker slices.
+        neighbor_dropout: slices without neighbors.
+        synthetic_disease: disease on healthy lung.
         window_shift: other calibrations.
         flip: left-right and front-back.
         rotation: in the plane.
@@ -286,9 +344,13 @@ class AugmentationSettings:
         contrast: contrast and brightness.
         noise: dose, and the grain of the noise.
         gamma: other curves of gray.
+        imported: transforms of other packages, after all others; a table each, with ``path`` ("package.module:Name" of
+            a class derived from ``learning.augmentation.Transform``) and its settings.
     """
 
     thick_slices: ThickSlices = ThickSlices()
+    neighbor_dropout: NeighborDropout = NeighborDropout()
+    synthetic_disease: SyntheticDisease = SyntheticDisease()
     window_shift: WindowShift = WindowShift()
     flip: Flip = Flip()
     rotation: Rotation = Rotation()
@@ -299,6 +361,11 @@ class AugmentationSettings:
     contrast: Contrast = Contrast()
     noise: Noise = Noise()
     gamma: Gamma = Gamma()
+    imported: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for table in self.imported:
+            require(is_import_path(str(table.get("path"))), "augmentation.imported", table, 'a table with a "path"')
 
     @classmethod
     def none(cls) -> AugmentationSettings:
@@ -307,12 +374,29 @@ class AugmentationSettings:
         still: dict[str, Any] = {}
         for item in fields(own):
             transform = getattr(own, item.name)
+            if item.name == "imported":
+                continue
             still[item.name] = replace(transform, **{setting.name: 0 for setting in fields(transform)})
         return cls(**still)
 
     def transforms(self, method: str) -> list[Any]:
-        """Those with a method, "read", "window", "matrix" or "apply", in order."""
-        return [transform for item in fields(self) if hasattr(transform := getattr(self, item.name), method)]
+        """Those with a method, "read", "planes", "paint", "window", "matrix" or "apply", in order."""
+        own = [getattr(self, item.name) for item in fields(self) if item.name != "imported"]
+        more = [_imported(table) for table in self.imported]
+        return [transform for transform in [*own, *more] if hasattr(transform, method)]
+
+
+def _imported(table: Mapping[str, Any]) -> Any:
+    """A transform of another package.
+
+    Raises:
+        InputError: a class that is not there or is no transform, or settings that it does not have.
+    """
+    settings = {name: value for name, value in table.items() if name != "path"}
+    try:
+        return import_class(table["path"], Transform, "transform")(**settings)
+    except TypeError as error:
+        raise InputError(f"The transform {table['path']} can't be made: {error}.") from error
 
 
 def augment(

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..documents import read_toml
-from ..errors import InputError, ReadError
+from ..errors import ReadError
+from ..models.card import are_slice_offsets
 from .augmentation import AugmentationSettings
-from .settings import from_mapping, to_plain, toml_value
+from .settings import from_mapping, merged, refuse, require_named, to_plain, toml_value
 from .settings import require as _require
 
-LossName = Literal[
+LOSS_NAMES = (
     "noise_robust_dice",
     "dice",
     "sorensen_dice",
@@ -30,7 +31,8 @@ LossName = Literal[
     "dice_cross_entropy",
     "dice_mean_absolute_error",
     "cares",
-]
+)
+NETWORK_NAMES = ("coplenet", "caresunet", "external")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class DataSettings:
         resize: (height, width) that every slice is resized to before anything else; empty keeps sizes.
         crop: (height, width) of training crops, multiples of 16; not larger than what slices are resized to.
         depth: slices of a training crop; above 1 the network is 3-D and not one of this project's.
+        slice_offsets_mm: distances (mm) along the slices' axis, rising, at which a 2-D network sees slices as channels
+            of its input; 0, the slice itself, is one of them. Empty takes the base model's; without one the slice
+            alone. A base model learns to use those that it doesn't see yet.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
             in as much time. For the first part of a training; networks judge slices at full size.
         foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
-        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any.
+        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes them
+            as often as they are.
     """
 
     cases: str = ""
@@ -79,6 +85,7 @@ class DataSettings:
     resize: tuple[int, ...] = ()
     crop: tuple[int, int] = (224, 224)
     depth: int = 1
+    slice_offsets_mm: tuple[float, ...] = ()
     zoom: float = 1.0
     foreground_share: float = 0.5
     lesion_free_share: float = 0.1
@@ -87,19 +94,33 @@ class DataSettings:
         _require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
         _require(0 <= self.selection_fraction < 1, "data.selection_fraction", self.selection_fraction, "in [0, 1)")
         _require(self.depth >= 1, "data.depth", self.depth, "at least 1")
+        offsets = self.slice_offsets_mm
+        _require(
+            not offsets or are_slice_offsets(offsets),
+            "data.slice_offsets_mm",
+            list(offsets),
+            "empty, or a rising list of distances in mm, one of which is 0",
+        )
+        _require(
+            self.depth == 1 or len(offsets) <= 1,
+            "data.slice_offsets_mm",
+            list(offsets),
+            "empty where data.depth is above 1: a 3-D network sees the slices anyway",
+        )
         _require(0 < self.zoom <= 1, "data.zoom", self.zoom, "in (0, 1]")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "in [0, 1]")
-        _require(0 <= self.lesion_free_share < 1, "data.lesion_free_share", self.lesion_free_share, "in [0, 1)")
+        share = self.lesion_free_share
+        _require(0 <= share < 1 or share == -1, "data.lesion_free_share", share, "in [0, 1), or -1")
         _require(self.margin >= -1, "data.margin", self.margin, "0 or above, or -1 for whole slices")
         good = len(self.resize) in (0, 2) and all(side > 0 for side in self.resize)
-        _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
+        sized = _require(good, "data.resize", list(self.resize), "empty, or two positive numbers, [height, width]")
         good = len(self.crop) == 2 and all(side > 0 and side % 16 == 0 for side in self.crop)
-        _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]")
-        largest = self.largest_crop()
-        fits = all(crop <= most for crop, most in zip(self.crop, largest, strict=True))
-        _require(
-            fits, "data.crop", list(self.crop), f"at most {list(largest)}: a larger crop mirrors the resized slice"
-        )
+        if _require(good, "data.crop", list(self.crop), "two positive multiples of 16, [height, width]") and sized:
+            largest = self.largest_crop()
+            fits = all(crop <= most for crop, most in zip(self.crop, largest, strict=True))
+            _require(
+                fits, "data.crop", list(self.crop), f"at most {list(largest)}: a larger crop mirrors the resized slice"
+            )
 
     def largest_crop(self) -> tuple[float, float]:
         """Sides of the largest crop that a resized slice fills: multiples of 16; without resizing there is no limit."""
@@ -114,7 +135,9 @@ class NetworkSettings:
     """The network to train.
 
     Attributes:
-        name: family; "external" is a network of another library that the caller of ``Trainer`` makes.
+        name: "coplenet", "caresunet", or the import path of a network of another package ("package.module:Name", a
+            module that maps slices (N, C, H, W) to logits (N, 2, H, W)); "external" is a network that the caller of
+            ``Trainer`` makes.
         arguments: of its constructor, e.g. ``channels`` or ``base_channels``; of an external network what tells it from
             others.
         base_model: id or file of a model to start from; empty starts from random weights. It must be of the same
@@ -124,10 +147,13 @@ class NetworkSettings:
             them; "auto" is frozen where there is a base model.
     """
 
-    name: Literal["coplenet", "caresunet", "external"] = "coplenet"
+    name: str = "coplenet"
     arguments: dict[str, Any] = field(default_factory=dict)
     base_model: str = ""
     batch_norm: Literal["auto", "estimated", "frozen"] = "auto"
+
+    def __post_init__(self) -> None:
+        require_named("network.name", self.name, NETWORK_NAMES)
 
     @property
     def freezes_batch_norm(self) -> bool:
@@ -140,14 +166,16 @@ class LossSettings:
     """The loss on the given labels.
 
     Attributes:
-        name: which one, see ``learning.losses``.
+        name: which one, see ``learning.losses``, or the import path of a loss of another package: a
+            ``learning.losses.SegmentationLoss``, or any module that takes logits (1, 2, H, W) and a label (1, H, W).
         arguments: of its constructor, e.g. ``gamma``.
     """
 
-    name: LossName = "noise_robust_dice"
+    name: str = "noise_robust_dice"
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_named("loss.name", self.name, LOSS_NAMES)
         gamma = self.arguments.get("gamma")
         if self.name == "noise_robust_dice" and gamma is not None:
             good = isinstance(gamma, (int, float)) and 1 <= gamma <= 2
@@ -210,6 +238,8 @@ class RunSettings:
         patience: stop when the cases that choose have not improved for so many steps; 10 000 in the TMI paper.
         deterministic: same bits twice on the CPU (float32, same threads, torch build and processor).
         threads: CPU threads; 0 leaves PyTorch's default.
+        workers: threads that prepare the batches of coming steps; 0 takes one where the CPU trains, and one a core, at
+            most eight, where a GPU does.
     """
 
     seed: int = 0
@@ -223,11 +253,12 @@ class RunSettings:
     patience: int = 10_000
     deterministic: bool = True
     threads: int = 0
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validation_interval", "checkpoint_interval", "patience"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        for name in ("seed", "pseudo_batch_size", "threads"):
+        for name in ("seed", "pseudo_batch_size", "threads", "workers"):
             _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or above")
 
 
@@ -237,7 +268,7 @@ class EnsemblingSettings:
 
     Attributes:
         enabled: off: plain training of one network.
-        adaptive_teacher: Eq. 5: the teacher stands still at a step whose student loss is not below beta. Off: plain
+        adaptive_teacher: Eq. 6: the teacher stands still at a step whose student loss is not below beta. Off: plain
             mean teacher.
         adaptive_student: Eq. 7: the consistency weight depends on who is better. Off: always ``weight_better``.
         alpha_early: alpha' before ``alpha_switch_step``.
@@ -328,6 +359,24 @@ class LabelNoiseSettings:
         _require(0 <= self.share <= 1, "label_noise.share", self.share, "in [0, 1]")
 
 
+@dataclass(frozen=True)
+class RegularizationSettings:
+    """What holds a training to its base model, so that it forgets less of what it does not see again.
+
+    Attributes:
+        name: "none"; "weights": half of the squared distance between the weights and the base's, added to the loss
+            (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
+            base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
+        weight: how much that counts beside the loss on the labels, >= 0.
+    """
+
+    name: Literal["none", "weights", "predictions"] = "none"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "regularization.weight", self.weight, "0 or above")
+
+
 def check_loss_window(where: str, size: int, percentile: float, warm_up: int) -> None:
     """Raise InputError unless a loss window's size, percentile and warm-up are allowed."""
     _require(size >= 1, f"{where}.window", size, "at least 1")
@@ -350,21 +399,20 @@ class TrainingConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ensembling: EnsemblingSettings = field(default_factory=EnsemblingSettings)
     reweighting: ReweightingSettings = field(default_factory=ReweightingSettings)
+    regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     label_noise: LabelNoiseSettings = field(default_factory=LabelNoiseSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
         if self.reweighting.enabled and self.ensembling.enabled:
-            raise InputError(
+            refuse(
                 "Data re-weighting and self-ensembling are both enabled; the paper compares one with the other. "
                 "Set ensembling.enabled = false or reweighting.enabled = false."
             )
         if self.data.depth > 1 and self.network.name != "external":
-            raise InputError(
-                f"data.depth is {self.data.depth}, but {self.network.name} sees slices one by one; 1 is needed."
-            )
+            refuse(f"data.depth is {self.data.depth}, but {self.network.name} sees slices one by one; 1 is needed.")
         if bool(self.data.pseudo_cases) != bool(self.run.pseudo_batch_size):
-            raise InputError(
+            refuse(
                 f'data.pseudo_cases is "{self.data.pseudo_cases}" and run.pseudo_batch_size is '
                 f"{self.run.pseudo_batch_size}; both or neither are needed."
             )
@@ -372,15 +420,16 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """Read nested tables, as TOML or JSON give them; absent keys keep their defaults."""
-        return from_mapping(cls, values, "")
+        config: TrainingConfig = from_mapping(cls, values)
+        return config
 
     @classmethod
-    def from_toml(cls, path: Path | str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingConfig:
+    def from_toml(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainingConfig:
         """Read a TOML file.
 
         Args:
             path: the file.
-            overrides: table -> key -> value that count instead of the file's, e.g. what a command line gives.
+            overrides: nested tables that count instead of the file's, e.g. what a command line gives.
 
         Raises:
             ReadError: the file is missing or not TOML.
@@ -392,12 +441,7 @@ class TrainingConfig:
             raise ReadError(f"The configuration {path} is not there.") from error
         except ReadError as error:
             raise ReadError(f"The configuration {error}") from error
-        for table, settings in (overrides or {}).items():
-            given = values.get(table, {})
-            if not isinstance(given, dict):
-                raise InputError(f"{table} is {given!r}; a table of settings is needed.")
-            values[table] = {**given, **settings}
-        return cls.from_dict(values)
+        return cls.from_dict(merged(values, overrides or {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested tables with every value, tuples as lists."""

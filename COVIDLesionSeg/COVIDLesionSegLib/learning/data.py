@@ -218,6 +218,31 @@ def choose_sets(
     return {patient: "validation" if patient in chosen else "train" for patient in sorted(patients)}
 
 
+def fold_sets(cases: Sequence[TrainingCase], folds: int, fold: int, seed: int = 0) -> dict[str, SetName]:
+    """Patients of a fold; those with and without lesion are dealt separately, so that each fold has of both.
+
+    Args:
+        cases: all cases.
+        folds: how many there are.
+        fold: which one, from 0.
+        seed: of the order in which patients are dealt.
+
+    Raises:
+        InputError: fewer patients with lesion than folds.
+    """
+    patients: dict[str, bool] = {}
+    for case in cases:
+        patients[case.patient] = patients.get(case.patient, False) or case.lesion is not None
+    diseased = sorted(patient for patient, has_lesion in patients.items() if has_lesion)
+    if len(diseased) < folds:
+        raise InputError(
+            f"{folds} folds need as many patients with lesion; there are {len(diseased)}. Ask for fewer folds."
+        )
+    free = sorted(patients.keys() - set(diseased))
+    order = [*draw(seed, Purpose.ORDER, folds).permutation(diseased).tolist(), *free]
+    return {patient: "validation" if place % folds == fold else "train" for place, patient in enumerate(order)}
+
+
 def save_split(split: Split, path: Path | str) -> None:
     """Write a split file, whole or not at all."""
     write_json(path, split.to_dict())

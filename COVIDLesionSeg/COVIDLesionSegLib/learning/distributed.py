@@ -7,10 +7,10 @@ same global batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import COVIDLesionSegError, InputError
 from ..processes import launcher_number
+
+T = TypeVar("T")
 
 
 class RankLostError(COVIDLesionSegError):
@@ -101,6 +103,21 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What some work gives that the main process does alone, however long it takes; its error on every rank."""
+        if self.count == 1:
+            return work()
+        value, error = None, None
+        if self.is_main:
+            try:
+                value = work()
+            except COVIDLesionSegError as failure:
+                error = failure
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise error
+        return cast(T, value)
 
     def barrier(self) -> None:
         """Wait for all ranks, however long they take."""

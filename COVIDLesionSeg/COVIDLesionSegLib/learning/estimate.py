@@ -12,6 +12,7 @@ import torch
 from ..inference.devices import choose_device, choose_precision, wait_for
 from ..inference.slices import channels_last
 from ..networks import create_network
+from ..networks.slices import channels_of
 from .config import TrainingConfig
 from .machine import cpu_threads
 from .step import TrainingStep
@@ -82,7 +83,8 @@ def estimate(
     dtype, _ = choose_precision("float32" if config.run.precision == "float64" else config.run.precision, device)
     autocast = None if dtype == torch.float32 else dtype
     with cpu_threads(config.run.threads):
-        network = create_network(config.network.name, **config.network.arguments).to(device)
+        channels = {"in_channels": max(1, len(config.data.slice_offsets_mm))}
+        network = create_network(config.network.name, **channels | config.network.arguments).to(device)
         step = _seconds_per_step(config, network, device, autocast)
         plane = _seconds_per_slice(network, validation_size, device, autocast)
     networks = 2 if config.ensembling.enabled else 1
@@ -122,7 +124,7 @@ def step_seconds(
         steps: to take.
     """
     depth = () if config.data.depth == 1 else (config.data.depth,)
-    images = np.random.default_rng(0).random((count, 1, *depth, *size), dtype=np.float32)
+    images = np.random.default_rng(0).random((count, channels_of(network), *depth, *size), dtype=np.float32)
     labels = np.zeros((count, *depth, *size), dtype=np.uint8)
     labels[..., : size[0] // 4, : size[1] // 4] = 1
     step, seconds = TrainingStep(network, config, device, autocast), []
@@ -138,7 +140,7 @@ def _seconds_per_slice(
     network: torch.nn.Module, size: tuple[int, int], device: torch.device, autocast: torch.dtype | None
 ) -> float:
     batch = 2
-    image = torch.rand((batch, 1, *(-(-side // 16) * 16 for side in size)), device=device)
+    image = torch.rand((batch, channels_of(network), *(-(-side // 16) * 16 for side in size)), device=device)
     image = channels_last(image)
     network.eval()
     seconds = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..inference.devices import choose_device
 from ..models import LoadedModel, ModelCard, ModelRegistry, load_checkpoint
 from ..models.card import rewrite_card
 from .config import DataSettings, TrainingConfig
-from .log import read_log
+from .distributed import process_group
+from .log import TrainingCallback, read_log
 from .trainer import Trainer
 
 Progress = Callable[[str, int, int], None]
@@ -24,6 +26,7 @@ def fine_tune(
     resume: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
 ) -> LoadedModel:
     """Go on training a model on cases, judged before and after on the frozen validation patients.
 
@@ -38,6 +41,7 @@ def fine_tune(
         resume: go on with an interrupted run in the folder.
         progress: called as progress(phase, done, total).
         cancelled: asked at each step.
+        callbacks: who follows the training.
 
     Returns:
         The model that was chosen (see ``data.selection_fraction``). Its card's ``metrics`` hold the validation before
@@ -47,15 +51,9 @@ def fine_tune(
     Raises:
         InputError, ModelError, CancelledError, DivergedError, OutputError: see ``Trainer.run``.
     """
-    registry = ModelRegistry()
-    base_file = Path(base_model) if Path(base_model).is_file() else registry.path(str(base_model))
+    base_file = base_model_file(base_model)
     base = load_checkpoint(base_file)
-    config = config or default_config()
-    config = replace(
-        config,
-        data=as_prepared_for(base.card, replace(config.data, cases=str(Path(cases).resolve()))),
-        network=replace(config.network, name=base.card.network, arguments={}, base_model=str(base_file.resolve())),
-    )
+    config = for_base_model(config or default_config(), base.card, base_file, cases)
     folder = Path(folder)
     card = replace(
         base.card,
@@ -63,13 +61,30 @@ def fine_tune(
         name=f"{base.card.name}, fine-tuned",
         notes=f"Fine-tuned from {base.card.id} ({base.card.weights_sha256[:12]}). {base.card.notes}".strip(),
     )
-    trainer = Trainer(config, folder, base_folder=folder, card=card)
-    result = trainer.run(resume=resume, progress=progress, cancelled=cancelled)
-    before = trainer.judge(base.network)
-    tuned = load_checkpoint(result.model)
-    metrics: dict[str, Any] = {**tuned.card.metrics, "base": before.to_dict(), "curves": _curves(folder)}
-    rewrite_card(result.model, replace(tuned.card, metrics=metrics))
+    with process_group(choose_device(config.run.device).device) as ranks:
+        trainer = Trainer(config, folder, base_folder=folder, card=card, callbacks=callbacks)
+        result = trainer.run(resume=resume, progress=progress, cancelled=cancelled)
+        before = trainer.judge(base.network)
+        if ranks.is_main:
+            tuned = load_checkpoint(result.model)
+            metrics: dict[str, Any] = {**tuned.card.metrics, "base": before.to_dict(), "curves": _curves(folder)}
+            rewrite_card(result.model, replace(tuned.card, metrics=metrics))
+        ranks.barrier()
     return load_checkpoint(result.model)
+
+
+def base_model_file(base_model: str | Path) -> Path:
+    """The file of a base model that is named by its id or by the file itself; raises ModelError where there is none."""
+    return Path(base_model) if Path(base_model).is_file() else ModelRegistry().path(str(base_model))
+
+
+def for_base_model(config: TrainingConfig, card: ModelCard, base_file: Path, cases: str | Path) -> TrainingConfig:
+    """The whole configuration of a fine-tuning: with cases, base model, and slices as its card wants them."""
+    return replace(
+        config,
+        data=as_prepared_for(card, replace(config.data, cases=str(Path(cases).resolve()))),
+        network=replace(config.network, name=card.network, arguments={}, base_model=str(base_file.resolve())),
+    )
 
 
 def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
@@ -82,7 +97,14 @@ def as_prepared_for(card: ModelCard, data: DataSettings) -> DataSettings:
     # a default crop may be larger than what this model's slices are resized to
     largest = replace(data, crop=(16, 16), resize=resize).largest_crop()
     crop = (int(min(data.crop[0], largest[0])), int(min(data.crop[1], largest[1])))
-    return replace(data, margin=-1 if margin is None else margin, resize=resize, crop=crop)
+    offsets = preprocessing.slice_offsets_mm
+    return replace(
+        data,
+        margin=-1 if margin is None else margin,
+        resize=resize,
+        crop=crop,
+        slice_offsets_mm=offsets if len(offsets) > 1 else (),
+    )
 
 
 def default_config() -> TrainingConfig:

@@ -7,7 +7,7 @@ How the five models of the paper differ is not stated; here they differ in their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..inference.devices import choose_device
 from ..models import load_checkpoint
 from .config import TrainingConfig
 from .distributed import process_group
+from .log import TrainingCallback
 from .trainer import Trainer, TrainingResult
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +33,7 @@ def label_update(
     resume: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
 ) -> TrainingResult:
     """Train ``count`` networks, relabel the training cases with their mean, and train one network on the new labels.
 
@@ -43,6 +45,7 @@ def label_update(
         resume: go on where an earlier call stopped.
         progress: called as progress(phase, done, total).
         cancelled: asked at each step.
+        callbacks: who follows each of the trainings.
 
     Returns:
         The result of the last training.
@@ -59,28 +62,16 @@ def label_update(
     config = replace(config, data=data)
     # the processes of a launcher stay together from the first training to the last
     with process_group(choose_device(config.run.device).device):
-        return _label_update(config, folder, base, count, resume, progress, cancelled)
-
-
-def _label_update(
-    config: TrainingConfig,
-    folder: Path,
-    base: Path,
-    count: int,
-    resume: bool,
-    progress: Progress | None,
-    cancelled: Callable[[], bool] | None,
-) -> TrainingResult:
-    members = []
-    for number in range(count):
-        member = replace(config, run=replace(config.run, seed=config.run.seed + number))
-        trainer = Trainer(member, folder / f"member-{number}", base)
-        members.append(trainer.run(resume, progress, cancelled))
-    trainer = Trainer(config, folder / "member-0", base)
-    networks = [load_checkpoint(member.model).network for member in members]
-    for case in trainer.training_cases():
-        mean = np.mean([trainer.predict(network, case) for network in networks], axis=0)
-        with atomic_path(folder / "labels" / f"{case}.npy") as path, path.open("wb") as file:
-            np.save(file, (mean > 0.5).astype(np.uint8))
-    final = replace(config, data=replace(config.data, training_labels=str((folder / "labels").resolve())))
-    return Trainer(final, folder / "final", base).run(resume, progress, cancelled)
+        members = []
+        for number in range(count):
+            member = replace(config, run=replace(config.run, seed=config.run.seed + number))
+            trainer = Trainer(member, folder / f"member-{number}", base, callbacks=callbacks)
+            members.append(trainer.run(resume, progress, cancelled))
+        trainer = Trainer(config, folder / "member-0", base)
+        networks = [load_checkpoint(member.model).network for member in members]
+        for case in trainer.training_cases():
+            mean = np.mean([trainer.predict(network, case) for network in networks], axis=0)
+            with atomic_path(folder / "labels" / f"{case}.npy") as path, path.open("wb") as file:
+                np.save(file, (mean > 0.5).astype(np.uint8))
+        final = replace(config, data=replace(config.data, training_labels=str((folder / "labels").resolve())))
+        return Trainer(final, folder / "final", base, callbacks=callbacks).run(resume, progress, cancelled)

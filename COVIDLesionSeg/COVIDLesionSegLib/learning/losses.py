@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
+from ..imports import import_class
 from .config import LossSettings
 
 Classes = Literal["all", "foreground"]
@@ -407,6 +408,29 @@ class CAResLoss(SummedLoss):
         return torch.sigmoid(logits if logits.dtype == torch.float64 else logits.float())
 
 
+class ImportedLoss(SegmentationLoss):
+    """A loss of another package: the mean over the images of what it gives for each.
+
+    Args:
+        inner: maps logits (1, C, H, W) and a label (1, H, W) to a scalar.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(pool="image")
+        self.inner = inner
+
+    def value(self, sums: Tensor) -> Tensor:
+        """The inner loss, which is the only sum."""
+        return sums[..., 0, 0]
+
+    def _sums(self, logits: Tensor, label: Tensor) -> Tensor:
+        _check(logits, label)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            losses = [self.inner(logits[i : i + 1], label[i : i + 1]).reshape(()) for i in range(len(logits))]
+        return torch.stack(losses)[:, None, None]
+
+
 Criterion = SegmentationLoss | SummedLoss
 LOSSES: dict[str, type[Any]] = {
     "noise_robust_dice": NoiseRobustDiceLoss,
@@ -429,10 +453,10 @@ def make_criterion(settings: LossSettings) -> Criterion:
     Raises:
         InputError: an argument that the loss does not have, or a value that it refuses.
     """
-    make = LOSSES[settings.name]
+    make = LOSSES[settings.name] if settings.name in LOSSES else import_class(settings.name, nn.Module, "loss")
     known = list(inspect.signature(make).parameters)
     unknown = sorted(set(settings.arguments) - set(known))
     if unknown:
         raise InputError(f"The loss {settings.name} has no argument {', '.join(unknown)}; it takes {', '.join(known)}.")
-    criterion: Criterion = make(**settings.arguments)
-    return criterion
+    criterion = make(**settings.arguments)
+    return criterion if isinstance(criterion, SegmentationLoss | SummedLoss) else ImportedLoss(criterion)

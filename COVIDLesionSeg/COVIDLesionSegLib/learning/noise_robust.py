@@ -25,7 +25,7 @@ from .losses import Criterion
 
 
 class LossWindow:
-    """The losses of the last K steps and their percentile (beta in TMI Eq. 5).
+    """The losses of the last K steps and their percentile (beta in TMI Eq. 6).
 
     Args:
         size: K, steps to remember, >= 1; 100 in the paper.
@@ -68,12 +68,12 @@ class EnsemblingLosses:
     """What one step computes before the backward pass.
 
     Attributes:
-        total: L_seg(student) + lambda L_c, to be minimized (Eq. 6).
+        total: L_seg(student) + lambda L_c, to be minimized (Eq. 5).
         segmentation: L_seg(student), detached scalar.
         teacher: L_seg(teacher), detached scalar.
         consistency: L_c without its weight, detached scalar.
         weight: lambda of the mini-batch (mean over images with ``per_sample``).
-        student_logits: (N, C, ...), detached.
+        student_logits: (N, C, ...), with their gradient.
         teacher_logits: (N, C, ...), detached.
     """
 
@@ -124,7 +124,7 @@ class AdaptiveSelfEnsembling:
         teacher_noise: Tensor,
         forward: nn.Module | None = None,
     ) -> EnsemblingLosses:
-        """Losses of one mini-batch (Eqs. 6 and 7).
+        """Losses of one mini-batch (Eqs. 5 and 7).
 
         Args:
             criterion: L_seg, on logits and labels.
@@ -160,12 +160,12 @@ class AdaptiveSelfEnsembling:
             teacher=teacher_loss,
             consistency=consistency.detach().mean(),
             weight=float(weights.mean()),
-            student_logits=student_logits.detach(),
+            student_logits=student_logits,
             teacher_logits=teacher_logits,
         )
 
     def update(self, segmentation: float) -> dict[str, float]:
-        """Move the teacher (Eqs. 4 and 5) after the optimizer's step, and remember the loss.
+        """Move the teacher (Eqs. 4 and 6) after the optimizer's step, and remember the loss.
 
         beta looks at the previous steps only, and the comparison is strict.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging import apply_window
-from ..inference.slices import PICTURE_WINDOW
+from ..inference.slices import PICTURE_WINDOW, planes_at
+from ..models.card import Preprocessing
 from .augmentation import AugmentationSettings, Generators, Transform, augment
 from .config import DataSettings
 from .randomness import Purpose, draw
@@ -22,7 +26,8 @@ class Batch:
     """Training crops.
 
     Attributes:
-        images: float32 (N, 1, H, W), windowed to [0, 1]; (N, 1, D, H, W) where crops are D > 1 slices deep.
+        images: float32 (N, C, H, W), windowed to [0, 1], a channel for each slice that the network sees;
+            (N, 1, D, H, W) where crops are D > 1 slices deep.
         labels: uint8 (N, H, W) or (N, D, H, W), 0 or 1.
         slices: (case id, slice) of each.
     """
@@ -46,7 +51,7 @@ class BatchSource:
         batch_size: slices a step, over all ranks.
         data: crop size and shares.
         augmentation: random changes.
-        window: (width, level) in HU.
+        preprocessing: of the network; its window and slice offsets.
         seed: of all draws.
         stream: keeps the draws of several sources with one seed apart.
         excluded: (case id, stored slice) that no batch draws.
@@ -62,7 +67,7 @@ class BatchSource:
         batch_size: int,
         data: DataSettings,
         augmentation: AugmentationSettings,
-        window: tuple[float, float],
+        preprocessing: Preprocessing,
         seed: int,
         labels: Mapping[str, NDArray[np.uint8]] | None = None,
         stream: int = 0,
@@ -72,7 +77,8 @@ class BatchSource:
         self._labels = dict(labels or {})
         self._data = data
         self._augmentation = augmentation
-        self._window = window
+        self._window = preprocessing.window_width, preprocessing.window_level
+        self._offsets = preprocessing.slice_offsets_mm
         self._seed = seed
         self._stream = stream
         self.batch_size = batch_size
@@ -88,7 +94,8 @@ class BatchSource:
         self._decks = decks
         # per deck: the epoch that was shuffled last, and its order
         self._shuffled = [(-1, np.empty(0, dtype=np.int64)) for _ in decks]
-        self._free_share = data.lesion_free_share if decks[1] else 0.0
+        as_sampled = len(decks[1]) / total
+        self._free_share = min(as_sampled if data.lesion_free_share < 0 else data.lesion_free_share, bool(decks[1]))
 
     def _places(self, cases: Sequence[str]) -> Iterator[tuple[tuple[str, int], bool]]:
         """Every slice of the cases, and whether its training label marks lesion."""
@@ -116,7 +123,8 @@ class BatchSource:
         samples = [self._sample(step, place, *chosen[place]) for place in places]
         images, labels = np.stack([image for image, _ in samples]), np.stack([label for _, label in samples])
         if self._data.depth == 1:
-            labels = labels[:, 0]
+            # neighbors are looked at, the slice itself is asked about
+            labels = labels[:, self._offsets.index(0)]
         else:
             images = images[:, None]
         return Batch(images, labels, [chosen[place] for place in places])
@@ -136,27 +144,67 @@ class BatchSource:
         volume = self._labels.get(case)
         volume = self._store.label(case) if volume is None else volume
         center = crop_center(draw(self._seed, Purpose.CROP, *where), volume[index], self._data)
-        depth, last = self._data.depth, len(volume) - 1
-        planes = [min(max(index - depth // 2 + offset, 0), last) for offset in range(depth)]
+        planes = self._planes(case, index)
 
         def generators(transform: Transform) -> np.random.Generator:
             return draw(self._seed, Purpose.AUGMENTATION, *where, transform.key())
 
-        images = self._windowed(case, planes, generators)
+        for transform in self._augmentation.transforms("planes"):
+            planes = transform.planes(planes, index, generators(transform))
+        images, masks = self._windowed(case, planes, volume[planes], generators)
         size = self._data.crop
-        return augment(images, volume[planes], center, size, self._augmentation, generators, self._data.zoom)
+        return augment(images, masks, center, size, self._augmentation, generators, self._data.zoom)
 
-    def _windowed(self, case: str, planes: Sequence[int], generators: Generators) -> NDArray[np.float32]:
-        """Slices of a case in [0, 1]."""
+    def _planes(self, case: str, index: int) -> NDArray[np.intp]:
+        """Slices of a case around one: as deep as a 3-D crop is, or those that the network sees as channels."""
+        stored, depth = self._store.cases[case], self._data.depth
+        if depth > 1:
+            return np.clip(np.arange(depth) + index - depth // 2, 0, stored.shape[0] - 1)
+        return planes_at(self._offsets, stored.spacing[0], [index], stored.shape[0])[0]
+
+    def _windowed(
+        self, case: str, planes: NDArray[np.intp], masks: NDArray[np.uint8], generators: Generators
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Slices of a case in [0, 1], and their masks."""
         image, window = self._store.image(case), self._window
-        if self._store.cases[case].kind == "picture":
+        stored = self._store.cases[case]
+        if stored.kind == "picture":
             # its window was chosen by somebody else, and it has no neighbors
-            return apply_window(image[planes], *PICTURE_WINDOW)
+            return apply_window(image[planes], *PICTURE_WINDOW), masks
         for transform in self._augmentation.transforms("window"):
             window = transform.window(window, generators(transform))
         thick = self._augmentation.thick_slices
-        slabs = [thick.read(image, index, generators(thick)) for index in planes]
-        return apply_window(np.stack(slabs), *window)
+        slabs = np.stack([thick.read(image, index, generators(thick)) for index in planes])
+        places = (planes, *(np.arange(side) for side in stored.shape[1:]))
+        positions = tuple(place * step for place, step in zip(places, stored.image_spacing, strict=True))
+        for transform in self._augmentation.transforms("paint"):
+            lungs = self._store.lungs(case)[planes]
+            slabs, masks = transform.paint(slabs, masks, lungs, positions, generators(transform))
+        return apply_window(slabs, *window), masks
+
+
+def ahead(prepare: Callable[[int], Any], steps: range, workers: int) -> Generator[Any, None, None]:
+    """What ``prepare`` gives for each step in order, while threads prepare that of coming ones.
+
+    Threads do: what takes time in a slice (interpolation, filters, random numbers) lets go of the interpreter's lock.
+
+    Args:
+        prepare: called from several threads at once.
+        steps: whose turn comes.
+        workers: threads, >= 1; as many steps are prepared at once, and one more waits.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[Any]] = deque()
+        try:
+            for step in steps:
+                coming.append(pool.submit(prepare, step))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def crop_center(generator: np.random.Generator, label: NDArray[np.uint8], data: DataSettings) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import COVIDLesionSegError
 from ..inference.slices import channels_last
-from .config import TrainingConfig
+from ..networks.slices import at_least_float32
+from .config import RegularizationSettings, TrainingConfig
 from .distributed import Ranks, use_global_batch_norm
 from .losses import make_criterion
 from .noise_robust import AdaptiveSelfEnsembling, DataReweighting
@@ -25,6 +27,18 @@ from .randomness import Purpose, draw_integer, gaussian_noise
 
 class DivergedError(COVIDLesionSegError):
     """The loss or a gradient is no longer finite; the last saved state is good."""
+
+
+# In float16 gradients overflow now and then; so many attempts, each with a smaller scale, before float32 is used.
+_FLOAT16_ATTEMPTS = 3
+
+
+class _OverflowError(Exception):
+    """A number was too large for float16, in the loss itself or in a gradient."""
+
+    def __init__(self, in_loss: bool = False) -> None:
+        super().__init__()
+        self.in_loss = in_loss
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class TrainingStep:
     """Everything that a step computes with and changes.
 
     Args:
-        network: on the device, in the type it is trained in; changed here.
+        network: on the device, in the type it is trained in, with the weights of the base model where there is one;
+            changed here.
         config: of the training.
         device: where to compute.
         autocast: type of the mixed precision, or None.
@@ -83,6 +98,9 @@ class TrainingStep:
         self._reweighting = (
             DataReweighting(weights.window, weights.percentile, weights.warm_up) if weights.enabled else None
         )
+        self._base = (
+            BaseRegularization(network, config.regularization) if config.regularization.name != "none" else None
+        )
         self._forward = self._ranks.wrap(network)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -92,8 +110,8 @@ class TrainingStep:
     def run(
         self,
         number: int,
-        images: NDArray[np.float32],
-        labels: NDArray[np.uint8],
+        images: NDArray[np.float32] | Tensor,
+        labels: NDArray[np.uint8] | Tensor,
         places: Sequence[int],
         slices: Sequence[tuple[str, int]] = (),
     ) -> StepResult:
@@ -110,23 +128,70 @@ class TrainingStep:
             DivergedError: loss or gradient is not finite.
         """
         config = self._config
-        image = torch.from_numpy(images).to(self.device, self._dtype, non_blocking=True)
+        image = torch.as_tensor(images).to(self.device, self._dtype, non_blocking=True)
         if image.ndim == 4:
             image = channels_last(image)
-        label = torch.from_numpy(labels).to(self.device, non_blocking=True).long()
+        label = torch.as_tensor(labels).to(self.device, non_blocking=True).long()
         rate = learning_rate(config.optimizer, number, config.run.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(draw_integer(config.run.seed, Purpose.DROPOUT, number, self._ranks.rank))
         self.network.train()
         if config.network.freezes_batch_norm:
             for module in batch_norms(self.network):
                 module.eval()
-        self._optimizer.zero_grad(set_to_none=True)
-
         entry: dict[str, float] = {"step": number, "learning_rate": rate}
+        if not self._scaler.is_enabled():
+            result = self._attempt(entry, image, label, places, slices, self._autocast)
+        else:
+            result = self._attempts_in_float16(entry, image, label, places, slices)
+        if self.ensembling is not None:
+            entry |= self.ensembling.update(entry["student_loss"])
+        return result
+
+    def _attempts_in_float16(
+        self,
+        entry: dict[str, float],
+        image: Tensor,
+        label: Tensor,
+        places: Sequence[int],
+        slices: Sequence[tuple[str, int]],
+    ) -> StepResult:
+        """A step in float16: tried again with a smaller scale where a gradient overflows, at last in float32."""
+        norms, weights = batch_norms(self.network), self._reweighting
+        buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+        window = weights.state_dict() if weights else {}
+        for overflows in range(_FLOAT16_ATTEMPTS):
+            try:
+                result = self._attempt(entry, image, label, places, slices, self._autocast)
+            except _OverflowError as error:
+                # what the attempt has left behind would count twice
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+                if weights:
+                    weights.load_state_dict(window)
+                if error.in_loss:
+                    break
+            else:
+                entry["overflows"] = float(overflows)
+                return result
+        entry["overflows"] = float(overflows + 1)
+        return self._attempt(entry, image, label, places, slices, None)
+
+    def _attempt(
+        self,
+        entry: dict[str, float],
+        image: Tensor,
+        label: Tensor,
+        places: Sequence[int],
+        slices: Sequence[tuple[str, int]],
+        autocast: torch.dtype | None,
+    ) -> StepResult:
+        """Loss, gradient and the optimizer's step; the figures go into the entry."""
+        number = int(entry["step"])
+        torch.manual_seed(draw_integer(self._config.run.seed, Purpose.DROPOUT, number, self._ranks.rank))
+        self._optimizer.zero_grad(set_to_none=True)
         teaches = True
-        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             if self.ensembling is not None:
                 noises = [
                     self._noise(purpose, number, places, image)
@@ -141,34 +206,49 @@ class TrainingStep:
                     "lambda": self._mean(torch.tensor(found.weight, device=self.device)),
                 }
             else:
-                output = self._forward(image)
-                logits = teacher_logits = output.detach()
+                logits = self._forward(image)
+                teacher_logits = logits.detach()
                 weights: Tensor | None = None
                 if self._reweighting is not None:
-                    kept = self._kept(self._reweighting, logits, label, entry)
+                    kept = self._kept(self._reweighting, teacher_logits, label, entry)
                     # a step that keeps no slice teaches nothing; its loss is told all the same
                     teaches = entry["kept"] > 0
                     weights = kept if teaches else None
-                total = self.criterion(output, label, weights)
+                total = self.criterion(logits, label, weights)
                 segmentation = total.detach()
+            if self._base is not None:
+                distance = self._base.distance(self.network, image, logits)
+                total = total + self._config.regularization.weight * distance
+                entry["distance_to_base"] = self._mean(distance.detach())
         entry |= {"loss": self._mean(total.detach()), "student_loss": segmentation.item()}
+        logits = logits.detach()
         if not all(math.isfinite(entry[name]) for name in ("loss", "student_loss")):
+            if autocast == torch.float16:
+                raise _OverflowError(in_loss=True)
             raise _diverged("loss", entry, slices, logits)
         if teaches:
-            self._learn(total, entry, slices, logits)
-        if self.ensembling is not None:
-            entry |= self.ensembling.update(entry["student_loss"])
+            self._learn(total, entry, slices, logits, scaled=autocast == torch.float16)
         return StepResult(entry, logits, teacher_logits)
 
-    def _learn(self, loss: Tensor, entry: dict[str, float], slices: Sequence[tuple[str, int]], logits: Tensor) -> None:
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
+    def _learn(
+        self, loss: Tensor, entry: dict[str, float], slices: Sequence[tuple[str, int]], logits: Tensor, scaled: bool
+    ) -> None:
+        (self._scaler.scale(loss) if scaled else loss).backward()
+        if scaled:
+            self._scaler.unscale_(self._optimizer)
         largest = self._config.optimizer.gradient_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), largest)
-        if not torch.isfinite(norm) and not self._scaler.is_enabled():
-            raise _diverged("gradient", entry, slices, logits)
+        finite = bool(torch.isfinite(norm))
+        if not scaled:
+            if not finite:
+                raise _diverged("gradient", entry, slices, logits)
+            self._optimizer.step()
+            return
+        # takes no step where a gradient is not finite, and makes the scale smaller
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if not finite:
+            raise _OverflowError
 
     def _noise(self, purpose: Purpose, number: int, places: Sequence[int], images: Tensor) -> Tensor:
         settings = self._config.ensembling
@@ -222,6 +302,37 @@ class TrainingStep:
             self.ensembling.load_state_dict(state["ensembling"])
         if self._reweighting is not None:
             self._reweighting.load_state_dict(state["reweighting"])
+
+
+class BaseRegularization:
+    """How far a network has gone from the one it began as: see :class:`RegularizationSettings`.
+
+    Args:
+        base: the network as it is now; it is copied.
+        settings: what is compared.
+    """
+
+    def __init__(self, base: nn.Module, settings: RegularizationSettings) -> None:
+        self._settings = settings
+        self._base = copy.deepcopy(base).requires_grad_(False).eval()
+
+    def distance(self, network: nn.Module, image: Tensor, logits: Tensor) -> Tensor:
+        """The distance, before its weight.
+
+        Args:
+            network: as it has become.
+            image: (N, C, ...), without noise.
+            logits: (N, classes, ...) of the network for these images, perhaps with noise.
+
+        Returns:
+            Scalar, with gradient.
+        """
+        if self._settings.name == "weights":
+            pairs = zip(network.parameters(), self._base.parameters(), strict=True)
+            return torch.stack([(now - before).square().sum() for now, before in pairs]).sum() / 2
+        with torch.no_grad():
+            before = torch.softmax(self._base(image).to(at_least_float32(logits.dtype)), dim=1)
+        return (torch.softmax(logits.to(before.dtype), dim=1) - before).abs().mean()
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:

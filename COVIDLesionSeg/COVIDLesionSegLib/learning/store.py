@@ -11,12 +11,14 @@ alone, and keep their size; its mask is whole, so that lesion beside the box cou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -34,8 +36,8 @@ from ..imaging import body_box, judged_lungs, locate_lungs, lung_box, read_label
 from ..inference.slices import resized, resized_labels
 from .data import TrainingCase
 
-STORE_VERSION = 4
-_FILES = ("images.i16", "labels.u8")
+STORE_VERSION = 5
+_FILES = ("images.i16", "labels.u8", "lungs.u8")
 # Open files are few per process (1024 on many systems), and each mapped file is one.
 _OPEN_CASES = 200
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class StoredCase:
         corner: (z, y, x) of the images' first voxel in the mask.
         spacing: (z, y, x) in mm of the case's own grid, whether its slices were resized or not; 1 for pictures, which
             have none.
+        image_spacing: (z, y, x) in mm of the stored slices, which may have been resized.
         kind: "volume" (HU) or "picture" (0 ... 255).
         resized: whether the slices have been resized already.
         lesion_slices: slices of the mask with lesion.
@@ -69,6 +72,7 @@ class StoredCase:
     label_shape: tuple[int, int, int]
     corner: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    image_spacing: tuple[float, float, float]
     kind: Literal["volume", "picture"]
     resized: bool
     lesion_slices: tuple[int, ...]
@@ -104,12 +108,19 @@ class SliceStore:
         """The case's lesion mask (z, y, x), 0 or 1; a view of the file."""
         return self._mapped(case_id)[1]
 
-    def _map(self, case_id: str) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    def lungs(self, case_id: str) -> NDArray[np.uint8]:
+        """The case's lungs (z, y, x) where its slices are, 1 right, 2 left (1 for both where they are not told apart);
+        empty where they were not needed to store it: for a picture, or whole slices. A view of the file.
+        """
+        return self._mapped(case_id)[2]
+
+    def _map(self, case_id: str) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
         case, folder = self.cases[case_id], self._folders[case_id]
-        images, labels = (folder / name for name in _FILES)
+        images, labels, lungs = (folder / name for name in _FILES)
         return (
             np.memmap(images, dtype=np.int16, mode="r", shape=case.shape),
             np.memmap(labels, dtype=np.uint8, mode="r", shape=case.label_shape),
+            np.memmap(lungs, dtype=np.uint8, mode="r", shape=case.shape),
         )
 
 
@@ -157,7 +168,21 @@ def open_store(
             _make(target, *_prepare(case, margin, () if case.id in judges else resize, case.id in judges))
             if progress is not None:
                 progress("preparing cases", number + 1, len(missing))
+        for target in targets:
+            # says when it was last asked for, see :func:`remove_unused`
+            with contextlib.suppress(OSError):
+                os.utime(target / "index.json")
     return SliceStore([(_stored(case, target), target) for case, target in zip(cases, targets, strict=True)])
+
+
+def remove_unused(folder: Path | str, days: float) -> None:
+    """Remove the entries that nobody has opened for so many days, e.g. those of labels that were corrected since."""
+    oldest = time.time() - 86400 * days
+    for index in Path(folder).glob("*/index.json"):
+        # what another program holds open or has removed meanwhile is nothing to stop for
+        with contextlib.suppress(OSError):
+            if index.stat().st_mtime < oldest:
+                shutil.rmtree(index.parent)
 
 
 def _stored(case: TrainingCase, target: Path) -> StoredCase:
@@ -204,13 +229,12 @@ def _is_whole(target: Path) -> bool:
     return whole
 
 
-def _make(target: Path, case: StoredCase, images: NDArray[np.int16], labels: NDArray[np.uint8]) -> None:
+def _make(target: Path, case: StoredCase, *arrays: NDArray[Any]) -> None:
     # two trainings may make the same entry: each in a folder of its own, the first to finish wins
     building = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         building.mkdir(parents=True, exist_ok=True)
         files = {}
-        arrays: tuple[NDArray[Any], ...] = (images, labels)
         for name, array in zip(_FILES, arrays, strict=True):
             with (building / name).open("wb") as file:
                 array.tofile(file)
@@ -231,9 +255,11 @@ def _make(target: Path, case: StoredCase, images: NDArray[np.int16], labels: NDA
 
 def _prepare(
     case: TrainingCase, margin: int | None, resize: tuple[int, ...], judges: bool
-) -> tuple[StoredCase, NDArray[np.int16], NDArray[np.uint8]]:
+) -> tuple[StoredCase, NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
     try:
-        image, label, corner, spacing = _picture(case) if case.kind == "picture" else _volume(case, margin, judges)
+        image, label, lungs, corner, spacing = (
+            _picture(case) if case.kind == "picture" else _volume(case, margin, judges)
+        )
     except InputError as error:
         raise type(error)(f"Case {case.id}: {error}") from error
     # asked before resizing, which a lesion of a few pixels may not outlast
@@ -242,12 +268,21 @@ def _prepare(
             f"Case {case.id}: its lesion mask is empty. Check the file; "
             "a case that is known to have no lesion is listed with 'none' as lesion."
         )
-    first = corner[0]
+    first, image_spacing = corner[0], spacing
     if not judges:
         label = label[tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))]
         corner = (0, 0, 0)
         if resize:
-            image, label = _resized_images(image, resize), resized_labels(label, (resize[0], resize[1]))
+            size = (resize[0], resize[1])
+            image_spacing = (
+                spacing[0],
+                *(s * n / m for s, n, m in zip(spacing[1:], image.shape[1:], size, strict=True)),
+            )
+            image, label, lungs = (
+                _resized_images(image, resize),
+                resized_labels(label, size),
+                resized_labels(lungs, size),
+            )
     entry = StoredCase(
         id="",
         patient="",
@@ -255,23 +290,26 @@ def _prepare(
         label_shape=_shape(label),
         corner=corner,
         spacing=spacing,
+        image_spacing=image_spacing,
         kind=case.kind,
         resized=bool(resize),
         lesion_slices=tuple(np.flatnonzero(label.any(axis=(1, 2))).tolist()),
         first_slice=first,
     )
-    return entry, np.ascontiguousarray(image), np.ascontiguousarray(label)
+    return entry, np.ascontiguousarray(image), np.ascontiguousarray(label), np.ascontiguousarray(lungs)
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
     return array.shape[0], array.shape[1], array.shape[2]
 
 
-_Loaded = tuple[NDArray[np.int16], NDArray[np.uint8], tuple[int, int, int], tuple[float, float, float]]
+_Loaded = tuple[
+    NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[int, int, int], tuple[float, float, float]
+]
 
 
 def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
-    """Images in their box, the whole mask, the box's corner in it, and the spacing."""
+    """Images in their box, the whole mask, the lungs in the box, the box's corner in the mask, and the spacing."""
     volume = read_volume(case.image)
     view = volume.geometry.axial_view()
     if case.lesion is None:
@@ -281,10 +319,12 @@ def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
         given.geometry.require_same(volume.geometry, "lesion mask", "CT")
         mask = given.mask().astype(np.uint8)
     box: tuple[slice, ...] = (slice(None),) * 3
+    lungs = np.zeros(volume.array.shape, dtype=np.uint8)
     if margin is not None:
         located = locate_lungs(volume) if case.lungs is None else judged_lungs(read_labels(case.lungs), volume)
+        lungs = located.labels
         # a case that judges is cut as the predictor will cut a new one, which knows nothing of its lesions
-        wanted = view.apply(located.labels != 0 if judges else (located.labels != 0) | (mask != 0))
+        wanted = view.apply(lungs != 0 if judges else (lungs != 0) | (mask != 0))
         box = lung_box(wanted, margin)
         if located.quality.is_doubtful:
             # what the predictor shows the network of such a CT
@@ -292,7 +332,7 @@ def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
             box = body_box(view.apply(volume.array), wanted, view.geometry.spacing_zyx, margin)
     hu = np.clip(np.rint(view.apply(volume.array)[box]), -32768, 32767).astype(np.int16)
     corner = (int(box[0].start or 0), int(box[1].start or 0), int(box[2].start or 0))
-    return hu, view.apply(mask), corner, view.geometry.spacing_zyx
+    return hu, view.apply(mask), view.apply(lungs)[box], corner, view.geometry.spacing_zyx
 
 
 def _picture(case: TrainingCase) -> _Loaded:
@@ -303,7 +343,7 @@ def _picture(case: TrainingCase) -> _Loaded:
             f"the picture is {image.shape[1]} x {image.shape[0]}, its mask {label.shape[1]} x {label.shape[0]} pixels; "
             "they must have the same size."
         )
-    return image[None].astype(np.int16), label[None], (0, 0, 0), (1.0, 1.0, 1.0)
+    return image[None].astype(np.int16), label[None], np.zeros_like(label)[None], (0, 0, 0), (1.0, 1.0, 1.0)
 
 
 def read_picture_mask(path: Path) -> NDArray[np.uint8]:

@@ -10,10 +10,12 @@ the validation cases are looked at once, by the network that was chosen.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,27 +26,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..cores import usable_cores
 from ..errors import CancelledError, InputError
 from ..files import write_json, write_text
 from ..inference.devices import choose_device, choose_precision, exact_float32
 from ..models import LoadedModel, ModelCard, ModelRegistry, Preprocessing, load_checkpoint, save_model
 from ..models.card import rewrite_card
 from ..networks import create_network
+from ..networks.factory import with_more_channels
 from .audit import LabelAudit
 from .config import TrainingConfig
 from .distributed import Ranks, process_group
-from .log import TrainingLog
+from .log import TrainingCallback, TrainingLog, followers, read_log
 from .losses import make_criterion
 from .machine import cpu_threads, deterministic_algorithms, environment, until_signal
 from .randomness import Purpose, draw_integer
-from .sampling import Batch
+from .sampling import Batch, ahead
 from .step import DivergedError, StepResult, TrainingStep, batch_norms
 from .training_data import TrainingData
 from .training_state import has_state, load_state, save_state, save_tensors
-from .validation import Judgment, judge, predict_case, summarize, with_clean_statistics
+from .validation import Judgment, WorstSlices, judge, predict_case, summarize, with_clean_statistics
 
 __all__ = ["DivergedError", "Trainer", "TrainingResult"]
 
+_logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 # From so many crops batch norms get the statistics that a network is used with.
 _CLEAN_CROPS = 32
@@ -94,9 +99,10 @@ class Trainer:
         folder: of the run; made if absent.
         base_folder: what relative names in the configuration count from; the current folder by default.
         card: what the model's card should say besides what the training knows (id, name, license, training data).
-        make_network: makes the network where ``config.network.name`` is "external": (N, 1, H, W), or (N, 1, D, H, W)
-            with ``config.data.depth`` above 1, to logits of two channels. Its
-            tensors are saved as ``best.pt``, without a card.
+        make_network: makes the network where ``config.network.name`` is "external": (N, C, H, W) with a channel for
+            each of ``config.data.slice_offsets_mm``, or (N, 1, D, H, W) with ``config.data.depth`` above 1, to logits
+            of two channels. Its tensors are saved as ``best.pt``, without a card.
+        callbacks: who follows the training, besides TensorBoard where it is installed.
 
     Raises:
         InputError: a configuration or data that can't be trained on; the sentence says why.
@@ -109,16 +115,24 @@ class Trainer:
         base_folder: Path | str = ".",
         card: ModelCard | None = None,
         make_network: Callable[[], nn.Module] | None = None,
+        callbacks: Sequence[TrainingCallback] = (),
     ) -> None:
         if (config.network.name == "external") != (make_network is not None):
             raise InputError(
                 f'network.name is "{config.network.name}"; an external network, and no other, is made by the caller.'
+            )
+        held = config.regularization.name
+        if held != "none" and not config.network.base_model:
+            raise InputError(
+                f'regularization.name is "{held}", but there is no base model to hold to; set network.base_model, or '
+                'regularization.name = "none".'
             )
         self.config = config
         self.make_network = make_network
         self.folder = Path(folder)
         self._base_folder = Path(base_folder)
         self._card = card
+        self._callbacks = followers(callbacks)
         self._ranks = Ranks()
         # settings that a constructor checks are checked before the data are prepared
         make_criterion(config.loss)
@@ -163,9 +177,13 @@ class Trainer:
 
     def judge(self, network: nn.Module) -> Judgment:
         """How a network does on this training's frozen validation cases; the split must have been made by a run."""
-        cases = self.data.validation
-        network = network.to(self._device)
-        return summarize(judge(network, self.data.store, cases, self.preprocessing, self._device, self._autocast))
+        self._cancelled = getattr(self, "_cancelled", _never)
+        with process_group(self._device) as self._ranks:
+            return self._judged(network.to(self._device), self.data.validation)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Student and, where there is one, teacher as they would be saved now, e.g. for a callback at a step."""
+        return {name: self._settled(network) for name, network in self._learner.networks().items()}
 
     def training_cases(self) -> list[str]:
         """Ids of the cases that train."""
@@ -181,20 +199,25 @@ class Trainer:
     @cached_property
     def data(self) -> TrainingData:
         """Cases, split and slices; prepared when they are first asked for."""
-        settings = self.preprocessing
-        window = settings.window_width, settings.window_level
         watched = (self._progress, self._cancelled) if hasattr(self, "_progress") else ()
-        return TrainingData(self.config, self._base_folder, self.folder, window, self._ranks, *watched)
+        return TrainingData(self.config, self._base_folder, self.folder, self.preprocessing, self._ranks, *watched)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How slices reach the network: box and size are the configuration's, all else is the base model's."""
         data = self.config.data
         base = self._base_model().card.preprocessing if self.config.network.base_model else Preprocessing()
+        offsets = data.slice_offsets_mm or base.slice_offsets_mm
+        if self.config.network.base_model and not set(base.slice_offsets_mm) <= set(offsets):
+            raise InputError(
+                f"data.slice_offsets_mm is {list(offsets)}, but the base model sees slices at "
+                f"{list(base.slice_offsets_mm)} mm; name those, too, or leave it empty to train on as it is."
+            )
         return replace(
             base,
             lung_crop_margin=None if data.margin < 0 else data.margin,
             resize=(data.resize[0], data.resize[1]) if data.resize else None,
+            slice_offsets_mm=offsets,
         )
 
     def _base_model(self) -> LoadedModel:
@@ -208,8 +231,14 @@ class Trainer:
         if self.make_network is not None:
             return self.make_network()
         if settings.base_model:
-            return self._base_model().network.requires_grad_(True)
-        return create_network(settings.name, **settings.arguments)
+            base, offsets = self._base_model(), self.preprocessing.slice_offsets_mm
+            seen = base.card.preprocessing.slice_offsets_mm
+            network = base.network
+            if offsets != seen:
+                network = with_more_channels(network, len(offsets), [offsets.index(offset) for offset in seen])
+            return network.requires_grad_(True)
+        channels = {"in_channels": len(self.preprocessing.slice_offsets_mm)}
+        return create_network(settings.name, **channels | settings.arguments)
 
     def _begin(self, resume: bool) -> None:
         """Everything that a run needs, as new or as the last state has it."""
@@ -218,10 +247,12 @@ class Trainer:
         # pseudo-labeled images count behind all labeled ones
         behind = (config.run.batch_size + place for place in self._own_places[1])
         self._noise_places = [*self._own_places[0], *behind]
-        state = None
-        data = self.data
+        state, notes = None, list[str]()
+        # every process prepares its data here, whether there is a state or not
+        sha256 = self._content_sha256
         if resume:
-            state = load_state(self.folder, config, data.sha256, self._environment())
+            found = load_state(self.folder, config, sha256, self._environment())
+            state, notes = found or (None, [])
         if ranks.is_main and state is None:
             if has_state(self.folder):
                 raise InputError(
@@ -242,7 +273,12 @@ class Trainer:
             if state["best"] is not None:
                 best = state["best"]
                 self._best = _Best(best["step"], best["chosen"], summarize(best["selection"]))
-        self._log = TrainingLog(self.folder, self._step) if ranks.is_main else None
+        self._log = None
+        if ranks.is_main:
+            self._log = TrainingLog(self.folder, self._step, config.to_dict(), self._callbacks)
+            self._log.resumed(self._step, notes)
+            for note in notes:
+                _logger.warning("%s", note)
 
     def _environment(self) -> dict[str, Any]:
         return environment(self._device, self._autocast or self._dtype, self._ranks.count)
@@ -257,7 +293,15 @@ class Trainer:
             "audit": self._audit.state_dict(),
             "best": best and {"step": best.step, "chosen": best.chosen, "selection": best.selection.cases},
         }
-        save_state(self.folder, self.config, self.data.sha256, self._environment(), parts)
+        save_state(self.folder, self.config, self._content_sha256, self._environment(), parts)
+
+    @property
+    def _content_sha256(self) -> str:
+        """Of the data and of the base model's weights."""
+        if not self.config.network.base_model:
+            return self.data.sha256
+        both = self.data.sha256 + self._base_model().card.weights_sha256
+        return hashlib.sha256(both.encode()).hexdigest()
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -265,9 +309,9 @@ class Trainer:
         """All steps that are left; why they ended."""
         run = self.config.run
         stopped = "steps"
-        # one batch ahead, so that the network seldom waits for its data
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._draw, self._step) if self._step < run.steps else None
+        gpu = self._device.type == "cuda"
+        batches = ahead(self._draw, range(self._step, run.steps), run.workers or (min(8, usable_cores()) if gpu else 1))
+        with contextlib.closing(batches):
             while self._step < run.steps:
                 if self._waited(run.patience):
                     stopped = "no improvement"
@@ -278,12 +322,9 @@ class Trainer:
                         f"Stopped at step {self._step} of {run.steps}; the state is saved.", "Go on with --resume."
                     )
                 started = time.perf_counter()
-                assert coming is not None  # noqa: S101  # while there is a step, its batch is coming
-                batch, pseudo = coming.result()
+                batch, images, labels = next(batches)
                 waited = time.perf_counter() - started
-                if self._step + 1 < run.steps:
-                    coming = ahead.submit(self._draw, self._step + 1)
-                entry = self._one_step(batch, pseudo)
+                entry = self._one_step(batch, images, labels)
                 entry |= {"seconds": time.perf_counter() - started, "waiting_seconds": waited}
                 if self._log is not None:
                     self._log.step(entry)
@@ -306,16 +347,20 @@ class Trainer:
         best = self._best
         return best is not None and best.selection.counted > 0 and self._step - best.step >= patience
 
-    def _draw(self, step: int) -> tuple[Batch, Batch | None]:
+    def _draw(self, step: int) -> tuple[Batch, Tensor, Tensor]:
+        """The labeled part of a step's batch, and all of its images and labels, pinned where they go to a GPU."""
         own, pseudo = self._own_places
-        more = self.data.pseudo.batch(step, pseudo) if self.data.pseudo is not None else None
-        return self.data.source.batch(step, own), more
-
-    def _one_step(self, batch: Batch, pseudo: Batch | None) -> dict[str, float]:
+        batch = self.data.source.batch(step, own)
         images, labels = batch.images, batch.labels
-        if pseudo is not None:
-            images = np.concatenate([images, pseudo.images])
-            labels = np.concatenate([labels, pseudo.labels])
+        if self.data.pseudo is not None:
+            more = self.data.pseudo.batch(step, pseudo)
+            images, labels = np.concatenate([images, more.images]), np.concatenate([labels, more.labels])
+        tensors = torch.from_numpy(images), torch.from_numpy(labels)
+        if self._device.type == "cuda":
+            tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
+        return batch, *tensors
+
+    def _one_step(self, batch: Batch, images: Tensor, labels: Tensor) -> dict[str, float]:
         result = self._learner.run(self._step, images, labels, self._noise_places[: len(images)], batch.slices)
         self._watch_labels(batch, result)
         return result.entry
@@ -342,14 +387,15 @@ class Trainer:
 
     def _choose(self) -> None:
         """Keep student or teacher of this step if one is the best so far; where nobody chooses, the teacher."""
-        networks = {name: self._settled(network) for name, network in self._learner.networks().items()}
+        networks = self.networks()
         judgments = {}
         for number, (name, network) in enumerate(networks.items()):
             self._progress("choosing", number, len(networks))
-            judgments[name] = self._judged(network, self.data.selection)
+            worst = self._watcher()
+            judgments[name] = self._judged(network, self.data.selection, worst)
         self._progress("choosing", len(networks), len(networks))
-        if self.data.selection and self._log is not None:
-            self._log.selection(self._step, {name: judgment.to_dict() for name, judgment in judgments.items()})
+        if self.data.selection:
+            self._tell("selection", judgments, worst)
         # the later of equals: the teacher, which the paper's framework is about
         name = max(reversed(list(judgments)), key=lambda key: _order(judgments[key].dice))
         better = self._best is None or _order(judgments[name].dice) > _order(self._best.selection.dice)
@@ -374,7 +420,17 @@ class Trainer:
         source = self.data.clean_source()
         return [torch.from_numpy(source.batch(step).images) for step in range(-(-_CLEAN_CROPS // source.batch_size))]
 
-    def _judged(self, network: nn.Module, cases: Sequence[str]) -> Judgment:
+    def _watcher(self) -> WorstSlices | None:
+        """What collects the worst slices, where somebody looks at them."""
+        window = self.preprocessing.window_width, self.preprocessing.window_level
+        return WorstSlices(self.data.store, window) if self._callbacks else None
+
+    def _tell(self, stage: str, judgments: Mapping[str, Judgment], worst: WorstSlices | None) -> None:
+        images = worst.images(self._ranks) if worst is not None else {}
+        if self._log is not None:
+            self._log.judgment(self._step, stage, {name: j.to_dict() for name, j in judgments.items()}, images)
+
+    def _judged(self, network: nn.Module, cases: Sequence[str], worst: WorstSlices | None = None) -> Judgment:
         """On some cases, which the processes of a job share."""
         ranks = self._ranks
         own = judge(
@@ -385,6 +441,7 @@ class Trainer:
             self._device,
             self._autocast,
             self._cancelled,
+            worst.add if worst is not None else None,
         )
         found = dict(ranks.gather_objects(list(own.items())))
         return summarize({case: found[case] for case in cases})
@@ -435,8 +492,11 @@ class Trainer:
             network = self._network()
             network.load_state_dict(torch.load(model, map_location="cpu", weights_only=True))
         self._progress("validating", 0, 1)
-        validation = self._judged(network.to(self._device, self._dtype).eval(), self.data.validation)
+        worst = self._watcher()
+        validation = self._judged(network.to(self._device, self._dtype).eval(), self.data.validation, worst)
         self._progress("validating", 1, 1)
+        if self.data.validation:
+            self._tell("validation", {best.chosen: validation}, worst)
         if own:
             card = replace(loaded.card, metrics={**loaded.card.metrics, "validation": validation.to_dict()})
         self._ranks.barrier()
@@ -444,23 +504,24 @@ class Trainer:
             if card is not None:
                 rewrite_card(model, card)
             self._audit.write_csv(self.folder / "doubtful_labels.csv")
-            write_json(
-                self.folder / "result.json",
-                {
-                    "model": model.name,
-                    "steps": self._step,
-                    "best_step": best.step,
-                    "chosen": best.chosen,
-                    "stopped": stopped,
-                    "selection": best.selection.to_dict(),
-                    "validation": validation.to_dict(),
-                    "label_noise": self.data.noise,
-                    "environment": self._environment(),
-                    "doubtful_cases": self._audit.cases(),
-                },
-            )
-        if self._log is not None:
-            self._log.close()
+            log = read_log(self.folder)
+            result = {
+                "model": model.name,
+                "steps": self._step,
+                "best_step": best.step,
+                "chosen": best.chosen,
+                "stopped": stopped,
+                "selection": best.selection.to_dict(),
+                "validation": validation.to_dict(),
+                "label_noise": self.data.noise,
+                "environment": self._environment(),
+                "resumed": [entry for entry in log if entry["kind"] == "resumed"],
+                "overflows": sum(entry.get("overflows") or 0 for entry in log),
+                "doubtful_cases": self._audit.cases(),
+            }
+            write_json(self.folder / "result.json", result)
+            if self._log is not None:
+                self._log.end(result)
         self._ranks.barrier()
         return TrainingResult(
             model, card, self.folder, self._step, best.step, best.chosen, best.selection, validation, stopped

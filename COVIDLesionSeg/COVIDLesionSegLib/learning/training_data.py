@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..models.card import Preprocessing
 from .augmentation import AugmentationSettings
 from .config import DataSettings, TrainingConfig
 from .data import Split, TrainingCase, extend_split, load_split, make_split, read_cases, save_split
@@ -32,7 +33,7 @@ class TrainingData:
         config: of the run.
         base: what relative names count from.
         folder: of the run; holds the slice store where the configuration names no cache.
-        window: (width, level) in HU.
+        preprocessing: of the network; its window and slice offsets.
         ranks: of the job; the main process builds, the others open what it built.
         progress: called as progress("preparing cases", done, total).
         cancelled: asked between cases.
@@ -58,7 +59,7 @@ class TrainingData:
         config: TrainingConfig,
         base: Path,
         folder: Path,
-        window: tuple[float, float],
+        preprocessing: Preprocessing,
         ranks: Ranks,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -94,9 +95,9 @@ class TrainingData:
             labels |= _given_labels(self.store, self.train, base / data.training_labels)
         left_out = _read_excluded(base / data.excluded_slices) if data.excluded_slices else []
         excluded = _stored_slices(self.store, left_out)
-        drawn = (data, config.augmentation, window, run.seed)
+        drawn = (data, config.augmentation, preprocessing, run.seed)
         self.source = BatchSource(self.store, self.train, run.batch_size, *drawn, labels, excluded=excluded)
-        still, own = (data, AugmentationSettings.none(), window, run.seed), frozenset(excluded)
+        still, own = (data, AugmentationSettings.none(), preprocessing, run.seed), frozenset(excluded)
         self.clean_source = partial(
             BatchSource, self.store, self.train, run.batch_size, *still, labels, stream=2, excluded=own
         )

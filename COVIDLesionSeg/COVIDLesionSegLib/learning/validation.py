@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CancelledError
+from ..imaging import apply_window
 from ..inference.devices import exact_float32
-from ..inference.slices import SlicePreparation, channels_last, for_pictures, lesion_probability, slice_logits
+from ..inference.slices import (
+    PICTURE_WINDOW,
+    SlicePreparation,
+    channels_last,
+    for_pictures,
+    lesion_probability,
+    slice_logits,
+)
 from ..measurement import dice, hausdorff_distance_95, relative_volume_error
 from ..models import Preprocessing
 from .distributed import Ranks
@@ -54,7 +62,7 @@ def preparation_of(stored: StoredCase, preprocessing: Preprocessing, device: tor
     """How the stored slices of a case become a network's input: as the model's card says, but for what was done."""
     settings = for_pictures(preprocessing) if stored.kind == "picture" else preprocessing
     settings = replace(settings, resize=None) if stored.resized else settings
-    return SlicePreparation(settings, stored.shape[1:], device)
+    return SlicePreparation(settings, stored.shape[1:], device, stored.spacing[0])
 
 
 def predict_case(
@@ -88,7 +96,8 @@ def predict_case(
     for start in range(0, len(images), _BATCH):
         if cancelled is not None and cancelled():
             raise CancelledError("Stopped while validating.")
-        logits = slice_logits(network, preparation, images[start : start + _BATCH], autocast)
+        indices = range(start, min(start + _BATCH, len(images)))
+        logits = slice_logits(network, preparation, images, autocast, indices)
         probability = lesion_probability(logits, preprocessing.activation)
         box[start : start + _BATCH] = preparation.restore(probability)[:, 0].cpu().numpy()
     return out
@@ -154,6 +163,48 @@ def with_clean_statistics(network: nn.Module, batches: Iterable[Tensor]) -> nn.M
     return settled.eval()
 
 
+class WorstSlices:
+    """The slices on which a network does worst, as images to look at.
+
+    Args:
+        store: of the slices.
+        window: (width, level) in HU of cases that are volumes.
+        count: how many are kept.
+    """
+
+    def __init__(self, store: SliceStore, window: tuple[float, float], count: int = 8) -> None:
+        self._store, self._window, self._count = store, window, count
+        self._found: list[tuple[float, str, NDArray[np.uint8]]] = []
+
+    def add(self, case: str, probability: NDArray[np.float32]) -> None:
+        """Look at a case: probability (z, y, x) on the grid of its mask; slices with lesion in neither count not."""
+        stored = self._store.cases[case]
+        label, marked = self._store.label(case)[stored.box] != 0, probability[stored.box] > 0.5
+        size = label.sum((1, 2)) + marked.sum((1, 2))
+        shared = 2 * (label & marked).sum((1, 2)) / np.maximum(size, 1)
+        for index in sorted(np.flatnonzero(size).tolist(), key=lambda z: float(shared[z]))[: self._count]:
+            window = PICTURE_WINDOW if stored.kind == "picture" else self._window
+            gray = apply_window(self._store.image(case)[index], *window)
+            image = np.repeat(np.rint(255 * gray).astype(np.uint8)[..., None], 3, axis=2)
+            for mask, color in ((label[index], (0, 255, 0)), (marked[index], (255, 0, 255))):
+                image[_border(mask)] = color
+            self._found.append((float(shared[index]), f"{case} slice {index + stored.first_slice}", image))
+        self._found = self._worst(self._found)
+
+    def images(self, ranks: Ranks) -> dict[str, NDArray[np.uint8]]:
+        """Title -> RGB image (rows, columns, 3) of the worst slices of all processes of a job, the worst first."""
+        return {title: image for _, title, image in self._worst(ranks.gather_objects(self._found))}
+
+    def _worst(self, found: list[tuple[float, str, NDArray[np.uint8]]]) -> list[tuple[float, str, NDArray[np.uint8]]]:
+        return sorted(found, key=lambda item: item[:2])[: self._count]
+
+
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of a mask (y, x) that have a 4-neighbor outside of it."""
+    around = np.pad(mask, 1)
+    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
 def judge_case(probability: NDArray[np.float32], store: SliceStore, case: str) -> dict[str, float]:
     """The metrics of one case; lesion is where the probability is above 0.5."""
     prediction = probability > 0.5
@@ -182,8 +233,12 @@ def judge(
     device: torch.device,
     autocast: torch.dtype | None = None,
     cancelled: Callable[[], bool] | None = None,
+    seen: Callable[[str, NDArray[np.float32]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each case; the network is left in the mode it was in."""
+    """Metrics of each case; the network is left in the mode it was in.
+
+    ``seen`` is called with each case and its probability (z, y, x); all else is as for :func:`predict_case`.
+    """
     was_training = network.training
     network.eval()
     try:
@@ -191,6 +246,8 @@ def judge(
         for case in cases:
             probability = predict_case(network, store, case, preprocessing, device, autocast, cancelled)
             found[case] = judge_case(probability, store, case)
+            if seen is not None:
+                seen(case, probability)
         return found
     finally:
         network.train(was_training)

@@ -12,8 +12,9 @@ import math
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -21,6 +22,7 @@ from ..documents import MOST_JSON_BYTES, parse_json, parse_object
 from ..errors import ModelError, ReadError
 from ..files import atomic_path, regular_file
 from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
+from ..imports import is_import_path
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
@@ -49,6 +51,8 @@ class Preprocessing:
         activation: "softmax" (over the classes) or "sigmoid" (of the lesion's logit alone): how logits become the
             probability that is shown.
         pad_multiple: sides are padded by reflection to a multiple of this many voxels.
+        slice_offsets_mm: distances (mm) along the slices' axis, rising, at which the network sees slices as channels of
+            its input; 0, the slice itself, is one of them. (0,) is a network that sees each slice alone.
 
     Raises:
         ModelError: a value that is not allowed.
@@ -60,6 +64,7 @@ class Preprocessing:
     resize: tuple[int, int] | None = None
     activation: str = "softmax"
     pad_multiple: int = 16
+    slice_offsets_mm: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         _require(_is_number(self.window_width) and self.window_width > 0, "window_width", "a number above 0", self)
@@ -81,6 +86,10 @@ class Preprocessing:
             "a positive multiple of 16",
             self,
         )
+        offsets = self.slice_offsets_mm
+        good = isinstance(offsets, list | tuple) and are_slice_offsets(offsets)
+        _require(good, "slice_offsets_mm", "a rising list of distances in mm, one of which is 0", self)
+        object.__setattr__(self, "slice_offsets_mm", tuple(map(float, offsets)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class ModelCard:
     Attributes:
         id: short name for commands and file names: lower-case letters, digits, ".", "_" and "-".
         name: name for people.
-        network: "coplenet" or "caresunet".
+        network: "coplenet", "caresunet", or "package.module:Name" of a class that is needed to load the model.
         network_arguments: arguments of the network's constructor, as JSON values.
         version: version of the model, free text.
         preprocessing: how images are prepared; the predictor obeys it.
@@ -137,7 +146,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         good_id = isinstance(self.id, str) and _ID.fullmatch(self.id)
         _require(good_id, "id", 'lower-case letters, digits, ".", "_" and "-", beginning with a letter or digit', self)
-        _require(self.network in NETWORKS, "network", f"one of {', '.join(NETWORKS)}", self)
+        good_network = self.network in NETWORKS or (isinstance(self.network, str) and is_import_path(self.network))
+        _require(good_network, "network", f"one of {', '.join(NETWORKS)}, or an import path", self)
         for name in self._TEXTS:
             _require(isinstance(getattr(self, name), str), name, "text", self)
         for name in self._OBJECTS:
@@ -309,6 +319,11 @@ def _preprocessing(value: Any) -> Preprocessing:
 def _require(good: Any, name: str, needed: str, owner: Any) -> None:
     if not good:
         raise ModelError(f"The model card's {name} is {getattr(owner, name)!r}; it must be {needed}.")
+
+
+def are_slice_offsets(values: Sequence[Any]) -> bool:
+    """Whether values are distances (mm) at which a network can see slices: rising, and 0 is one of them."""
+    return all(map(_is_number, values)) and 0 in values and all(a < b for a, b in pairwise(values))
 
 
 def _is_integer(value: Any) -> bool:

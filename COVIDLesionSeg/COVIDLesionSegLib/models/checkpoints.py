@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from ..errors import DeviceError, InputError, ModelError
 from ..files import atomic_path
+from ..imports import is_import_path
 from ..networks import SliceNetwork, create_network
+from ..networks.imported import require_allowed
 from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, read_header, require_model_size
 from .catalog import id_from_name
 from .foreign_keys import Naming, infer_arguments, recognize
@@ -71,7 +73,8 @@ def load_checkpoint(path: Path | str, network: str | None = None, device: torch.
 
     Args:
         path: the file.
-        network: "coplenet" or "caresunet" to insist on a family; None takes what the file holds.
+        network: "coplenet" or "caresunet" to insist on a family; None takes what the file holds. The import path of a
+            network of another package loads a file whose card names it; its code runs.
         device: where the network goes.
 
     Raises:
@@ -80,16 +83,19 @@ def load_checkpoint(path: Path | str, network: str | None = None, device: torch.
         DeviceError: the device is unknown or not there.
     """
     path = Path(path)
-    if network is not None and network not in NETWORKS:
+    if network is not None and network not in NETWORKS and not is_import_path(network):
         raise InputError(f"There is no network {network!r}; there are {', '.join(NETWORKS)}.")
     tensors, card = _read(path)
+    if card is not None and is_import_path(card.network):
+        return _load_imported(path, tensors, card, network, device)
     naming = recognize(tensors)
     if naming is None:
         raise ModelError(
             f"{path.name} holds weights of neither COPLE-Net nor CARes-UNet (its first tensor is {min(tensors)})."
         )
     if network is not None and naming.family != network:
-        raise ModelError(f"{path.name} holds a {_TITLES[naming.family]}; {_TITLES[network]} is needed here.")
+        needed = _TITLES.get(network, network)
+        raise ModelError(f"{path.name} holds a {_TITLES[naming.family]}; {needed} is needed here.")
     if card is not None and card.network != naming.family:
         raise ModelError(
             f"{path.name} holds the tensors of {_TITLES[naming.family]}, but its card says {_TITLES[card.network]}."
@@ -115,6 +121,27 @@ def load_checkpoint(path: Path | str, network: str | None = None, device: torch.
         ) from error
     if card is None:
         card = _card_for(path, naming, built)
+    return _on_device(built, card, device)
+
+
+def _load_imported(
+    path: Path, tensors: dict[str, Tensor], card: ModelCard, network: str | None, device: torch.device | str
+) -> LoadedModel:
+    """A model whose network is of another package, which the user has named: nothing else may be imported."""
+    if network is not None and network != card.network:
+        raise ModelError(f"{path.name} holds a network {card.network}; {_TITLES.get(network, network)} is needed here.")
+    try:
+        if network is None:
+            require_allowed(card.network, path.name)
+        built = create_network(card.network, **card.network_arguments)
+        _require_fit(built.state_dict(), tensors, [])
+    except InputError as error:
+        raise ModelError(str(error)) from error
+    built.load_state_dict(tensors, strict=False)
+    return _on_device(built, card, device)
+
+
+def _on_device(built: SliceNetwork, card: ModelCard, device: torch.device | str) -> LoadedModel:
     try:
         return LoadedModel(built.to(device).eval(), card)
     except (RuntimeError, AssertionError) as error:
@@ -158,10 +185,14 @@ def save_model(network: SliceNetwork, card: ModelCard, path: Path | str, dtype: 
                 "Save it as float32 or bfloat16.",
             )
         tensors[name] = stored.contiguous()
+    notes = card.notes
+    if is_import_path(network.family) and network.family not in notes:
+        notes = f"{notes} The Python class {network.family} is needed to load it.".strip()
     card = replace(
         card,
         network=network.family,
         network_arguments=network.arguments,
+        notes=notes,
         weights_sha256=weights_sha256(tensors),
     )
     text = json.dumps(card.to_json(), ensure_ascii=False, allow_nan=False)

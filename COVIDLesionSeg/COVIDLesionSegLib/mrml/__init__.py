@@ -4,9 +4,10 @@ The only room that imports ``slicer`` and ``vtk`` besides the panel. Nodes are m
 node that is given is filled again, so that repeated runs leave no nodes behind.
 """
 
-from .answers import answerMask, hasAnswer, keepAnswer, removeLostAnswers, restoreAnswer
-from .contents import LESION_VIEWS, LesionView
-from .lungs import lungsFromSegmentation, showFoundLungs
+from .charts import showHistogram, showTrainingCurves, showZones
+from .clicks import PointPlacement, WheelListener, voxelAt
+from .levels import drawnSensitivity, keepLevels, levelsOf, redrawAt, unedited
+from .lungs import lungsFromSegmentation, lungsInside, showFoundLungs
 from .maps import showErrors, showProbability, showUncertainty
 from .nodes import (
     attachRecord,
@@ -15,21 +16,24 @@ from .nodes import (
     dicomFilesOf,
     nameCase,
     patientOf,
-    placeUnderStudy,
     recordOf,
     removeNode,
     requireNode,
-    studyOf,
     voxelStamp,
 )
-from .parameters import ModuleParameters, NodeReference, Parameter, ParameterSet, moduleParameters
-from .plots import showHistogram, showLossCurves, showTrainingCurves, showZones
+from .parameters import OF_A_CT, ModuleParameters, moduleParameters
+from .predictions import hasPrediction, keepPrediction, predictionMask, removeLostPredictions, resetToPrediction
 from .segmentations import (
     EDITED,
+    LESION_VIEWS,
     UndoStates,
+    addLesion,
+    changeSegment,
     createSegmentation,
     hideOthers,
+    isIn3D,
     lesionMask,
+    loadTerminology,
     requireLabelmaps,
     resultsOn,
     segmentMask,
@@ -38,50 +42,57 @@ from .segmentations import (
     showIn3D,
     showLesions,
     showLungs,
+    takeSurfaces,
+    viewOf,
     volumeOf,
     writeSegment,
 )
 from .tables import showChanges, showComparison, showLesionList, showRegions
-from .terminology import loadTerminology
-from .views import insideROI, jumpTo, showChart, showInViews, showMapInViews, shownSlice
-from .volumes import gridOfNode, labelsFromNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
+from .views import insideROI, jumpTo, loadedVolume, showChart, showInViews, showMapInViews, shownSlice
+from .volumes import gridOfNode, nodeFromVolume, valuesInside, volumeFromNode, volumeProblem
 
 __all__ = [
     "EDITED",
     "LESION_VIEWS",
-    "LesionView",
+    "OF_A_CT",
     "ModuleParameters",
-    "NodeReference",
-    "Parameter",
-    "ParameterSet",
+    "PointPlacement",
     "UndoStates",
-    "answerMask",
+    "WheelListener",
+    "addLesion",
     "attachRecord",
     "caseName",
+    "changeSegment",
     "changeStamp",
     "createSegmentation",
     "dicomFilesOf",
+    "drawnSensitivity",
     "gridOfNode",
-    "hasAnswer",
+    "hasPrediction",
     "hideOthers",
     "insideROI",
+    "isIn3D",
     "jumpTo",
-    "keepAnswer",
-    "labelsFromNode",
+    "keepLevels",
+    "keepPrediction",
     "lesionMask",
+    "levelsOf",
     "loadTerminology",
+    "loadedVolume",
     "lungsFromSegmentation",
+    "lungsInside",
     "moduleParameters",
     "nameCase",
     "nodeFromVolume",
     "patientOf",
-    "placeUnderStudy",
+    "predictionMask",
     "recordOf",
-    "removeLostAnswers",
+    "redrawAt",
+    "removeLostPredictions",
     "removeNode",
     "requireLabelmaps",
     "requireNode",
-    "restoreAnswer",
+    "resetToPrediction",
     "resultsOn",
     "segmentMask",
     "segmentsMask",
@@ -96,7 +107,6 @@ __all__ = [
     "showInViews",
     "showLesionList",
     "showLesions",
-    "showLossCurves",
     "showLungs",
     "showMapInViews",
     "showProbability",
@@ -105,11 +115,14 @@ __all__ = [
     "showUncertainty",
     "showZones",
     "shownSlice",
-    "studyOf",
+    "takeSurfaces",
+    "unedited",
     "valuesInside",
+    "viewOf",
     "volumeFromNode",
     "volumeOf",
     "volumeProblem",
+    "voxelAt",
     "voxelStamp",
     "writeSegment",
 ]

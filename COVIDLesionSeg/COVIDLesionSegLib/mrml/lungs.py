@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LungsNotFoundError
+from ..imaging.masks import Box
 from .nodes import requireNode
-from .segmentations import SEGMENTATION, createSegmentation, segmentMask, showLungs, volumeOf
+from .segmentations import SEGMENTATION, createSegmentation, segmentMask, segmentsMask, showLungs, volumeOf
 from .volumes import gridOfNode
 
 _RIGHT, _LEFT = 1, 2
@@ -39,13 +40,7 @@ def lungsFromSegmentation(segmentationNode: Any, volumeNode: Any) -> NDArray[np.
         InputError: a node that is not what it should be.
         LungsNotFoundError: nothing is marked.
     """
-    requireNode(segmentationNode, SEGMENTATION, "lung segmentation")
-    segmentation = segmentationNode.GetSegmentation()
-    names = {identity: segmentation.GetSegment(identity).GetName() for identity in segmentation.GetSegmentIDs()}
-    named = {identity: name for identity, name in names.items() if _LUNG.search(name)}
-    sided = {
-        identity: side for identity, name in named.items() for pattern, side in _SIDES if pattern.search(name)
-    } or dict.fromkeys(named or names, _RIGHT)
+    sided = _lung_segments(segmentationNode)
     lungs = np.zeros(gridOfNode(volumeNode).shape, np.uint8)
     for identity, side in sided.items():
         lungs[segmentMask(segmentationNode, identity, volumeNode)] = side
@@ -54,6 +49,21 @@ def lungsFromSegmentation(segmentationNode: Any, volumeNode: Any) -> NDArray[np.
             "The chosen lung segmentation marks no lung on this CT.", "Choose another one, or let the lungs be found."
         )
     return lungs
+
+
+def lungsInside(segmentationNode: Any, volumeNode: Any, box: Box) -> NDArray[np.bool_]:
+    """Both lungs of a segmentation in a box (z, y, x) of the CT, bool; see :func:`lungsFromSegmentation`."""
+    return segmentsMask(segmentationNode, _lung_segments(segmentationNode), volumeNode, box)
+
+
+def _lung_segments(segmentationNode: Any) -> dict[str, int]:
+    """Segment ID -> side of the segments that count as lungs."""
+    requireNode(segmentationNode, SEGMENTATION, "lung segmentation")
+    segmentation = segmentationNode.GetSegmentation()
+    names = {identity: segmentation.GetSegment(identity).GetName() for identity in segmentation.GetSegmentIDs()}
+    named = {identity: name for identity, name in names.items() if _LUNG.search(name)}
+    sides = {identity: side for identity, name in named.items() for pattern, side in _SIDES if pattern.search(name)}
+    return sides or dict.fromkeys(named or names, _RIGHT)
 
 
 def showFoundLungs(volumeNode: Any, lungs: NDArray[Any], segmentationNode: Any = None) -> Any:

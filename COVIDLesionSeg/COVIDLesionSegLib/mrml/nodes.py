@@ -45,13 +45,22 @@ def requireNode(node: Any, classNames: str | Iterable[str], what: str) -> Any:
     return node
 
 
-def addNode(className: str, name: str) -> Any:
+def addNode(className: str, name: str, hidden: bool = False) -> Any:
     """A new node in the scene under a name that no other node has.
 
     Callers give names of their own; a CT's name may be the patient's and is never part of them.
+
+    Args:
+        className: MRML class.
+        name: of the node.
+        hidden: leave it out of selectors and of the data tree, which look once, when it is added.
     """
     scene = slicer.mrmlScene
-    return scene.AddNewNodeByClass(className, scene.GenerateUniqueName(name))
+    node = scene.CreateNodeByClass(className)
+    node.UnRegister(None)
+    node.SetName(scene.GenerateUniqueName(name))
+    node.SetHideFromEditors(hidden)
+    return scene.AddNode(node)
 
 
 def removeNode(node: Any) -> None:
@@ -148,13 +157,6 @@ def placeUnderStudy(node: Any, volumeNode: Any) -> None:
     if parent == hierarchy.GetInvalidItemID():
         parent = hierarchy.GetSceneItemID()
     hierarchy.SetItemParent(_item_of(hierarchy, node), parent)
-
-
-def studyOf(node: Any) -> int:
-    """Subject hierarchy item of a node's study; 0 where it is under none."""
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
-    level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelStudy()
-    return int(hierarchy.GetItemAncestorAtLevel(_item_of(hierarchy, node), level))
 
 
 def _item_of(hierarchy: Any, node: Any) -> int:

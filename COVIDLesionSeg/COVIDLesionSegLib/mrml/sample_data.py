@@ -10,11 +10,11 @@ from typing import Any
 import slicer
 
 from ..errors import COVIDLesionSegError, OutputError
-from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 from ..phantom.samples import Sample, sample_category, samples
 from ..phantom.samples import sample as sample_named
 from ..worker import BlockingLoop, Process, WorkerSettings
 from ..worker.process import child_environment, own_python
+from .volumes import use_lung_window
 
 _log = logging.getLogger("COVIDLesionSeg")
 _COMMAND = Path(__file__).resolve().parent.parent / "__main__.py"
@@ -154,9 +154,7 @@ def _loaded(sample: Sample, folder: Path) -> list[Any]:
             node.SetAndObserveStorageNodeID(None)
             slicer.mrmlScene.RemoveNode(storage)
     volumeNode, *references = nodes
-    display = volumeNode.GetDisplayNode()
-    display.SetAutoWindowLevel(False)
-    display.SetWindowLevel(LUNG_WINDOW_WIDTH, LUNG_WINDOW_LEVEL)
+    use_lung_window(volumeNode)
     for node in references:
         node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         # what was put in is for comparison; seeing it first would spoil the finding

@@ -1,4 +1,4 @@
-"""Masks to segments of a vtkMRMLSegmentationNode and back.
+"""Masks to segments of a vtkMRMLSegmentationNode and back: lesions as one, by attenuation, or one by one; the lungs.
 
 Segments that this extension made carry a tag with their role; a new result replaces those of the same role and leaves
 all others, whoever made them, as they are.
@@ -6,9 +6,11 @@ all others, whoever made them, as they are.
 
 from __future__ import annotations
 
+import colorsys
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import slicer
@@ -16,11 +18,12 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from ..errors import InputError
-from ..imaging import Geometry, Volume
-from ..imaging.masks import bounding_box
-from . import contents
-from .contents import LesionView, SegmentContent
+from ..errors import GridMismatchError, InputError
+from ..imaging import Geometry, SegmentStyle, Volume, segment_style
+from ..imaging.masks import Box, bounding_box
+from ..measurement.catalog import consolidation_limit
+from ..measurement.lesions import find_components
+from ..resources import resource
 from .nodes import (
     addNode,
     array_of_matrix,
@@ -41,13 +44,44 @@ EDITED = (
     slicer.vtkSegmentation.SegmentRemoved,
     slicer.vtkSegmentation.SegmentModified,
 )
+LesionView = Literal["lesion", "attenuation", "separate"]
+LESION_VIEWS: tuple[LesionView, ...] = ("lesion", "attenuation", "separate")
+# More segments than this can't be told apart, and every one costs the scene a node's worth of work.
+_MOST_SEPARATE_LESIONS = 30
+_ATTENUATION: dict[str, tuple[str, Callable[[NDArray[Any], float], NDArray[Any]]]] = {
+    "ground_glass_opacity": ("below {limit} HU", np.less),
+    "consolidation": ("from {limit} HU", np.greater_equal),
+}
+TERMINOLOGY_FILE = "Terminologies/COVIDLesionSeg.term.json"
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _LABELMAP = "Binary labelmap"
+_SURFACE = "Closed surface"
 # Surface nets, smoothed: as good to look at as Slicer's default, of half the triangles, in two thirds of the time.
 _SURFACES = {"Conversion method": "1", "SurfaceNets smoothing": "0", "Smoothing factor": "0.5"}
 _ROUGH_SURFACES = {"Conversion method": "0", "Smoothing factor": "0"}
 # How far a segment's voxels may lie from the CT's, in voxels, to be taken as they are instead of resampled.
 _SAME_LATTICE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """One segment to be.
+
+    Attributes:
+        id: segment ID that it wants.
+        role: "lesion" or "lungs": segments of a role are replaced together.
+        name: what users read.
+        style: color and codes.
+        box: where in the CT's array (z, y, x) the mask lies.
+        mask: bool (z, y, x), the size of the box.
+    """
+
+    id: str
+    role: str
+    name: str
+    style: SegmentStyle
+    box: Box
+    mask: NDArray[np.bool_]
 
 
 class UndoStates(Protocol):
@@ -126,7 +160,7 @@ def showLesions(
     _require_mask(mask, volumeNode, "lesion mask")
     if view != "lesion" and volume is None:
         volume = volumeFromNode(volumeNode, check=False)
-    made = contents.lesion_contents(mask, view, volume, consolidationFrom)
+    made = _lesion_contents(mask, view, volume, consolidationFrom)
     return _show(made, volumeNode, segmentationNode, undo)
 
 
@@ -142,7 +176,7 @@ def showLungs(
         undo: saves the state before segments are replaced.
     """
     _require_mask(lungs, volumeNode, "lung mask")
-    return _show(contents.lung_contents(lungs), volumeNode, segmentationNode, undo)
+    return _show(_lung_contents(lungs), volumeNode, segmentationNode, undo)
 
 
 def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArray[np.bool_]:
@@ -164,10 +198,14 @@ def segmentMask(segmentationNode: Any, segmentId: str, volumeNode: Any) -> NDArr
     return segmentsMask(segmentationNode, [segmentId], volumeNode)
 
 
-def segmentsMask(segmentationNode: Any, segmentIds: Iterable[str], volumeNode: Any) -> NDArray[np.bool_]:
-    """Several segments together on the CT's grid, like :func:`segmentMask`."""
+def segmentsMask(
+    segmentationNode: Any, segmentIds: Iterable[str], volumeNode: Any, box: Box | None = None
+) -> NDArray[np.bool_]:
+    """Several segments together on the CT's grid, or in a box (z, y, x) of it, like :func:`segmentMask`."""
     requireNode(segmentationNode, SEGMENTATION, "segmentation")
     geometry = gridOfNode(volumeNode)
+    if box is not None:
+        geometry = geometry.cropped(box)
     if not segmentationNode.GetSegmentation().ContainsRepresentation(_LABELMAP):
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         segmentationNode.CreateBinaryLabelmapRepresentation()
@@ -186,15 +224,21 @@ def _add(mask: NDArray[np.bool_], segmentationNode: Any, segmentId: str, geometr
     stored = vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(stored)
     world = world_from_parent(segmentationNode, "segmentation") @ array_of_matrix(stored)
-    between = np.linalg.inv(geometry.ijk_to_ras) @ world
     extent = np.reshape(labelmap.GetExtent(), (3, 2))
-    shift = np.rint(between[:3, 3]).astype(int)
-    corners = np.array(list(itertools.product(*extent))).T
-    moved = between[:3, :3] @ corners + between[:3, 3:]
-    if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE:
+    shift = _shift(extent, world, geometry)
+    if shift is None:
         mask |= _resampled(labelmap, world, geometry)
     else:
         _paste(mask, vtk_to_numpy(labelmap.GetPointData().GetScalars()), extent, shift)
+
+
+def _shift(extent: NDArray[Any], world: NDArray[np.float64], geometry: Geometry) -> NDArray[Any] | None:
+    """By how many voxels (x, y, z) a labelmap's indices differ from a grid's; None where its voxels are others."""
+    between = np.linalg.inv(geometry.ijk_to_ras) @ world
+    shift = np.rint(between[:3, 3]).astype(int)
+    corners = np.array(list(itertools.product(*extent))).T
+    moved = between[:3, :3] @ corners + between[:3, 3:]
+    return None if np.abs(moved - (corners + shift[:, None])).max() > _SAME_LATTICE else shift
 
 
 def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
@@ -205,6 +249,14 @@ def segmentsWithRole(segmentationNode: Any, role: str = "lesion") -> list[str]:
         for index in range(segmentation.GetNumberOfSegments())
         if _role_of(segmentation.GetNthSegment(index)) == role
     ]
+
+
+def viewOf(segmentationNode: Any) -> LesionView:
+    """The view in which the lesion segments of this extension show lesions."""
+    known = set(segmentsWithRole(segmentationNode))
+    if known >= set(_ATTENUATION):
+        return "attenuation"
+    return "separate" if "lesion_1" in known else "lesion"
 
 
 def volumeOf(segmentationNode: Any) -> Any:
@@ -274,6 +326,97 @@ def writeSegment(segmentationNode: Any, segmentId: str, mask: NDArray[np.bool_],
     _write(segmentationNode, segmentId, mask[box], box, local_grid(volumeNode))
 
 
+def changeSegment(
+    segmentationNode: Any, segmentId: str, box: Box, mask: NDArray[np.bool_], volumeNode: Any, *, add: bool
+) -> None:
+    """Add voxels to a segment, or take them away; only the box is touched, so that it is quick on a large CT.
+
+    Args:
+        segmentationNode: the segmentation.
+        segmentId: which segment; all others stay.
+        box: where in the CT, (z, y, x).
+        mask: bool (z, y, x), the size of the box.
+        volumeNode: the CT.
+        add: False takes the voxels away.
+
+    Raises:
+        InputError: a node that is not what it should be, no such segment, surfaces, or not under the CT's transform.
+        GridMismatchError: the mask has another size than the box.
+    """
+    requireLabelmaps(segmentationNode)
+    _require_segment(segmentationNode, segmentId)
+    _require_same_transform(segmentationNode, volumeNode)
+    grid = local_grid(volumeNode)
+    sides = tuple(side.stop - side.start for side in box)
+    if mask.shape != sides:
+        raise GridMismatchError(f"The mask has the shape {mask.shape} and its box {sides} (z, y, x).")
+    labelmap = slicer.vtkOrientedImageData()
+    has = segmentationNode.GetBinaryLabelmapRepresentation(segmentId, labelmap) and not labelmap.IsEmpty()
+    if not mask.any() or not (add or has):
+        return
+    segmentation = segmentationNode.GetSegmentation()
+    # segments of a file lie in one labelmap, where each would take the other's voxels
+    sharing: list[str] = []
+    segmentation.GetSegmentIDsSharingBinaryLabelmapRepresentation(segmentId, sharing, False)
+    if sharing:
+        segmentation.SeparateSegmentLabelmap(segmentId)
+    shift, matrix = np.zeros(3, int), matrix_of_array(grid.ijk_to_ras)
+    if has:
+        stored = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(stored)
+        found = _shift(np.reshape(labelmap.GetExtent(), (3, 2)), array_of_matrix(stored), grid)
+        if found is None:
+            # of another grid than the CT's: the whole segment is put on the CT's
+            whole = segmentMask(segmentationNode, segmentId, volumeNode)
+            whole[box] = whole[box] | mask if add else whole[box] & ~mask
+            writeSegment(segmentationNode, segmentId, whole, volumeNode)
+            return
+        shift, matrix = found, stored
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    label = segmentation.GetSegment(segmentId).GetLabelValue()
+    change, extent = _labelmap((mask if add else ~mask) * np.uint8(label), box, matrix, shift)
+    mode = logic.MODE_MERGE_MAX if add else logic.MODE_MERGE_MIN
+    if not logic.SetBinaryLabelmapToSegment(change, segmentationNode, segmentId, mode, extent):
+        raise InputError(f"Slicer could not write the segment {segmentId!r}; its log says why.")
+
+
+def addLesion(
+    segmentationNode: Any,
+    segmentId: str,
+    box: Box,
+    mask: NDArray[np.bool_],
+    volumeNode: Any,
+    consolidationFrom: float | None = None,
+) -> None:
+    """Add lesion to a segment, or by HU to ground-glass opacity and consolidation where these are told apart.
+
+    Args:
+        segmentationNode: with lesion segments of this extension.
+        segmentId: which of them.
+        box: where in the CT, (z, y, x).
+        mask: bool (z, y, x), the size of the box.
+        volumeNode: the CT.
+        consolidationFrom: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Raises:
+        InputError, GridMismatchError: as :func:`changeSegment`.
+    """
+    parts = {segmentId: mask}
+    if viewOf(segmentationNode) == "attenuation":
+        hu = slicer.util.arrayFromVolume(volumeNode)[box]
+        parts = _split_by_attenuation(mask, hu, consolidationFrom)
+    for identity, part in parts.items():
+        changeSegment(segmentationNode, identity, box, part, volumeNode, add=True)
+
+
+def takeSurfaces(segmentationNode: Any) -> bool:
+    """Take the closed surfaces away, which would be made anew with each change; returns whether there were any."""
+    if not segmentationNode.GetSegmentation().ContainsRepresentation(_SURFACE):
+        return False
+    segmentationNode.RemoveClosedSurfaceRepresentation()
+    return True
+
+
 def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -> None:
     """Make and show the closed surfaces of a segmentation, or remove them.
 
@@ -297,7 +440,154 @@ def showIn3D(segmentationNode: Any, visible: bool = True, smooth: bool = True) -
     segmentationNode.GetDisplayNode().SetVisibility3D(True)
 
 
-def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
+def isIn3D(segmentationNode: Any) -> bool:
+    """Whether a segmentation of label maps has surfaces beside them."""
+    segmentation = segmentationNode.GetSegmentation()
+    return bool(
+        segmentation.ContainsRepresentation("Closed surface")
+        and segmentation.GetSourceRepresentationName() != "Closed surface"
+    )
+
+
+def loadTerminology() -> str:
+    """Make the terminology known to Slicer, so that its segment editor offers and understands our codes.
+
+    Returns:
+        The name under which Slicer lists it.
+
+    Raises:
+        InputError: the file is missing or Slicer did not take it.
+    """
+    logic = slicer.modules.terminologies.logic()
+    name = logic.LoadTerminologyFromFile(str(resource(TERMINOLOGY_FILE)))
+    if not name:
+        raise InputError(f"{TERMINOLOGY_FILE} could not be loaded; install the extension again.")
+    return str(name)
+
+
+def _lesion_contents(
+    mask: NDArray[np.bool_],
+    view: LesionView,
+    volume: Volume | None = None,
+    consolidation_from: float | None = None,
+) -> list[_Content]:
+    """Lesions as segments.
+
+    Args:
+        mask: bool (z, y, x).
+        view: "lesion": one segment; "attenuation": ground-glass opacity and consolidation, told apart by HU inside the
+            lesion; "separate": one segment for each of the largest 26-connected lesions, largest first, and one for
+            the rest.
+        volume: the CT, needed for "attenuation", and for the volumes in the names of "separate".
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+
+    Raises:
+        InputError: a view that is not known, or no CT where one is needed.
+    """
+    if view not in LESION_VIEWS:
+        raise InputError(f"There is no view {view!r} of lesions; choose one of {', '.join(LESION_VIEWS)}.")
+    if view == "lesion":
+        style = segment_style("lesion")
+        return [_content("lesion", "lesion", style.name, style, mask)]
+    if volume is None:
+        raise InputError(f'The CT is needed to show lesions as "{view}".')
+    volume.geometry.require_shape(mask, "lesion mask")
+    if view == "separate":
+        return _separate(mask, volume.geometry.voxel_ml)
+    return _by_attenuation(mask, volume, consolidation_from)
+
+
+def _split_by_attenuation(
+    mask: NDArray[np.bool_], hu: NDArray[Any], consolidation_from: float | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Lesion as ground-glass opacity and consolidation: segment ID -> mask.
+
+    Args:
+        mask: bool (z, y, x).
+        hu: of the same shape.
+        consolidation_from: HU from which lesion counts as consolidation; None takes the catalog's.
+    """
+    limit = consolidation_limit(consolidation_from)
+    return {identity: mask & belongs(hu, limit) for identity, (_words, belongs) in _ATTENUATION.items()}
+
+
+def _lung_contents(lungs: NDArray[Any]) -> list[_Content]:
+    """Lungs as segments.
+
+    Args:
+        lungs: (z, y, x), 1 right lung, 2 left lung. Without a 2, as in a bool mask, the sides are not known, and there
+            is one segment of both.
+    """
+    if not (lungs == 2).any():
+        return [_content("lungs", "lungs", "lungs", segment_style("lungs"), lungs != 0)]
+    sides = [(segment_style("right_lung"), 1), (segment_style("left_lung"), 2)]
+    return [_content(style.id, "lungs", style.name, style, lungs == label) for style, label in sides]
+
+
+def _content(
+    identity: str, role: str, name: str, style: SegmentStyle, mask: NDArray[np.bool_], within: Box | None = None
+) -> _Content:
+    box = bounding_box(mask, least=1)
+    placed = box if within is None else _shifted(box, within)
+    return _Content(identity, role, name, style, placed, np.ascontiguousarray(mask[box]))
+
+
+def _shifted(box: Box, within: Box) -> Box:
+    z, y, x = (slice(b.start + w.start, b.stop + w.start) for b, w in zip(box, within, strict=True))
+    return z, y, x
+
+
+def _by_attenuation(mask: NDArray[np.bool_], volume: Volume, limit: float | None) -> list[_Content]:
+    limit = consolidation_limit(limit)
+    box = bounding_box(mask, least=1)
+    inside, hu = mask[box], volume.array[box]
+    contents = []
+    for identity, part in _split_by_attenuation(inside, hu, limit).items():
+        style = segment_style(identity)
+        words = _ATTENUATION[identity][0].format(limit=f"{limit:g}")
+        contents.append(_content(identity, "lesion", f"{style.name} ({words})", style, part, box))
+    return contents
+
+
+def _separate(mask: NDArray[np.bool_], voxel_ml: float) -> list[_Content]:
+    style = segment_style("lesion")
+    box = bounding_box(mask, least=1)
+    inside = np.ascontiguousarray(mask[box])
+    found = find_components(inside)
+    if not found.count:
+        return [_content("lesion_1", "lesion", "lesion 1 (none found)", style, mask)]
+    labels = found.image(inside)
+    bounds = found.boxes()
+    contents = []
+    for index in range(min(found.count, _MOST_SEPARATE_LESIONS)):
+        part = bounds[index]
+        name = f"lesion {index + 1} ({_ml(found.sizes[index], voxel_ml)})"
+        content = _Content(
+            f"lesion_{index + 1}", "lesion", name, _shaded(style, index), _shifted(part, box), labels[part] == index + 1
+        )
+        contents.append(content)
+    if found.count > _MOST_SEPARATE_LESIONS:
+        rest = found.count - _MOST_SEPARATE_LESIONS
+        name = f"{rest} smaller lesions ({_ml(found.sizes[_MOST_SEPARATE_LESIONS:].sum(), voxel_ml)})"
+        smaller = labels > _MOST_SEPARATE_LESIONS
+        contents.append(_content("lesions_smaller", "lesion", name, style, smaller, box))
+    return contents
+
+
+def _shaded(style: SegmentStyle, index: int) -> SegmentStyle:
+    """The style with a hue of its own, a golden ratio from the one before; the first keeps its color."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*style.color)
+    color = colorsys.hsv_to_rgb((hue + 0.618034 * index) % 1.0, saturation, value)
+    return SegmentStyle(
+        style.id, style.name, color, style.category, style.type, style.modifier, style.region, style.context
+    )
+
+
+def _ml(voxels: int, voxel_ml: float) -> str:
+    return f"{voxels * voxel_ml:.3g} mL"
+
+
+def _show(made: Sequence[_Content], volumeNode: Any, segmentationNode: Any, undo: UndoStates | None) -> Any:
     if segmentationNode is None:
         segmentationNode = createSegmentation(volumeNode)
     else:
@@ -308,7 +598,7 @@ def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any
     if earlier and undo is not None:
         undo.saveStateForUndo()
     # surfaces once at the end instead of after each segment
-    surfaces = segmentation.ContainsRepresentation("Closed surface")
+    surfaces = segmentation.ContainsRepresentation(_SURFACE)
     if surfaces:
         segmentationNode.RemoveClosedSurfaceRepresentation()
     grid = local_grid(volumeNode)
@@ -328,7 +618,7 @@ def _show(made: Sequence[SegmentContent], volumeNode: Any, segmentationNode: Any
     return segmentationNode
 
 
-def _add_segment(segmentation: Any, content: SegmentContent) -> str:
+def _add_segment(segmentation: Any, content: _Content) -> str:
     # a segment of the user's may have this ID
     identity = segmentation.GenerateUniqueSegmentID(content.id)
     segmentation.AddEmptySegment(identity, content.name, content.style.color)
@@ -339,16 +629,23 @@ def _add_segment(segmentation: Any, content: SegmentContent) -> str:
     return str(identity)
 
 
-def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: contents.Box, grid: Geometry) -> None:
-    labelmap = slicer.vtkOrientedImageData()
-    z, y, x = box
-    labelmap.SetExtent(x.start, x.stop - 1, y.start, y.stop - 1, z.start, z.stop - 1)
-    labelmap.SetGeometryFromImageToWorldMatrix(matrix_of_array(grid.ijk_to_ras))
-    scalars = numpy_to_vtk(np.ascontiguousarray(mask).view(np.uint8).ravel(), deep=True)
-    labelmap.GetPointData().SetScalars(scalars)
+def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: Box, grid: Geometry) -> None:
+    labelmap, _extent = _labelmap(mask, box, matrix_of_array(grid.ijk_to_ras))
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if not logic.SetBinaryLabelmapToSegment(labelmap, node, identity, logic.MODE_REPLACE):
         raise InputError(f"Slicer could not write the segment {identity!r}; its log says why.")
+
+
+def _labelmap(mask: NDArray[Any], box: Box, matrix: Any, shift: Any = (0, 0, 0)) -> tuple[Any, list[int]]:
+    """A labelmap of the voxels in a box, its indices smaller by the shift (x, y, z); and its extent."""
+    labelmap = slicer.vtkOrientedImageData()
+    sides = zip(reversed(box), shift, strict=True)
+    extent = [int(end - by) for side, by in sides for end in (side.start, side.stop - 1)]
+    labelmap.SetExtent(*extent)
+    labelmap.SetGeometryFromImageToWorldMatrix(matrix)
+    scalars = numpy_to_vtk(np.ascontiguousarray(mask).view(np.uint8).ravel(), deep=True)
+    labelmap.GetPointData().SetScalars(scalars)
+    return labelmap, extent
 
 
 def _resampled(labelmap: Any, world: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:

@@ -10,10 +10,8 @@ import slicer
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .nodes import nodesOfClass, requireNode
-from .volumes import gridOfNode
-
-_PLOTS = "plots"
+from .nodes import array_of_matrix, nodesOfClass, requireNode
+from .volumes import gridOfNode, volumeProblem
 
 
 def jumpTo(ras: Sequence[float]) -> None:
@@ -42,6 +40,13 @@ def showInViews(volumeNode: Any) -> None:
         slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
 
 
+def loadedVolume() -> Any:
+    """The volume in view that can be used as the CT, else the one that was loaded last; None if there is none."""
+    usable = [node for node in nodesOfClass("vtkMRMLScalarVolumeNode") if not volumeProblem(node)]
+    shown = {node.GetBackgroundVolumeID() for node in nodesOfClass("vtkMRMLSliceCompositeNode")}
+    return next((node for node in usable if node.GetID() in shown), usable[-1] if usable else None)
+
+
 def showMapInViews(mapNode: Any, opacity: float = 0.5) -> None:
     """Lay a map, e.g. of probability, over the CT in all slice views; None takes it away."""
     for composite in nodesOfClass("vtkMRMLSliceCompositeNode"):
@@ -56,7 +61,7 @@ def showChart(chartNode: Any) -> None:
         InputError: no chart.
     """
     requireNode(chartNode, "vtkMRMLPlotChartNode", "chart")
-    getattr(slicer.modules, _PLOTS).logic().ShowChartInLayout(chartNode)
+    slicer.modules.plots.logic().ShowChartInLayout(chartNode)
 
 
 def shownSlice(volumeNode: Any) -> NDArray[np.bool_]:
@@ -72,8 +77,7 @@ def shownSlice(volumeNode: Any) -> NDArray[np.bool_]:
     views = [node for node in nodesOfClass("vtkMRMLSliceNode") if node.GetOrientation() == "Axial"]
     if not views:
         raise InputError("There is no axial view.", "Choose a layout with one.")
-    to_ras = views[0].GetSliceToRAS()
-    center = [to_ras.GetElement(row, 3) for row in range(3)] + [1.0]
+    center = array_of_matrix(views[0].GetSliceToRAS())[:, 3]
     view = geometry.axial_view()
     position = np.linalg.inv(view.geometry.ijk_to_ras) @ center
     index = int(np.floor(position[2] + 0.5))
@@ -96,9 +100,7 @@ def insideROI(roiNode: Any, volumeNode: Any) -> NDArray[np.bool_]:
     """
     requireNode(roiNode, "vtkMRMLMarkupsROINode", "region of interest")
     geometry = gridOfNode(volumeNode)
-    matrix = roiNode.GetObjectToWorldMatrix()
-    world = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
-    between = np.linalg.inv(world) @ geometry.ijk_to_ras
+    between = np.linalg.inv(array_of_matrix(roiNode.GetObjectToWorldMatrix())) @ geometry.ijk_to_ras
     half = np.asarray(roiNode.GetSize()) / 2 + 1e-6
     grid = np.ogrid[tuple(slice(0, n) for n in geometry.shape)]
     inside = np.ones(geometry.shape, bool)

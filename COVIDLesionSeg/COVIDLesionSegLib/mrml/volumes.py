@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
 from ..errors import COVIDLesionSegError, GeometryError, InputError
-from ..imaging import Geometry, LabelVolume, Volume, check_hounsfield
+from ..imaging import Geometry, Volume, check_hounsfield
 from ..imaging.masks import bounding_box
-from ..imaging.plausibility import compact, is_integral
+from ..imaging.plausibility import compact
+from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 from .nodes import addNode, array_of_matrix, matrix_of_array, nodesOfClass, requireNode, world_from_parent
-
-# The intensity window of both networks' input, METHODS 1: the lung window that readers know, a little wider.
-_WINDOW, _LEVEL = 1500, -650
 
 
 def volumeFromNode(node: Any, *, name: str = "CT", check: bool = True) -> Volume:
@@ -75,9 +73,7 @@ def nodeFromVolume(volume: Volume, name: str = "CT") -> Any:
     """A new vtkMRMLScalarVolumeNode with the voxels and the grid of a volume, shown in the lung window."""
     node = addNode("vtkMRMLScalarVolumeNode", name)
     fill_node(node, volume.array, volume.geometry)
-    display = node.GetScalarVolumeDisplayNode()
-    display.SetAutoWindowLevel(False)
-    display.SetWindowLevel(_WINDOW, _LEVEL)
+    use_lung_window(node)
     return node
 
 
@@ -98,35 +94,19 @@ def valuesInside(node: Any, mask: NDArray[np.bool_]) -> NDArray[Any]:
     return values
 
 
-def labelsFromNode(node: Any, what: str = "label map") -> LabelVolume:
-    """A copy of a label map in the scene, e.g. a reference or a lung mask.
-
-    Args:
-        node: vtkMRMLLabelMapVolumeNode, or a scalar volume that holds whole numbers from 0.
-        what: how to call it in messages.
-
-    Raises:
-        InputError: no volume, deleted, empty, a vector volume, or values that are not labels.
-        GeometryError: a transform that is not linear, sheared axes.
-    """
-    requireNode(node, "vtkMRMLScalarVolumeNode", what)
-    _require_voxels(node, what)
-    stored = _voxels(node)
-    low, high = float(stored.min()), float(stored.max())
-    if not np.isfinite([low, high]).all() or low < 0 or high > 65535 or not is_integral(stored):
-        raise InputError(
-            f"The {what} holds values from {low:g} to {high:g}; labels are whole numbers from 0 to 65535.",
-            "Choose a label map or a segmentation.",
-        )
-    return LabelVolume(stored.astype(np.uint8 if high <= 255 else np.uint16), _world_grid(node, what), name=what)
-
-
 def fill_node(node: Any, array: NDArray[Any], geometry: Geometry) -> None:
     """Put voxels (z, y, x) and their grid into a volume node and give it a display node."""
     geometry.require_shape(array)
     slicer.util.updateVolumeFromArray(node, array)
     node.SetIJKToRASMatrix(matrix_of_array(geometry.ijk_to_ras))
     node.CreateDefaultDisplayNodes()
+
+
+def use_lung_window(node: Any) -> None:
+    """Show a CT in the intensity window of both networks' input."""
+    display = node.GetScalarVolumeDisplayNode()
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevel(LUNG_WINDOW_WIDTH, LUNG_WINDOW_LEVEL)
 
 
 def local_grid(node: Any) -> Geometry:

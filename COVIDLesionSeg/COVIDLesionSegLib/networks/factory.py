@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..imports import is_import_path
 from .caresunet import CAResUNet
 from .coplenet import COPLENet
+from .imported import ImportedNetwork, allow
 from .slices import SliceNetwork
 
 NETWORKS: dict[str, type[SliceNetwork]] = {network.family: network for network in (COPLENet, CAResUNet)}
@@ -17,12 +20,15 @@ def create_network(name: str, **arguments: Any) -> SliceNetwork:
     """A network with new, random weights.
 
     Args:
-        name: "coplenet" or "caresunet".
+        name: "coplenet", "caresunet", or the import path of a network of another package, whose code then runs.
         arguments: what its constructor takes; see :class:`COPLENet` and :class:`CAResUNet`.
 
     Raises:
         InputError: an unknown name or argument, or a value that is not allowed.
     """
+    if is_import_path(name):
+        allow(name)
+        return ImportedNetwork(name, arguments)
     if name not in NETWORKS:
         raise InputError(f"There is no network {name!r}; there are {', '.join(sorted(NETWORKS))}.")
     network = NETWORKS[name]
@@ -31,3 +37,24 @@ def create_network(name: str, **arguments: Any) -> SliceNetwork:
     if unknown:
         raise InputError(f"{name} has no argument {', '.join(unknown)}; it takes {', '.join(known)}.")
     return network(**arguments)
+
+
+def with_more_channels(network: SliceNetwork, channels: int, places: Sequence[int]) -> SliceNetwork:
+    """A network that computes the same from more input channels, of which it doesn't use the new ones yet.
+
+    Args:
+        network: with as many input channels as there are places; not changed.
+        channels: of the new network's input.
+        places: where the old channels are among the new ones.
+    """
+    wider = create_network(network.family, **network.arguments | {"in_channels": channels})
+    tensors = wider.state_dict()
+    for name, old in network.state_dict().items():
+        new = tensors[name]
+        if new.shape == old.shape:
+            new.copy_(old)
+        else:
+            # the first convolution alone knows how many channels there are
+            new.zero_()
+            new[:, list(places)] = old
+    return wider.train(network.training)

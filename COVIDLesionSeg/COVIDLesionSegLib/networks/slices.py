@@ -77,6 +77,11 @@ class SliceNetwork(nn.Module):
         raise NotImplementedError
 
 
+def channels_of(network: nn.Module) -> int:
+    """Channels of a network's input; 1 of one that does not tell."""
+    return int(getattr(network, "in_channels", 1))
+
+
 def require_positive(name: str, value: Any) -> int:
     """The value as an int, or an InputError that says what is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -1,8 +1,11 @@
-"""Measurement that follows every edit: the worker's second child holds the study, only what changed travels."""
+"""Measurement that follows every edit, and what can be done with what was measured.
+
+The worker's second child holds the study; only what changed travels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +14,15 @@ from numpy.typing import NDArray
 from slicer.util import VTKObservationMixin
 
 from .. import mrml
-from ..errors import InputError
+from ..errors import CancelledError, COVIDLesionSegError, InputError, TwoPatientsError
 from ..imaging import LungQuality
 from ..imaging.masks import Box, bounding_box
 from ..mrml import ModuleParameters
-from ..worker import Client, Reply, Request, Timer, WorkerError
-from ..worker.faults import CANCELLED
+from ..worker import Client, Reply
 from ..worker.protocol import geometry_to_json
-from .events import Signal
-from .notices import Notice, noticeOf
-from .steps import Steps
-from .text import _
+from .messages import Notice, confirm, noticeOf, workerError
+from .task import Signal, Task, Tasks, turn, until
+from .text import _, figure_text
 
 if TYPE_CHECKING:
     from .session import Session
@@ -31,61 +32,12 @@ STUDY = "study"
 _PAUSE_MS = 50
 
 
-class StudyRequest:
-    """A request about the study that is measured; a child that has lost it is given it again first.
-
-    Args:
-        live: what measures.
-        task: of the measurement child.
-        parameters: of the task; the study is added.
-        arrays: of the task.
-        finished: called with the answer.
-        failed: called with what went wrong.
-    """
-
-    def __init__(
-        self,
-        live: LiveMeasurement,
-        task: str,
-        parameters: Mapping[str, Any],
-        arrays: Mapping[str, NDArray[Any]],
-        finished: Callable[[Reply], None],
-        failed: Callable[[WorkerError], None],
-    ) -> None:
-        self._live, self._finished, self._failed = live, finished, failed
-        self._asked = task, {"study": STUDY, **parameters}, arrays
-        self._request: Request | None = None
-        self._isAgain = self._isCancelled = False
-        live.whenHeld(self._send, self._onFailed)
-
-    def cancel(self) -> None:
-        """Do without it."""
-        self._isCancelled = True
-        if self._request is not None:
-            self._request.cancel()
-
-    def _send(self) -> None:
-        if self._isCancelled:
-            return
-        task, parameters, arrays = self._asked
-        client = self._live.client
-        self._request = client.request(task, parameters, arrays, finished=self._finished, failed=self._onFailed)
-
-    def _onFailed(self, error: WorkerError) -> None:
-        if error.kind == "not_open" and not self._isAgain:
-            # the child ended by itself as the request came
-            self._isAgain = True
-            self._live.whenHeld(self._send, self._failed)
-        else:
-            self._failed(error)
-
-
 class LiveMeasurement(VTKObservationMixin):
     """Figures of what the scene's parameters name, while somebody looks.
 
     Attributes:
         changed: signal: other figures or another state.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         quantities: what ``measurement.quantify`` gives; empty before.
         evaluation: what ``measurement.evaluate`` gives against the reference; empty without one.
         measured: signal: new figures are in the tables.
@@ -99,25 +51,22 @@ class LiveMeasurement(VTKObservationMixin):
         self.quantities: Mapping[str, Any] = {}
         self.evaluation: Mapping[str, Any] = {}
         self._followers: list[Any] = []
-        self._steps, self._tables = Steps(session.timer), Steps(session.timer)
-        self._pause: Timer | None = None
-        # the one whose answer is waited for; the answer of an earlier one is not looked at
-        self._request: Request | None = None
+        self._tasks = Tasks(session.timer, self._onError)
+        self._task: Task | None = None
         # what is measured, or read to be measured; empty where it has to be read anew
         self._study: tuple[Any, ...] = ()
+        # the lesions as the child has them, and the child that has them
+        self._mask: NDArray[np.bool_] | None = None
+        self._generation = -1
+        # edits that the figures do not show yet
+        self._isDirty = self._isResting = False
+        self._edit = Signal()
         # of the CT, the lungs and the reference when the last one looked away
         self._stamps: list[tuple[Any, ...]] = []
-        self._generation = -1
-        self._parameters: ModuleParameters | None = None
-        # the lesions that were sent last; none before the study was sent
-        self._mask: NDArray[np.bool_] | None = None
-        self._dirty = False
-        self._problem = ""
-        self._caution = ""
-        # what is done once the child has the study again, and what is told where it can't get it
-        self._waiting: list[tuple[Callable[[], None], Callable[[WorkerError], None]]] = []
         # of the lungs and the reference when they were read
         self._voxels: dict[Any, tuple[Any, ...]] = {}
+        self._problem = ""
+        self._caution = ""
 
     # ---- who looks ----------------------------------------------------------------------------------------------
 
@@ -140,8 +89,6 @@ class LiveMeasurement(VTKObservationMixin):
     def close(self) -> None:
         """Stop, and forget what was measured."""
         self._rest()
-        if self._request is not None:
-            self._request.cancel()
         self._forget()
 
     @property
@@ -152,8 +99,13 @@ class LiveMeasurement(VTKObservationMixin):
 
     @property
     def busy(self) -> bool:
-        """Whether figures are on their way."""
-        return self._steps.busy or self._request is not None or self._pause is not None
+        """Whether figures or tables are on their way."""
+        return self._task is not None and not self._task.done and not self._isResting
+
+    @property
+    def caution(self) -> str:
+        """Why the lungs that were measured are doubtful, or ""."""
+        return self._caution
 
     def stateText(self) -> str:
         """What goes on, or why nothing is measured, or why the lungs that were measured are doubtful."""
@@ -167,12 +119,14 @@ class LiveMeasurement(VTKObservationMixin):
         """Look what is to be measured now, and measure it if it is something else."""
         if not self._followers or slicer.mrmlScene.IsClosing():
             return
-        self._parameters = parameters = mrml.moduleParameters()
+        parameters = mrml.moduleParameters()
         nodes = self._nodes(parameters)
-        wanted = (*(None if node is None else node.GetID() for node in nodes), *self._segments(parameters))
-        if wanted == self._study and (self._request is not None or self._holds()):
-            self._observe(nodes)
-            self._edited()
+        wanted = (*nodes, parameters.lesionSegmentId, parameters.referenceSegmentId, parameters.consolidationFrom)
+        if wanted == self._study and (self.busy or self._holds()):
+            if self._task is None or self._task.done:
+                # somebody looks again
+                self._observe(nodes)
+                self._start()
             return
         self._forget()
         if parameters.inputVolume is None or parameters.lesionSegmentation is None:
@@ -181,9 +135,10 @@ class LiveMeasurement(VTKObservationMixin):
             return
         self._study = wanted
         self._observe(nodes)
-        self._open()
+        self._start()
+        self.changed.emit()
 
-    def _nodes(self, parameters: ModuleParameters) -> tuple[Any, ...]:
+    def _nodes(self, parameters: ModuleParameters) -> tuple[Any, Any, Any, Any]:
         return (
             parameters.inputVolume,
             parameters.lesionSegmentation,
@@ -191,108 +146,42 @@ class LiveMeasurement(VTKObservationMixin):
             parameters.referenceSegmentation,
         )
 
-    def _segments(self, parameters: ModuleParameters) -> tuple[Any, ...]:
-        return parameters.lesionSegmentId, parameters.referenceSegmentId, parameters.consolidationFrom
-
     def _currentStamps(self) -> list[tuple[Any, ...]]:
         """What tells a changed CT, lungs or reference; lesions are compared voxel by voxel."""
         volumeNode, _lesions, *others = self._nodes(mrml.moduleParameters())
         return [mrml.changeStamp(node) for node in (volumeNode, *others)]
 
     @property
-    def client(self) -> Client:
-        """The child that measures."""
+    def _client(self) -> Client:
+        """Of the child that measures."""
         return self._session.client("measurement")
-
-    def whenHeld(self, then: Callable[[], None], failed: Callable[[WorkerError], None]) -> None:
-        """Do something once the child has the study: at once, or after it was given to a new child.
-
-        Args:
-            then: what to do.
-            failed: called where the child can't get the study, or something else is measured meanwhile.
-
-        Raises:
-            InputError: nothing is measured.
-        """
-        self.require()
-        if self._holds() and not self._waiting:
-            then()
-            return
-        self._waiting.append((then, failed))
-        if not self.busy:
-            # a child that was idle for long has ended by itself
-            self._open()
 
     def _holds(self) -> bool:
         """Whether the child that was given the study is the one that runs now."""
-        client = self.client
+        client = self._client
         return client.running and client.generation == self._generation and self._mask is not None
 
-    def _observe(self, nodes: tuple[Any, ...]) -> None:
+    def _observe(self, nodes: tuple[Any, Any, Any, Any]) -> None:
         self.removeObservers()
         volumeNode, lesions, lungs, reference = nodes
-        if lesions is not None:
-            for event in mrml.EDITED:
-                self.addObserver(lesions.GetSegmentation(), event, self._onEdited)
+        for event in mrml.EDITED:
+            self.addObserver(lesions.GetSegmentation(), event, self._onEdited)
         self._voxels = {node: mrml.voxelStamp(node) for node in (lungs, reference) if node not in (None, lesions)}
         for node in self._voxels:
             for event in mrml.EDITED:
                 self.addObserver(node.GetSegmentation(), event, self._onMaskEdited)
-        if volumeNode is not None:
-            self.addObserver(volumeNode, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onOtherEdited)
-            self.addObserver(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._onOtherEdited)
-
-    def _open(self) -> None:
-        """Give the whole study to the child."""
-        parameters = self._parameters
-        assert parameters is not None  # noqa: S101  # refresh has set it
-        volumeNode, _lesions, lungNode, referenceNode = self._nodes(parameters)
-        arrays: dict[str, NDArray[Any]] = {}
-        geometry: dict[str, Any] = {}
-
-        def readVolume() -> None:
-            volume = mrml.volumeFromNode(volumeNode, check=False)
-            arrays["volume"] = volume.array
-            geometry.update(geometry_to_json(volume.geometry))
-
-        def readLesions() -> None:
-            # what is edited from now on brings an update of its own
-            self._dirty = False
-            arrays["lesion"] = self._read().view(np.uint8)
-
-        def readLungs() -> None:
-            arrays["lungs"] = mrml.lungsFromSegmentation(lungNode, volumeNode)
-
-        def readReference() -> None:
-            mask = segmentOrLesions(referenceNode, parameters.referenceSegmentId, volumeNode)
-            arrays["reference"] = mask.view(np.uint8)
-
-        def send() -> None:
-            self._mask = arrays["lesion"].view(np.bool_)
-            self._ask(
-                "open",
-                {"study": STUDY, "geometry": geometry, "consolidation_from": parameters.consolidationFrom},
-                arrays,
-            )
-
-        steps = [readVolume, readLesions]
-        if lungNode is not None:
-            steps.append(readLungs)
-        if referenceNode is not None:
-            steps.append(readReference)
-        self._problem = ""
-        self._steps.start([*steps, send], self._onError)
-        self.changed.emit()
-
-    def _read(self) -> NDArray[np.bool_]:
-        parameters = self._parameters
-        assert parameters is not None  # noqa: S101  # refresh has set it
-        return segmentOrLesions(parameters.lesionSegmentation, parameters.lesionSegmentId, parameters.inputVolume)
+        self.addObserver(volumeNode, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onOtherEdited)
+        self.addObserver(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._onOtherEdited)
 
     # ---- edits --------------------------------------------------------------------------------------------------
 
     def _onEdited(self, *_ignored: Any) -> None:
-        self._edited()
+        self._isDirty = True
+        if self._task is None or self._task.done:
+            # it failed: the edit may have mended what was wrong
+            self._onOtherEdited()
+        else:
+            self._edit.emit()
 
     def _onMaskEdited(self, *_ignored: Any) -> None:
         """Lungs or reference are others, unless only a name or a color is."""
@@ -300,128 +189,124 @@ class LiveMeasurement(VTKObservationMixin):
             self._onOtherEdited()
 
     def _onOtherEdited(self, *_ignored: Any) -> None:
-        """The CT, the lungs or the reference is another one: everything is measured anew."""
+        """The CT, the lungs or the reference is another one: everything is measured anew, after a pause."""
         self._study = ()
-        self._restartPause(self.refresh)
 
-    def _edited(self) -> None:
-        if self._steps.busy or self._request is not None:
-            self._dirty = True
-        else:
-            self._restartPause(self._update)
-
-    def _restartPause(self, action: Callable[[], None]) -> None:
-        self._endPause()
-
-        def go() -> None:
-            self._pause = None
-            action()
-
-        self._pause = self._session.timer(_PAUSE_MS, go)
-
-    def _endPause(self) -> None:
-        if self._pause is not None:
-            self._pause.stop()
-            self._pause = None
-
-    def _update(self) -> None:
-        # an edit that follows a change of the CT, the lungs or the reference takes the place of that change's pause
-        if not self._study or self._mask is None or not self._holds():
-            self._study = ()
+        async def again() -> None:
+            await turn(_PAUSE_MS)
             self.refresh()
+
+        self._become(self._tasks.start(again()))
+
+    # ---- the work -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._become(self._tasks.start(self._measure()))
+
+    def _become(self, task: Task) -> None:
+        """One task at a time."""
+        before, self._task = self._task, task
+        self._isResting = False
+        if before is not None:
+            before.cancel()
+
+    async def _measure(self) -> None:
+        """Measure the study, then what becomes of it with every edit."""
+        if self._holds():
+            self._isDirty = True
+        else:
+            await self._open()
+        while True:
+            if not self._isDirty:
+                self._isResting = True
+                self.changed.emit()
+                if not self._isDirty:
+                    await until(self._edit)
+                self._isResting = False
+            while self._isDirty:
+                # a stroke is a burst of edits
+                self._isDirty = False
+                await turn(_PAUSE_MS)
+            if not self._holds():
+                # the child was idle for long and has ended by itself
+                await self._open()
+            else:
+                await self._update()
+
+    async def _open(self) -> None:
+        """Give the whole study to the child."""
+        parameters = mrml.moduleParameters()
+        volumeNode, _lesions, lungNode, referenceNode = self._nodes(parameters)
+        self._problem = ""
+        # the very one that the lesions were found in, unless it has changed
+        grid, voxels = self._session.ct.read(volumeNode)
+        await turn()
+        # what is edited from now on brings an update of its own
+        self._isDirty = False
+        lesions = self._read()
+        arrays: dict[str, Any] = {"volume": voxels, "lesion": lesions.view(np.uint8)}
+        await turn()
+        if lungNode is not None:
+            arrays["lungs"] = mrml.lungsFromSegmentation(lungNode, volumeNode)
+            await turn()
+        if referenceNode is not None:
+            mask = segmentOrLesions(referenceNode, parameters.referenceSegmentId, volumeNode)
+            arrays["reference"] = mask.view(np.uint8)
+            await turn()
+        self._mask = None
+        values = {
+            "study": STUDY,
+            "geometry": geometry_to_json(grid),
+            "consolidation_from": parameters.consolidationFrom,
+        }
+        reply = await self._client.request("open", values, arrays)
+        await self._show(reply, lesions)
+
+    async def _update(self) -> None:
+        """Tell the child what has become of the lesions."""
+        before, now = self._mask, self._read()
+        assert before is not None  # noqa: S101  # the child holds it
+        await turn()
+        box = changedBox(before, now)
+        if box is None:
             return
-        before, found = self._mask, {}
-
-        def read() -> None:
-            self._dirty = False
-            found["now"] = self._read()
-
-        def send() -> None:
-            self._mask = now = found["now"]
-            box = changedBox(before, now)
-            if box is None:
-                # told when this step is over
-                self._session.timer(0, self.changed.emit)
-                if self._dirty:
-                    self._restartPause(self._update)
-                return
-            where = [[side.start, side.stop] for side in box]
-            patch = np.ascontiguousarray(now[box]).view(np.uint8)
-            self._ask("update", {"study": STUDY, "box": where}, {"lesion": patch})
-
-        self._steps.start([read, send], self._onError)
-
-    # ---- answers ------------------------------------------------------------------------------------------------
-
-    def _ask(self, task: str, parameters: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        client = self._session.client("measurement")
-
-        def finished(reply: Reply) -> None:
-            if self._request is request:
-                self._onFigures(reply)
-
-        def failed(error: WorkerError) -> None:
-            if self._request is request:
-                self._onFailed(error)
-
-        self._request = request = client.request(task, parameters, arrays, finished=finished, failed=failed)
+        where = [[side.start, side.stop] for side in box]
+        patch = np.ascontiguousarray(now[box]).view(np.uint8)
+        # until it answers, nobody knows what the child has
+        self._mask = None
         self.changed.emit()
+        try:
+            reply = await self._client.request("update", {"study": STUDY, "box": where}, {"lesion": patch})
+        except COVIDLesionSegError as error:
+            if not isNotOpen(error):
+                raise
+            await self._open()
+        else:
+            await self._show(reply, now)
 
-    def _onFigures(self, reply: Reply) -> None:
-        self._request = None
-        self._generation = self._session.client("measurement").generation
-        if not self._study:
-            return
+    def _read(self) -> NDArray[np.bool_]:
+        parameters = mrml.moduleParameters()
+        return segmentOrLesions(parameters.lesionSegmentation, parameters.lesionSegmentId, parameters.inputVolume)
+
+    async def _show(self, reply: Reply, mask: NDArray[np.bool_]) -> None:
+        self._mask, self._generation = mask, self._client.generation
         self.quantities = reply.values["quantities"] or {}
         self.evaluation = reply.values.get("evaluation") or {}
         verdict = reply.values.get("lung_quality")
         quality = None if verdict is None else LungQuality.from_json(verdict)
-        self._problem, self._caution = "", quality.line() if quality is not None and quality.is_doubtful else ""
-        waiting, self._waiting = self._waiting, []
-        for then, _failed in waiting:
-            then()
-        self._tables.start(
-            [self._showRegions, self._showLesionList, self._showComparison, self.measured.emit], self._onTableError
-        )
+        self._caution = quality.line() if quality is not None and quality.is_doubtful else ""
         self.changed.emit()
-        if self._dirty:
-            self._restartPause(self._update)
-
-    def _onFailed(self, error: WorkerError) -> None:
-        self._request = None
-        if error.kind == "not_open" and self._study:
-            self._study = ()
-            self.refresh()
-        elif error.kind != "cancelled":
-            self._fail(noticeOf(error))
-
-    def _onError(self, error: Exception) -> None:
-        self._fail(noticeOf(error))
-
-    def _fail(self, notice: Notice) -> None:
-        self._forget()
-        self._problem = notice.text
-        if notice.action:
-            self.noted.emit(notice)
-        self.changed.emit()
-
-    def _showRegions(self) -> None:
+        await turn()
         parameters = mrml.moduleParameters()
         parameters.measurementTable = mrml.showRegions(self.quantities, parameters.measurementTable)
-
-    def _showLesionList(self) -> None:
-        parameters = mrml.moduleParameters()
+        await turn()
         parameters.lesionTable = mrml.showLesionList(self.lesions, parameters.lesionTable)
-
-    def _showComparison(self) -> None:
-        parameters = mrml.moduleParameters()
         if self.evaluation:
+            await turn()
             parameters.comparisonTable = mrml.showComparison(self.evaluation, parameters.comparisonTable)
+        self.measured.emit()
 
-    def _onTableError(self, error: Exception) -> None:
-        self.noted.emit(noticeOf(error))
-
-    # ---- inside -------------------------------------------------------------------------------------------------
+    # ---- for others ---------------------------------------------------------------------------------------------
 
     def require(self) -> tuple[ModuleParameters, NDArray[np.bool_]]:
         """The parameters and the lesions that were measured, bool (z, y, x).
@@ -429,27 +314,248 @@ class LiveMeasurement(VTKObservationMixin):
         Raises:
             InputError: nothing is measured.
         """
-        if self._parameters is None or self._mask is None or not self.quantities:
+        if self._mask is None or not self.quantities:
             raise InputError(_("Nothing is measured yet."), _("Wait for the figures first."))
-        return self._parameters, self._mask
+        return mrml.moduleParameters(), self._mask
+
+    async def ask(self, task: str, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Reply:
+        """Ask the child about the study that is measured; a child that has lost it is given it again first.
+
+        Args:
+            task: of the measurement child.
+            values: of the task; the study is added.
+            arrays: of the task.
+
+        Raises:
+            InputError: nothing is measured.
+            CancelledError: something else is measured by now.
+        """
+        self.require()
+        await self._held()
+        given = {"study": STUDY, **values}
+        try:
+            return await self._client.request(task, given, arrays)
+        except COVIDLesionSegError as error:
+            if not isNotOpen(error):
+                raise
+        # the child ended by itself as the request came
+        await self._held()
+        return await self._client.request(task, given, arrays)
+
+    async def _held(self) -> None:
+        study = self._study
+        while not self._holds() or self.busy:
+            if not self.busy:
+                self._start()
+            await until(self.changed)
+            if study != self._study or self._problem:
+                raise CancelledError(self._problem or _("Something else is measured by now."))
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def _onError(self, error: Exception) -> None:
+        """Nothing is known any more; the next edit tries again."""
+        found = workerError(error)
+        if found is not None and found.kind == "cancelled":
+            return
+        notice = noticeOf(error)
+        self._forget()
+        self._problem = notice.text
+        if notice.action:
+            self.noted.emit(notice)
+        self.changed.emit()
 
     def _rest(self) -> None:
         """Nobody looks: no observers, no timers; the figures stay."""
         self.removeObservers()
-        self._steps.stop()
-        self._endPause()
+        if self.busy:
+            # the child may be in the middle of it
+            self._study = ()
+        self._tasks.cancel()
+        self._isResting = False
 
     def _forget(self) -> None:
-        self._steps.stop()
-        self._tables.stop()
-        self._endPause()
-        self._request = None
-        self._study, self._mask, self._dirty, self._problem, self._caution = (), None, False, "", ""
+        self._tasks.cancel()
+        self._study, self._mask, self._isDirty, self._problem, self._caution = (), None, False, "", ""
         self.quantities, self.evaluation = {}, {}
-        waiting, self._waiting = self._waiting, []
-        for _then, failed in waiting:
-            failed(CANCELLED)
         self.forgotten.emit()
+
+
+class MeasurementTools:
+    """What can be done with measured lesions: charts, the error map, the comparison with an earlier study.
+
+    Attributes:
+        comparison: what ``measurement.compare_timepoints`` gives, without its map; empty before.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._live = session.live
+        self._tasks = Tasks(session.timer, self._onError)
+        #: whether the error map or the comparison is on its way
+        self.busy = False
+        self._charts: Task | None = None
+        self.comparison: Mapping[str, Any] = {}
+        self._live.measured.connect(self._follow)
+        self._live.forgotten.connect(self._forget)
+
+    def close(self) -> None:
+        """Stop what is on."""
+        self._forget()
+        self._live.changed.emit()
+
+    def _forget(self) -> None:
+        """Something else is measured from now on: what is on its way belongs to what was."""
+        self._tasks.cancel()
+        self.busy, self.comparison = False, {}
+
+    def _onError(self, error: Exception) -> None:
+        self._live.noted.emit(noticeOf(error))
+
+    def _onFailed(self, error: Exception) -> None:
+        self.busy = False
+        self._onError(error)
+        self._live.changed.emit()
+
+    # ---- charts -------------------------------------------------------------------------------------------------
+
+    def showHistogram(self) -> None:
+        """Show the histogram of HU inside the lesions in the layout."""
+        self._draw(self._histogram, show="histogramChart")
+
+    def showZones(self) -> None:
+        """Show the involvement of the lung zones in the layout."""
+        self._draw(self._zones, show="zoneChart")
+
+    def _follow(self) -> None:
+        """Charts that were shown once follow the edits."""
+        parameters = mrml.moduleParameters()
+        charts = ((parameters.zoneChart, self._zones), (parameters.histogramChart, self._histogram))
+        shown = [draw for chart, draw in charts if chart is not None]
+        if shown and (self._charts is None or self._charts.done):
+            self._draw(*shown)
+
+    def _draw(self, *charts: Callable[[], None], show: str = "") -> None:
+        async def draw() -> None:
+            for chart in charts:
+                chart()
+                await turn()
+            if show:
+                mrml.showChart(getattr(mrml.moduleParameters(), show))
+
+        self._charts = self._tasks.start(draw())
+
+    def _histogram(self) -> None:
+        parameters, mask = self._live.require()
+        values = mrml.valuesInside(parameters.inputVolume, mask)
+        voxel_ml = mrml.gridOfNode(parameters.inputVolume).voxel_ml
+        limit = parameters.consolidationFrom
+        parameters.histogramChart = mrml.showHistogram(
+            values, voxel_ml, parameters.histogramChart, consolidationFrom=limit
+        )
+
+    def _zones(self) -> None:
+        parameters, _mask = self._live.require()
+        parameters.zoneChart = mrml.showZones(self._live.quantities, parameters.zoneChart)
+
+    # ---- the error map and the comparison -----------------------------------------------------------------------
+
+    def showErrors(self) -> None:
+        """Show where lesions and reference agree, and where not, as segments."""
+        self._begin(self._showErrors())
+
+    def compare(self) -> None:
+        """Compare with the earlier study that the parameters name; asks before two patients are compared."""
+        self._begin(self._compare())
+
+    def changeText(self) -> str:
+        """The change since the earlier study in a sentence; "" before a comparison."""
+        if self.busy:
+            return _("Computing...")
+        return _changeText(self.comparison["changes"]) if self.comparison else ""
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        if self.busy:
+            work.close()
+            return
+
+        async def do() -> None:
+            await work
+            self.busy = False
+            self._live.changed.emit()
+
+        self.busy = True
+        self._tasks.start(do(), self._onFailed)
+        self._live.changed.emit()
+
+    async def _showErrors(self) -> None:
+        reply = await self._live.ask("error_map", {}, {})
+        parameters, _mask = self._live.require()
+        volumeNode, earlier = parameters.inputVolume, parameters.errorSegmentation
+        if earlier is not None and mrml.volumeOf(earlier) is not volumeNode:
+            mrml.removeNode(earlier)
+            earlier = None
+        parameters.errorSegmentation = mrml.showErrors(volumeNode, reply.arrays["map"], earlier)
+        text = _("The error map is a segmentation of its own, which can be hidden like any other.")
+        self._live.noted.emit(Notice(text))
+
+    async def _compare(self) -> None:
+        parameters, _mask = self._live.require()
+        earlier, lesions = parameters.earlierVolume, parameters.earlierSegmentation
+        values: dict[str, Any] = {}
+        patients = {mrml.patientOf(node) for node in (parameters.inputVolume, earlier)}
+        if "" not in patients and len(patients) > 1:
+            if not _areOnePatients(_("The CTs have two patient IDs.")):
+                return
+            values["assume_same_patient"] = True
+        volume = mrml.volumeFromNode(earlier, check=False)
+        arrays: dict[str, NDArray[Any]] = {"volume": volume.array}
+        values["geometry"] = geometry_to_json(volume.geometry)
+        await turn()
+        arrays["lesion"] = segmentOrLesions(lesions, "", earlier).view(np.uint8)
+        await turn()
+        known = mrml.resultsOn(earlier, "lungs")
+        if known:
+            arrays["lungs"] = mrml.lungsFromSegmentation(known[-1], earlier)
+            await turn()
+        try:
+            reply = await self._live.ask("compare", values, arrays)
+        except TwoPatientsError as error:
+            # the worker tells two people's chests apart, whatever their files say
+            if not _areOnePatients(Exception.__str__(error)):
+                return
+            values["assume_same_patient"] = True
+            reply = await self._live.ask("compare", values, arrays)
+        self.comparison = reply.values["comparison"]
+        parameters = mrml.moduleParameters()
+        parameters.changeTable = mrml.showChanges(self.comparison["changes"], parameters.changeTable)
+        for text in self.comparison.get("notes", ()):
+            self._live.noted.emit(Notice(text))
+
+
+def _areOnePatients(reason: str) -> bool:
+    """Whether two studies are to be compared as one patient's all the same."""
+    return confirm(reason, _("Compare them as studies of one patient all the same?"))
+
+
+def _changeText(changes: Mapping[str, Any]) -> str:
+    counts = {name: changes[f"lesions_{name}"]["value"] for name in ("new", "grown", "stable", "shrunk", "resolved")}
+    first = _("Lesion volume {change} ({percent} of the earlier).").format(
+        change=_signed(changes["lesion_volume_change"]["value"], "mL"),
+        percent=_signed(changes["lesion_volume_change_percent"]["value"], "%"),
+    )
+    second = _("Lesions: {new} new, {grown} grown, {stable} stable, {shrunk} shrunk, {resolved} resolved.")
+    return f"{first} {second.format(**counts)}"
+
+
+def _signed(value: float | None, unit: str) -> str:
+    text = figure_text(value, unit)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def isNotOpen(error: Exception) -> bool:
+    """Whether the child does not hold the study: it has ended by itself meanwhile."""
+    found = workerError(error)
+    return found is not None and found.kind == "not_open"
 
 
 def changedBox(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Box | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ import numpy as np
 from .. import mrml
 from ..errors import COVIDLesionSegError, InputError
 from ..files import write_json, write_text
-from ..imaging import Volume, dicom_files, image_stem, image_suffix, read_volume, write_labels
+from ..imaging import dicom_files, image_stem, image_suffix, read_volume, write_labels
 from ..imaging.volume import LabelVolume
-from ..inference import PostProcessing, RunRecord
+from ..inference import PostProcessing
 from ..measurement.catalog import consolidation_limit
 from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
+from ..worker.process import Kind
 from ..worker.protocol import geometry_to_json
 from .live import segmentOrLesions
-from .run import SegmentationRun
-from .session import modelForWorker, readSettings, session
+from .run import Choices, SceneCt, segment
+from .session import readSettings, session
+from .task import complete
 
 _log = logging.getLogger("COVIDLesionSeg")
 _STUDY = "console"
@@ -46,12 +48,14 @@ class LesionLogic:
         self._settings = settings
         self._progress = progress or _PhaseLog()
         self._clients: dict[str, Client] = {}
+        self._ct = SceneCt()
 
     def close(self) -> None:
         """End the worker; the next call starts a new one."""
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+        self._ct.forget()
 
     def segment(
         self,
@@ -94,56 +98,31 @@ class LesionLogic:
         Raises:
             InputError, ModelError, DeviceError, LungsNotFoundError, ...: see ``Predictor.segment``.
         """
-        if not wait:
-            return _inBackground(
-                postprocessing or PostProcessing(),
-                inputVolume=volumeNode,
-                model="" if model is None else str(model),
-                device=device,
-                lungSegmentation=lungs,
-                findLungs=lungs is None,
-                lesionSegmentation=segmentationNode,
-                lesionView=view,
-                consolidationFrom=consolidation_limit(consolidationFrom),
-                testTimeAugmentation=tta,
-                keepProbability=probability,
-                keepUncertainty=uncertainty,
-                showSurfaces=surfaces,
-            )
-        if segmentationNode is not None:
-            # said before the work, not after it
-            mrml.requireLabelmaps(segmentationNode)
-        volume = mrml.volumeFromNode(volumeNode, check=False)
-        arrays: dict[str, Any] = {"volume": volume.array}
-        if lungs is not None:
-            arrays["lungs"] = mrml.lungsFromSegmentation(lungs, volumeNode)
-        reply = self._segment(volume, arrays, model, device, tta, probability, uncertainty, postprocessing)
-        node = mrml.showLesions(
-            volumeNode,
-            reply.arrays["mask"].view(bool),
-            view=view,
-            segmentationNode=segmentationNode,
-            volume=volume,
-            consolidationFrom=consolidationFrom,
+        choices = Choices(
+            "" if model is None else str(model),
+            device,
+            lungs,
+            segmentationNode,
+            view,
+            consolidation_limit(consolidationFrom),
+            tta,
+            probability,
+            uncertainty,
+            surfaces,
+            postprocessing or PostProcessing(),
         )
-        mrml.attachRecord(node, RunRecord.from_json(reply.values["record"]))
-        mrml.keepAnswer(node)
-        if lungs is None:
-            known = mrml.resultsOn(volumeNode, "lungs")
-            lungs = mrml.showFoundLungs(volumeNode, reply.arrays["lungs"], known[-1] if known else None)
-        parameters = mrml.moduleParameters()
-        parameters.update(inputVolume=volumeNode, lesionSegmentation=node, lungSegmentation=lungs)
-        if probability:
-            parameters.probabilityVolume = mrml.showProbability(
-                volumeNode, reply.arrays["probability"], parameters.probabilityVolume
-            )
-        if uncertainty:
-            parameters.uncertaintyVolume = mrml.showUncertainty(
-                volumeNode, reply.arrays["uncertainty"], parameters.uncertaintyVolume
-            )
-        if surfaces:
-            mrml.showIn3D(node)
-        return node
+        choices.check(volumeNode)
+        mrml.moduleParameters().inputVolume = volumeNode
+        if not wait:
+            shared = session().run
+            shared.start(volumeNode, choices)
+            return shared
+        client = self._client("lesions")
+        outcome = complete(
+            segment(client, ModelRegistry(), self._ct, volumeNode, choices, progress=self._progress), client
+        )
+        self._warn(outcome.messages)
+        return outcome.segmentationNode
 
     def measure(
         self,
@@ -166,16 +145,14 @@ class LesionLogic:
         Returns:
             What ``measurement.quantify`` returns: key -> value, unit, status, title, definition, ...
         """
-        volume = mrml.volumeFromNode(volumeNode, check=False)
-        arrays = {
-            "volume": volume.array,
-            "lesion": segmentOrLesions(segmentationNode, segmentId, volumeNode).view(np.uint8),
-        }
+        grid, voxels = self._ct.read(volumeNode)
+        lesions = segmentOrLesions(segmentationNode, segmentId, volumeNode)
+        arrays: dict[str, Any] = {"volume": voxels, "lesion": lesions.view(np.uint8)}
         if lungs is None:
             lungs = next(reversed(mrml.resultsOn(volumeNode, "lungs")), None)
         if lungs is not None:
             arrays["lungs"] = mrml.lungsFromSegmentation(lungs, volumeNode)
-        values = {"geometry": geometry_to_json(volume.geometry), "consolidation_from": consolidationFrom}
+        values = {"geometry": geometry_to_json(grid), "consolidation_from": consolidationFrom}
         return dict(self._ask("measurement", "quantify", values, arrays).values["quantities"])
 
     def evaluate(
@@ -240,6 +217,9 @@ class LesionLogic:
             OutputError: a result can't be written.
         """
         output = Path(output)
+        choices = Choices(
+            "" if model is None else str(model), device, postprocessing=postprocessing or PostProcessing()
+        )
         rows: list[dict[str, str]] = []
         for case, path in _studies(Path(folder)).items():
             mask, record = output / f"{case}_lesions.nii.gz", output / f"{case}_lesions.json"
@@ -249,8 +229,8 @@ class LesionLogic:
             else:
                 try:
                     volume = read_volume(path)
-                    arrays = {"volume": volume.array}
-                    reply = self._segment(volume, arrays, model, device, False, False, False, postprocessing)
+                    values = choices.request(volume.geometry, self._client("lesions"), ModelRegistry(), volume.name)
+                    reply = self._ask("lesions", "segment", values, {"volume": volume.array})
                 except COVIDLesionSegError as error:
                     row |= {"status": "failed", "message": str(error)}
                 else:
@@ -264,40 +244,23 @@ class LesionLogic:
             write_text(output / "batch.csv", _csv(rows))
         return rows
 
-    def _segment(
-        self,
-        volume: Volume,
-        arrays: Mapping[str, Any],
-        model: str | Path | None,
-        device: str,
-        tta: bool,
-        probability: bool,
-        uncertainty: bool,
-        postprocessing: PostProcessing | None,
-    ) -> Reply:
-        values = {
-            "geometry": geometry_to_json(volume.geometry),
-            "model": modelForWorker("" if model is None else str(model), self._workerSettings(), ModelRegistry()),
-            "device": device,
-            "tta": tta,
-            "probability": probability,
-            "uncertainty": "entropy" if uncertainty else None,
-            "postprocessing": (postprocessing or PostProcessing()).to_json(),
-            "name": volume.name,
-        }
-        return self._ask("lesions", "segment", values, arrays)
-
     def _workerSettings(self) -> WorkerSettings:
         return readSettings() if self._settings is None else self._settings
 
-    def _ask(self, kind: Any, task: str, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Reply:
+    def _client(self, kind: Kind) -> Client:
         if kind not in self._clients:
             self._clients[kind] = blocking_client(self._workerSettings(), kind)
+        return self._clients[kind]
+
+    def _ask(self, kind: Kind, task: str, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Reply:
         files = ("model",) if task == "segment" else ()
-        reply = wait(self._clients[kind].request(task, values, arrays, files=files, progress=self._progress))
-        for text in reply.messages:
-            _log.warning("%s", text)
+        reply = wait(self._client(kind).request(task, values, arrays, files=files, progress=self._progress))
+        self._warn(reply.messages)
         return reply
+
+    def _warn(self, messages: Iterable[str]) -> None:
+        for text in messages:
+            _log.warning("%s", text)
 
 
 class _PhaseLog:
@@ -310,14 +273,6 @@ class _PhaseLog:
         if progress.phase != self._phase:
             self._phase = progress.phase
             _log.info("%s", progress.message or progress.phase)
-
-
-def _inBackground(postprocessing: PostProcessing, **choices: Any) -> SegmentationRun:
-    parameters = mrml.moduleParameters()
-    parameters.update(**choices)
-    run = session().run
-    run.start(parameters, postprocessing=postprocessing)
-    return run
 
 
 def _studies(folder: Path) -> dict[str, Path]:

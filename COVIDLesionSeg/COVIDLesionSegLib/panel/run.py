@@ -1,9 +1,9 @@
-"""One run at a time: CT from the scene to the worker, result from the worker into the scene."""
+"""Segmentation of one CT: from the scene to the worker and back, for the panel and for the Python console alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import slicer
@@ -11,50 +11,72 @@ from slicer.util import VTKObservationMixin
 
 from .. import mrml
 from ..errors import InputError
-from ..inference import PostProcessing, RunRecord
-from ..mrml import ModuleParameters
-from ..worker import Progress, Reply, Request, WorkerError
+from ..imaging import Geometry, Volume
+from ..inference import PostProcessing, ProbabilityLevels, RunRecord
+from ..models import ModelRegistry
+from ..models.catalog import INSTALLED
+from ..mrml import LESION_VIEWS, ModuleParameters
+from ..worker import Client, Progress, SharedArray, WorkerSettings
 from ..worker.protocol import geometry_to_json
-from .events import Signal
-from .notices import Notice, noticeOf
-from .steps import Steps
+from .messages import Notice, noticeOf
+from .task import Signal, Task, Tasks, turn
 from .text import _
 
 if TYPE_CHECKING:
     from .session import Session
 
 Undo = Callable[[Any], Any]
-_OF_ONE_RUN = (
-    *("_parameters", "_choices", "_undo", "_volumeNode", "_lungNode", "_segmentationNode", "_volume", "_lungs"),
-    *("_request", "_reply", "_reason", "_shownLungs", "_keptLungs", "_undoable"),
-)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What was chosen when Apply was pressed; later changes count for the next run."""
+    """What to do with a CT; chosen when Apply is pressed, so that later changes count for the next run.
 
-    model: str
-    device: str
-    tta: bool
-    probability: bool
-    uncertainty: bool
-    view: Any
-    consolidationFrom: float
-    surfaces: bool
-    postprocessing: PostProcessing
+    Attributes:
+        model: id or file; "" takes the default model.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        lungNode: a segmentation node with the lungs; None finds them.
+        segmentationNode: where to show the lesions; None makes a new segmentation.
+        view: "lesion", "attenuation" or "separate".
+        consolidationFrom: HU from which lesion counts as consolidation; None takes the catalog's.
+        tta: average over four flipped copies of each slice.
+        probability: also make a volume of the probability.
+        uncertainty: the same of the uncertainty.
+        surfaces: make the surfaces for 3-D views.
+        postprocessing: threshold and clean-up.
+    """
+
+    model: str = ""
+    device: str = "auto"
+    lungNode: Any = None
+    segmentationNode: Any = None
+    view: Any = LESION_VIEWS[0]
+    consolidationFrom: float | None = None
+    tta: bool = False
+    probability: bool = False
+    uncertainty: bool = False
+    surfaces: bool = False
+    postprocessing: PostProcessing = field(default_factory=PostProcessing)
 
     @classmethod
     def of(cls, parameters: ModuleParameters) -> Choices:
-        """The choices in the scene's parameters."""
+        """The choices in the scene's parameters.
+
+        Raises:
+            InputError: the lungs are to be chosen, and are not.
+        """
+        if not parameters.findLungs and parameters.lungSegmentation is None:
+            raise InputError(_("No lung segmentation is chosen."), _("Choose one, or let the lungs be found."))
         return cls(
             parameters.model,
             parameters.device,
+            None if parameters.findLungs else parameters.lungSegmentation,
+            parameters.lesionSegmentation,
+            parameters.lesionView,
+            parameters.consolidationFrom,
             parameters.testTimeAugmentation,
             parameters.keepProbability,
             parameters.keepUncertainty,
-            parameters.lesionView,
-            parameters.consolidationFrom,
             parameters.showSurfaces,
             PostProcessing(
                 minimum_volume_ml=parameters.minimumVolume,
@@ -63,27 +85,182 @@ class Choices:
             ),
         )
 
-    def request(self, geometry: Any, model: str | None) -> dict[str, Any]:
-        """Parameters of the worker's task; ``model`` is what the worker is told of the model."""
+    def check(self, volumeNode: Any) -> None:
+        """Say what can't be done before the work, not after it.
+
+        Raises:
+            InputError: the CT can't be used, or no result can be put into the segmentation.
+        """
+        problem = mrml.volumeProblem(volumeNode)
+        if problem:
+            raise InputError(problem)
+        if self.segmentationNode is not None:
+            mrml.requireLabelmaps(self.segmentationNode)
+
+    def request(self, geometry: Geometry, client: Client, registry: ModelRegistry, name: str = "CT") -> dict[str, Any]:
+        """Parameters of the worker's task; the name stands in the run record, so it must be no patient's."""
         return {
             "geometry": geometry_to_json(geometry),
-            "model": model,
+            "model": modelForWorker(self.model, client.settings, registry),
             "device": self.device,
             "tta": self.tta,
             "probability": self.probability,
+            "levels": True,
             "uncertainty": "entropy" if self.uncertainty else None,
             "postprocessing": self.postprocessing.to_json(),
-            "name": "CT",
+            "name": name,
         }
 
 
+class SceneCt(VTKObservationMixin):
+    """The CT of the scene that was read last, with its voxels as all children get them: read and written once."""
+
+    def __init__(self) -> None:
+        VTKObservationMixin.__init__(self)
+        self._stamp: tuple[Any, ...] = ()
+        self._read: tuple[Geometry, SharedArray] | None = None
+
+    def read(self, volumeNode: Any) -> tuple[Geometry, SharedArray]:
+        """Grid and voxels (z, y, x) of a CT, the same ones as long as neither it nor its place changes.
+
+        Raises:
+            InputError, GeometryError: see :func:`.mrml.volumeFromNode`; whether the voxels can be HU is not looked at.
+        """
+        # no two images have had the same time of change
+        stamp = (mrml.gridOfNode(volumeNode), volumeNode.GetImageData().GetMTime())
+        if self._read is None or stamp != self._stamp:
+            self.forget()
+            volume = mrml.volumeFromNode(volumeNode, check=False)
+            self._stamp, self._read = stamp, (volume.geometry, SharedArray(volume.array))
+            scene = slicer.mrmlScene
+            for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
+                self.addObserver(scene, event, lambda *_ignored: None if volumeNode.GetScene() else self.forget())
+        return self._read
+
+    def forget(self) -> None:
+        """Remove what was written; children keep what they have."""
+        self.removeObservers()
+        if self._read is not None:
+            self._read[1].release()
+        self._stamp, self._read = (), None
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What a run has brought into the scene.
+
+    Attributes:
+        segmentationNode: with the lesions.
+        summary: what the worker says of the result: "lesion_ml" and more.
+        messages: what the worker warned of.
+        lungsWereKept: lungs that somebody corrected stay beside the new ones.
+        isUndoable: the lesions have replaced earlier ones, and undo brings these back.
+    """
+
+    segmentationNode: Any
+    summary: Mapping[str, Any]
+    messages: tuple[str, ...]
+    lungsWereKept: bool
+    isUndoable: bool
+
+
+async def segment(
+    client: Client,
+    registry: ModelRegistry,
+    ct: SceneCt,
+    volumeNode: Any,
+    choices: Choices,
+    undo: Undo | None = None,
+    state: Callable[[str], None] = lambda _state: None,
+    progress: Callable[[Progress], None] = lambda _progress: None,
+) -> Segmented:
+    """Find the lesions in a CT and show them as segments, in turns between which Slicer answers.
+
+    Args:
+        client: of the child that finds lesions.
+        registry: the models of this computer.
+        ct: reads the CT.
+        volumeNode: the CT. The result is kept with it, whatever is chosen when it comes.
+        choices: what to do.
+        undo: called with the segmentation whose segments are about to be replaced; gives what saves its state.
+        state: called with "reading", "computing" and "showing".
+        progress: how far the worker is.
+
+    Raises:
+        InputError, ModelError, DeviceError, LungsNotFoundError, ...: see ``Predictor.segment``.
+    """
+    state("reading")
+    choices.check(volumeNode)
+    # the worker looks whether the voxels can be Hounsfield units
+    grid, voxels = ct.read(volumeNode)
+    arrays: dict[str, Any] = {"volume": voxels}
+    await turn()
+    if choices.lungNode is not None:
+        arrays["lungs"] = mrml.lungsFromSegmentation(choices.lungNode, volumeNode)
+        await turn()
+    state("computing")
+    if client.busy:
+        # e.g. a model is being verified, or the devices are looked at
+        progress(Progress("waiting", 0, 1))
+    values = choices.request(grid, client, registry)
+    reply = await client.request("segment", values, arrays, files=("model",), progress=progress)
+    del arrays
+    state("showing")
+    mrml.requireNode(volumeNode, "vtkMRMLScalarVolumeNode", "CT")
+    parameters = mrml.moduleParameters()
+    node = choices.segmentationNode
+    if node is not None and node.GetScene() is None:
+        # it was deleted meanwhile
+        node = None
+    isReplaced = node is not None and bool(mrml.segmentsWithRole(node))
+    if isReplaced and undo is not None and parameters.inputVolume is not volumeNode:
+        # the editor, which could undo it, works on another CT by now
+        node, isReplaced = None, False
+    states = undo(node) if isReplaced and undo is not None else None
+    node = mrml.showLesions(
+        volumeNode,
+        reply.arrays["mask"].view(bool),
+        view=choices.view,
+        segmentationNode=node,
+        volume=Volume(voxels.array, grid, "CT"),
+        undo=states,
+        consolidationFrom=choices.consolidationFrom,
+    )
+    mrml.attachRecord(node, RunRecord.from_json(reply.values["record"]))
+    await turn()
+    mrml.keepPrediction(node)
+    mrml.keepLevels(node, volumeNode, ProbabilityLevels.received(reply.values, reply.arrays))
+    parameters.keepWith(volumeNode, lesionSegmentation=node, lesionSegmentId="")
+    await turn()
+    lungs, earlier = choices.lungNode, parameters.keptWith(volumeNode, "lungSegmentation")
+    if lungs is None:
+        lungs = mrml.showFoundLungs(volumeNode, reply.arrays["lungs"], earlier)
+        await turn()
+    parameters.keepWith(volumeNode, lungSegmentation=lungs)
+    for name, show in (("probability", mrml.showProbability), ("uncertainty", mrml.showUncertainty)):
+        if name in reply.arrays:
+            held = f"{name}Volume"
+            shown = show(volumeNode, reply.arrays[name], parameters.keptWith(volumeNode, held))
+            parameters.keepWith(volumeNode, **{held: shown})
+            await turn()
+    if choices.surfaces:
+        for surfaces in (node, lungs) if choices.lungNode is None else (node,):
+            if surfaces.GetScene() is not None:
+                mrml.showIn3D(surfaces, smooth=surfaces is node)
+                await turn()
+    areKept = choices.lungNode is None and earlier is not None and lungs is not earlier
+    messages = tuple(dict.fromkeys(reply.messages))
+    return Segmented(node, reply.values.get("summary") or {}, messages, areKept, states is not None)
+
+
 class SegmentationRun(VTKObservationMixin):
-    """The run that is on, or none.
+    """The run of the panel: one at a time.
 
     Attributes:
         changed: signal: the state or the progress is another one.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         finished: signal: the result is in the scene; passes the CT and the segmentation node.
+        state: "", "reading", "computing" or "showing".
         progress: how far the worker is, or None.
     """
 
@@ -92,223 +269,75 @@ class SegmentationRun(VTKObservationMixin):
         self._session = session
         self.changed, self.noted, self.finished = Signal(), Signal(), Signal()
         self.progress: Progress | None = None
-        #: "", "reading", "computing" or "showing"
         self.state = ""
-        self._steps = Steps(session.timer)
-        # of the run that is on
-        self._parameters: Any = None
-        self._choices: Any = None
-        self._undo: Undo | None = None
+        self._tasks = Tasks(session.timer, lambda error: self._end(noticeOf(error)))
+        self._task: Task | None = None
         self._volumeNode: Any = None
-        self._lungNode: Any = None
-        self._segmentationNode: Any = None
-        self._volume: Any = None
-        self._lungs: Any = None
-        self._request: Request | None = None
-        self._reply: Any = None
-        self._reason: Notice | None = None
-        self._shownLungs: Any = None
-        self._keptLungs: Any = None
-        self._undoable: Any = None
 
     @property
     def busy(self) -> bool:
         """Whether a run is on."""
         return bool(self.state)
 
-    def start(
-        self, parameters: ModuleParameters, undo: Undo | None = None, postprocessing: PostProcessing | None = None
-    ) -> None:
+    def start(self, volumeNode: Any, choices: Choices, undo: Undo | None = None) -> None:
         """Begin.
 
         Args:
-            parameters: what to do with what.
-            undo: called with the segmentation whose segments are about to be replaced; gives what saves its state.
-            postprocessing: in place of what the parameters say of the clean-up.
+            volumeNode: the CT.
+            choices: what to do.
+            undo: see :func:`segment`.
 
         Raises:
             InputError: a run is on, there is no CT that can be used, or no result can be put into the segmentation.
         """
         if self.busy:
-            raise InputError(_("A run is on already."), _("Wait until it has finished, or cancel it."))
-        problem = mrml.volumeProblem(parameters.inputVolume)
-        if problem:
-            raise InputError(problem)
-        if parameters.lesionSegmentation is not None:
-            # said before the work, not after it
-            mrml.requireLabelmaps(parameters.lesionSegmentation)
-        self._volumeNode = parameters.inputVolume
-        self._lungNode = None if parameters.findLungs else parameters.lungSegmentation
-        if not parameters.findLungs and self._lungNode is None:
-            raise InputError(_("No lung segmentation is chosen."), _("Choose one, or let the lungs be found."))
-        choices = Choices.of(parameters)
-        if postprocessing is not None:
-            choices = replace(choices, postprocessing=postprocessing)
-        self._parameters, self._undo, self._choices = parameters, undo, choices
-        # what the user had chosen; it may be deleted meanwhile
-        self._segmentationNode = parameters.lesionSegmentation
+            raise InputError(_("Segmentation is already running."), _("Wait until it has finished, or cancel it."))
+        choices.check(volumeNode)
+        self._volumeNode = volumeNode
         scene = slicer.mrmlScene
         for event in (scene.NodeRemovedEvent, scene.EndCloseEvent):
             self.addObserver(scene, event, self._onNodesGone)
         self._enter("reading")
-        steps = (
-            [self._readVolume, self._send]
-            if self._lungNode is None
-            else [self._readVolume, self._readLungs, self._send]
-        )
-        self._steps.start(steps, self._onError)
+        self._task = self._tasks.start(self._run(volumeNode, choices, undo))
 
     def cancel(self) -> None:
         """Stop; nothing happens if no run is on. What is being shown already is shown to its end."""
-        if self.state == "reading":
-            self._end(Notice(_("Cancelled.")))
-        elif self.state == "computing" and self._request is not None:
-            self._request.cancel()
+        self._stop(Notice(_("Cancelled.")))
 
-    # ---- to the worker ------------------------------------------------------------------------------------------
+    def _stop(self, notice: Notice) -> None:
+        if self.state in ("reading", "computing") and self._task is not None:
+            self._task.cancel()
+            self._end(notice)
 
-    def _readVolume(self) -> None:
-        # the worker looks whether the voxels can be Hounsfield units
-        self._volume = mrml.volumeFromNode(self._volumeNode, check=False)
-
-    def _readLungs(self) -> None:
-        self._lungs = mrml.lungsFromSegmentation(self._lungNode, self._volumeNode)
-
-    def _send(self) -> None:
-        volume, choices = self._volume, self._choices
-        arrays = {"volume": volume.array} if self._lungs is None else {"volume": volume.array, "lungs": self._lungs}
-        client = self._session.client("lesions")
-        self._enter("computing")
-        if client.busy:
-            # e.g. a model is being verified, or the devices are looked at
-            self._onProgress(Progress("waiting", 0, 1))
-        self._request = client.request(
-            "segment",
-            choices.request(volume.geometry, self._session.modelFor(choices.model)),
-            arrays,
-            files=("model",),
-            progress=self._onProgress,
-            finished=self._onReply,
-            failed=self._onFailed,
+    async def _run(self, volumeNode: Any, choices: Choices, undo: Undo | None) -> None:
+        session = self._session
+        outcome = await segment(
+            session.client("lesions"),
+            session.registry,
+            session.ct,
+            volumeNode,
+            choices,
+            undo,
+            self._enter,
+            self._onProgress,
         )
-        self._lungs = None
-        if choices.view == "lesion":
-            # the others need the CT's HU again
-            self._volume = None
+        # before the outcome, whose button would be hidden by them
+        for text in outcome.messages:
+            self.noted.emit(Notice(text))
+        self._end(_described(outcome))
+        # the worker is warm now
+        session.devices.ask()
+        self.finished.emit(volumeNode, outcome.segmentationNode)
 
     def _onProgress(self, progress: Progress) -> None:
         if self.state == "computing":
             self.progress = progress
             self.changed.emit()
 
-    def _onFailed(self, error: WorkerError) -> None:
-        if self.state == "computing":
-            self._end(self._reason or noticeOf(error))
-
-    def _onReply(self, reply: Reply) -> None:
-        if self.state != "computing":
-            return
-        self._reply = reply
-        self._enter("showing")
-        steps = [self._showLesions, self._keepAnswer, self._showLungs, self._showMaps]
-        if self._choices.surfaces:
-            steps += [lambda: self._showSurfaces("lesions"), lambda: self._showSurfaces("lungs")]
-        self._steps.start([*steps, self._finish], self._onError)
-
-    # ---- into the scene -----------------------------------------------------------------------------------------
-
-    def _showLesions(self) -> None:
-        mrml.requireNode(self._volumeNode, "vtkMRMLScalarVolumeNode", "CT")
-        node = self._segmentationNode
-        if node is not None and node.GetScene() is None:
-            node = None
-        replaced = node is not None and bool(mrml.segmentsWithRole(node))
-        if replaced and not self._isChosen:
-            # the editor, which could undo it, works on another CT by now
-            node, replaced = None, False
-        undo = self._undo(node) if replaced and self._undo is not None else None
-        self._undoable = undo is not None
-        self._segmentationNode = mrml.showLesions(
-            self._volumeNode,
-            self._reply.arrays["mask"].view(bool),
-            view=self._choices.view,
-            segmentationNode=node,
-            volume=self._volume,
-            undo=undo,
-            consolidationFrom=self._choices.consolidationFrom,
-        )
-        mrml.attachRecord(self._segmentationNode, RunRecord.from_json(self._reply.values["record"]))
-
-    def _keepAnswer(self) -> None:
-        mrml.keepAnswer(self._segmentationNode)
-        self._choose(lesionSegmentation=self._segmentationNode, lesionSegmentId="")
-
-    def _showLungs(self) -> None:
-        if self._lungNode is None:
-            earlier = self._earlier("lungSegmentation")
-            self._shownLungs = mrml.showFoundLungs(self._volumeNode, self._reply.arrays["lungs"], earlier)
-            self._keptLungs = earlier is not None and self._shownLungs is not earlier
-            self._choose(lungSegmentation=self._shownLungs)
-
-    def _showMaps(self) -> None:
-        arrays = self._reply.arrays
-        for name, show in (("probability", mrml.showProbability), ("uncertainty", mrml.showUncertainty)):
-            if name in arrays:
-                parameter = f"{name}Volume"
-                self._choose(**{parameter: show(self._volumeNode, arrays[name], self._earlier(parameter))})
-
-    def _earlier(self, name: str) -> Any:
-        """The node that shows an earlier result and is filled again; another CT's is not."""
-        return getattr(self._parameters, name) if self._isChosen else None
-
-    def _choose(self, **values: Any) -> None:
-        """Let the panel work on the result, now or once its CT is chosen again."""
-        self._parameters.keepWith(self._volumeNode, **values)
-
-    @property
-    def _isChosen(self) -> bool:
-        return self._parameters.inputVolume is self._volumeNode
-
-    def _showSurfaces(self, which: str) -> None:
-        node = self._segmentationNode if which == "lesions" else self._shownLungs
-        if node is not None and node.GetScene() is not None:
-            mrml.showIn3D(node, smooth=which == "lesions")
-
-    def _finish(self) -> None:
-        volumeNode, segmentationNode = self._volumeNode, self._segmentationNode
-        summary = self._reply.values.get("summary") or {}
-        # before the outcome, whose button would be hidden by them
-        for text in dict.fromkeys(self._reply.messages):
-            self.noted.emit(Notice(text))
-        self._end(self._outcome(summary))
-        # the worker is warm now
-        self._session.devices.ask()
-        self.finished.emit(volumeNode, segmentationNode)
-
-    def _outcome(self, summary: Any) -> Notice:
-        text = _("Done.")
-        if "lesion_ml" in summary:
-            text = _("Done: {volume} mL of lesion.").format(volume=f"{summary['lesion_ml']:.1f}")
-        if self._keptLungs:
-            text += " " + _("The corrected lungs stay as they are, beside the new ones.")
-        if self._undoable:
-            return Notice(text + " " + _("The earlier lesions were replaced; undo brings them back."), "undo")
-        return Notice(text)
-
-    # ---- ends ---------------------------------------------------------------------------------------------------
-
-    def _onError(self, error: Exception) -> None:
-        self._end(noticeOf(error))
-
     def _onNodesGone(self, *_ignored: Any) -> None:
-        if not self.busy or self._volumeNode.GetScene() is not None:
-            return
-        reason = Notice(_("The CT was deleted, or its scene was closed, so the run was cancelled."), is_error=True)
-        if self.state == "computing" and self._request is not None:
-            self._reason = reason
-            self._request.cancel()
-        else:
-            self._end(reason)
+        if self.busy and self._volumeNode.GetScene() is None:
+            text = _("The CT was deleted, or its scene was closed, so the run was cancelled.")
+            self._stop(Notice(text, is_error=True))
 
     def _enter(self, state: str) -> None:
         self.state = state
@@ -316,13 +345,42 @@ class SegmentationRun(VTKObservationMixin):
         self.changed.emit()
 
     def _end(self, notice: Notice) -> None:
-        self._steps.stop()
         self.removeObservers()
-        self._forget()
+        self._volumeNode = None
         self._enter("")
         self.noted.emit(notice)
 
-    def _forget(self) -> None:
-        """Let go of nodes and arrays."""
-        for name in _OF_ONE_RUN:
-            setattr(self, name, None)
+
+def _described(outcome: Segmented) -> Notice:
+    text = _("Done.")
+    if "lesion_ml" in outcome.summary:
+        text = _("Done: {volume} mL of lesion.").format(volume=f"{outcome.summary['lesion_ml']:.1f}")
+    if outcome.lungsWereKept:
+        text += " " + _("The corrected lungs stay as they are, beside the new ones.")
+    if outcome.isUndoable:
+        return Notice(text + " " + _("The earlier lesions were replaced; undo brings them back."), "undo")
+    return Notice(text)
+
+
+def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:
+    """What a worker is told of a model.
+
+    Args:
+        model: an id, a file, or "" for the default model.
+        settings: of the worker.
+        registry: the models of this computer.
+
+    Returns:
+        The model as it is named here, None for the default; behind a prefix the file of a model that is on this
+        computer and does not come with the library: the other one may not have it. The request names it in ``files``.
+
+    Raises:
+        ModelError: behind a prefix: the default model is not installed any more, or a model's file was changed.
+    """
+    if not settings.prefix:
+        return model or None
+    name = model or registry.default()
+    known = {entry.id: entry for entry in registry.list()}
+    if name in known and known[name].status == INSTALLED:
+        return str(registry.path(name))
+    return name

@@ -1,4 +1,4 @@
-"""What all panels of one Slicer share: the settings, the two children, and the run that is on."""
+"""What all panels of one Slicer share: settings, children, the run that is on, and what the children compute on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import slicer
 
 from ..errors import InputError
 from ..models import ModelRegistry
-from ..models.catalog import INSTALLED
-from ..worker import Client, Process, Timer, WorkerSettings
+from ..worker import Client, Process, Reply, Timer, WorkerError, WorkerSettings
 from ..worker.process import split_prefix
-from .devices import Devices
-from .events import Signal
-from .live import LiveMeasurement
+from .live import LiveMeasurement, MeasurementTools
+from .messages import Notice, noticeOf
 from .process import QtProcess, QtTimer
-from .run import SegmentationRun
-from .tools import MeasurementTools
+from .run import SceneCt, SegmentationRun, modelForWorker
+from .task import Signal
+from .text import _
 
+AUTOMATIC = "auto"
+_PROCESSOR = "cpu"
 _PREFIX = "COVIDLesionSeg/"
 _MINUTE = 60.0
 # how long children may take to end by themselves, and how often is looked
@@ -56,6 +57,7 @@ class Session:
         self._given = settings
         self._clients: dict[str, Client] = {}
         self._users: list[Any] = []
+        self.ct = SceneCt()
         self.live = LiveMeasurement(self)
         self.tools = MeasurementTools(self)
         self.run = SegmentationRun(self)
@@ -92,6 +94,7 @@ class Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+        self.ct.forget()
 
     def spawn(self, command: list[str], environment: Mapping[str, str]) -> Process:
         """A process for a child; the session knows all that run."""
@@ -137,6 +140,101 @@ class Session:
         return readSettings() if self._given is None else self._given
 
 
+class Devices:
+    """Asks the worker once and remembers.
+
+    Args:
+        client: gives the client of the child that computes.
+
+    Attributes:
+        changed: signal: something else is known.
+        noted: signal: a :class:`.messages.Notice`: nothing can be computed, and what leads on.
+    """
+
+    def __init__(self, client: Callable[[], Client]) -> None:
+        self._client = client
+        self.changed, self.noted = Signal(), Signal()
+        #: devices as ``describe_devices`` gives them; None where they are not known
+        self._found: Mapping[str, Any] | None = None
+        self._problem = ""
+        self._asked = False
+
+    def ask(self, again: bool = False) -> None:
+        """Ask the worker, unless it was asked before. It loads PyTorch for that: ask after a press, or once it has."""
+        if self._asked or (self._found is not None and not again):
+            return
+        self._asked, self._problem = True, ""
+        self._client().request("doctor", finished=self._onFound, failed=self._onFailed)
+        self.changed.emit()
+
+    def forget(self) -> None:
+        """Another worker may have other devices."""
+        self._found, self._problem, self._asked = None, "", False
+        self.changed.emit()
+
+    def names(self) -> dict[str, str]:
+        """Device -> its name for people."""
+        names = {AUTOMATIC: _("Automatic")}
+        if self._found is None:
+            return names | {
+                _PROCESSOR: _("Processor"),
+                "cuda": _("NVIDIA graphics card"),
+                "mps": _("Apple graphics"),
+            }
+        names[_PROCESSOR] = _("Processor ({name})").format(name=self._found["processor"]["name"])
+        return names | {gpu["device"]: f"{gpu['name']} ({gpu['device']})" for gpu in self._found["gpus"]}
+
+    def text(self, device: str) -> str:
+        """What a choice comes to, and why."""
+        if self._asked:
+            return _("Looking at what this computer has...")
+        if self._problem:
+            return self._problem
+        if self._found is None:
+            first = _("A graphics card where one works, else the processor; the first run tells which.")
+            return first if device == AUTOMATIC else ""
+        if device == AUTOMATIC:
+            chosen = self._found["chosen"]
+            return str(chosen.get("error") or f"{chosen['name']} ({chosen['device']}). {chosen['reason']}")
+        if device == _PROCESSOR:
+            processor = self._found["processor"]
+            return _("{name}, {threads} threads.").format(name=processor["name"], threads=processor["threads"])
+        for gpu in self._found["gpus"]:
+            if gpu["device"] == device or gpu["device"].startswith(f"{device}:"):
+                return _("{name}: {problem}").format(name=gpu["name"], problem=gpu["problem"] or _("works."))
+        return _("There is no {device} here, so a run on it would fail.").format(device=device)
+
+    def summary(self) -> str:
+        """PyTorch's build and what it found, for the set-up page."""
+        if self._asked or self._problem:
+            return self.text(AUTOMATIC)
+        if self._found is None:
+            return _("Not looked at yet.")
+        torch = self._found["torch"]
+        build = torch["cuda_build"] and f"CUDA {torch['cuda_build']}"
+        build = build or (torch["rocm_build"] and f"ROCm {torch['rocm_build']}") or _("processor only")
+        driver = torch["nvidia_driver"] or _("none")
+        first = _("PyTorch {version} ({build}), NVIDIA driver: {driver}.").format(
+            version=torch["version"], build=build, driver=driver
+        )
+        return f"{first} {self.text(AUTOMATIC)}"
+
+    def _onFound(self, reply: Reply) -> None:
+        self._asked = False
+        self._found = reply.values["devices"]
+        if self._found is None:
+            self._problem = str(reply.values["smoke_test"]["problem"])
+            self.noted.emit(Notice(self._problem, "set_up_pytorch", is_error=True))
+        self.changed.emit()
+
+    def _onFailed(self, error: WorkerError) -> None:
+        self._asked = False
+        if error.kind != "cancelled":
+            self._problem = str(error)
+            self.noted.emit(noticeOf(error))
+        self.changed.emit()
+
+
 def readSettings() -> WorkerSettings:
     """The worker's settings from the application's; what an older version left and can't be read is passed over."""
     python = _text("python")
@@ -151,30 +249,6 @@ def readSettings() -> WorkerSettings:
     # another interpreter or program, such as ssh, must not see Slicer's own Python and library folders
     environment = {name: str(value) for name, value in slicer.util.startupEnvironment().items()}
     return replace(settings, environment=environment)
-
-
-def modelForWorker(model: str, settings: WorkerSettings, registry: ModelRegistry) -> str | None:
-    """What a worker is told of a model.
-
-    Args:
-        model: an id, a file, or "" for the default model.
-        settings: of the worker.
-        registry: the models of this computer.
-
-    Returns:
-        The model as it is named here, None for the default; behind a prefix the file of a model that is on this
-        computer and does not come with the library: the other one may not have it. The request names it in ``files``.
-
-    Raises:
-        ModelError: behind a prefix: the default model is not installed any more, or a model's file was changed.
-    """
-    if not settings.prefix:
-        return model or None
-    name = model or registry.default()
-    known = {entry.id: entry for entry in registry.list()}
-    if name in known and known[name].status == INSTALLED:
-        return str(registry.path(name))
-    return name
 
 
 def writeSettings(python: str, prefix: str, idleMinutes: int) -> None:

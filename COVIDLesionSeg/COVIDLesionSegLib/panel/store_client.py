@@ -1,28 +1,29 @@
-"""The case store that was chosen, and the child process that works on it, so that no window waits for a disk."""
+"""The case store that was chosen, and the child processes that work on it, so that no window waits for a disk."""
 
 from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import slicer
 from numpy.typing import NDArray
 
-from ..cases import is_store
-from ..errors import InputError
-from ..worker import Client, Progress, Reply, Request, WorkerError
-from .events import Signal
-from .notices import Notice, noticeOf
+from ..cases import ORDERS, is_store
+from ..errors import CancelledError, COVIDLesionSegError, InputError
+from ..worker import Client, Progress, Reply, Request
+from .messages import noticeOf
+from .task import Signal, Task, Tasks
 from .text import _
 
 if TYPE_CHECKING:
     from .session import Session
 
 _PREFIX = "COVIDLesionSeg/"
-_RATER = 40
+_READER = 40
+_ORDER, _AGAIN = "caseOrder", "caseAgain"
 
 
 class StoreClient:
@@ -36,8 +37,9 @@ class StoreClient:
 
     Attributes:
         changed: signal: another store, another overview, something begins or ends.
-        noted: signal: a :class:`.notices.Notice`.
+        noted: signal: a :class:`.messages.Notice`.
         overview: what ``worker.store_tasks.overview`` gives; empty before it is there.
+        progress: of what takes long, or None.
     """
 
     def __init__(self, session: Session) -> None:
@@ -45,16 +47,28 @@ class StoreClient:
         self.changed, self.noted = Signal(), Signal()
         self.overview: Mapping[str, Any] = {}
         self.progress: Progress | None = None
+        self._tasks = Tasks(session.timer, lambda error: self.noted.emit(noticeOf(error)))
         self._client: Client | None = None
         self._longClient: Client | None = None
-        self._shown: Request | None = None
-        self._asking = False
+        self._long: Request | None = None
+        self._looking: Task | None = None
         self._again = False
-        self._folder = self._asked = ""
-        session.ending.connect(self.endChildren)
         remembered = _setting("caseStore")
-        if remembered and is_store(remembered):
-            self._folder = remembered
+        self._folder = remembered if remembered and is_store(remembered) else ""
+        session.ending.connect(self.endChildren)
+
+    def close(self) -> None:
+        """The panel goes."""
+        self._session.ending.disconnect(self.endChildren)
+        self._tasks.close()
+        self.endChildren()
+
+    def endChildren(self) -> None:
+        """End the children; requests that still wait are dropped, the next one starts a child."""
+        clients, self._client, self._longClient = (self._client, self._longClient), None, None
+        for client in clients:
+            if client is not None:
+                client.close()
 
     # ---- settings ---------------------------------------------------------------------------------------------------
 
@@ -64,136 +78,130 @@ class StoreClient:
         return self._folder
 
     @property
-    def rater(self) -> str:
+    def reader(self) -> str:
         """Who works here; at first the name of the account, as far as it can be one."""
-        return _setting("rater") or re.sub(r"[^A-Za-z0-9_-]", "", _account())[:_RATER]
+        return _setting("rater") or re.sub(r"[^A-Za-z0-9_-]", "", _account())[:_READER]
 
-    @rater.setter
-    def rater(self, name: str) -> None:
-        slicer.app.settings().setValue(f"{_PREFIX}rater", name.strip())
+    @reader.setter
+    def reader(self, name: str) -> None:
+        _keep("rater", name.strip())
         self.changed.emit()
 
-    def setting(self, name: str, value: str | None = None) -> str:
-        """A choice that is remembered; a value is kept."""
-        if value is not None:
-            slicer.app.settings().setValue(f"{_PREFIX}{name}", value)
-        return _setting(name)
+    @property
+    def order(self) -> str:
+        """In which order cases come, one of ``cases.ORDERS``."""
+        known = _setting(_ORDER)
+        return known if known in ORDERS else next(iter(ORDERS))
+
+    @order.setter
+    def order(self, order: str) -> None:
+        _keep(_ORDER, order)
+
+    @property
+    def secondReading(self) -> bool:
+        """Whether cases that others have corrected come, too."""
+        return _setting(_AGAIN) == "1"
+
+    @secondReading.setter
+    def secondReading(self, wanted: bool) -> None:
+        _keep(_AGAIN, "1" if wanted else "0")
 
     def choose(self, folder: str) -> None:
         """Work on another store; "" on none."""
         self._folder, self.overview = folder, {}
-        slicer.app.settings().setValue(f"{_PREFIX}caseStore", folder)
+        _keep("caseStore", folder)
         self.changed.emit()
         self.refresh()
-
-    def create(self, folder: str, done: Callable[[], None]) -> None:
-        """Make a store; ``done`` is called when it is there."""
-
-        def created(_reply: Reply) -> None:
-            self.noted.emit(Notice(_("An empty store was made. Add cases to it below.")))
-            done()
-
-        self._request("store_create", {"store": folder}, {}, created, self._noteError)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """Whether something long is on whose progress is shown."""
-        return self._shown is not None
+        """Whether something is on that takes long."""
+        return self._long is not None
 
     def cancel(self) -> None:
-        """Stop what is shown."""
-        if self._shown is not None:
-            self._shown.cancel()
+        """Stop what takes long."""
+        if self._long is not None:
+            self._long.cancel()
 
     def refresh(self) -> None:
         """Look into the store again."""
-        if not self._folder or self._asking:
-            self._again = self._asking
-            return
-        folder, self._asking, self._asked = self._folder, True, self._folder
-        self._request(
-            "store_overview", {"store": folder, "rater": self.rater}, {}, self._onOverview, self._onNoOverview
-        )
+        self._again = True
+        if self._looking is None or self._looking.done:
+            self._looking = self._tasks.start(self._look())
 
-    def ask(
+    async def _look(self) -> None:
+        while self._again and self._folder:
+            self._again, folder = False, self._folder
+            try:
+                reply = await self._request("store_overview", {"store": folder, "rater": self.reader})
+            except COVIDLesionSegError as error:
+                if not isinstance(error, CancelledError):
+                    self.noted.emit(noticeOf(error))
+                overview: Mapping[str, Any] = {}
+            else:
+                overview = reply.values
+            if folder == self._folder:
+                self.overview = overview
+                self.changed.emit()
+
+    async def create(self, folder: str) -> None:
+        """Make an empty store; it is not chosen."""
+        await self._request("store_create", {"store": folder})
+
+    async def ask(
         self,
         task: str,
         values: Mapping[str, Any],
-        done: Callable[[Reply], None] | None = None,
-        *,
         arrays: Mapping[str, NDArray[Any]] | None = None,
-        failed: Callable[[WorkerError], None] | None = None,
-        shown: bool = False,
+        *,
         refresh: bool = True,
-    ) -> None:
+    ) -> Reply:
         """Ask for something on the store; afterwards the overview is another one.
 
         Args:
             task: see ``worker.store_tasks``.
             values: its parameters; ``store`` only where it is another one than the chosen store.
-            done: called with the answer.
             arrays: of the request.
-            failed: called with what went wrong; None shows it.
-            shown: it takes long: its progress is shown, and it can be cancelled; one at a time.
             refresh: look into the store again.
 
         Raises:
-            InputError: no store is chosen, or something long is on.
+            InputError: no store is chosen; what the task raises.
         """
-        if not self._folder:
-            raise InputError(_("No case store is chosen."), _("Choose a folder above, or make a new store."))
-        if shown and self.busy:
-            raise InputError(_("Something else is done with the store."), _("Wait for it, or cancel it."))
-
-        def finish(action: Callable[[Any], None] | None, outcome: Any) -> None:
-            if shown:
-                self._shown, self.progress = None, None
-                self.changed.emit()
-            if action is not None:
-                action(outcome)
+        try:
+            return await self._request(task, self._placed(values), arrays)
+        finally:
             if refresh:
                 self.refresh()
 
-        request = self._request(
-            task,
-            {"store": self._folder, **values},
-            arrays or {},
-            lambda reply: finish(done, reply),
-            lambda error: finish(failed or self._noteError, error),
-            self._onProgress if shown else None,
-        )
-        if shown:
-            self._shown = request
+    async def askLong(self, task: str, values: Mapping[str, Any], arrays: Any = None) -> Reply:
+        """Ask for something that takes long: its progress is shown, and it can be cancelled; one at a time.
+
+        Raises:
+            InputError: no store is chosen, or something long is on; what the task raises.
+        """
+        if self.busy:
+            raise InputError(_("The store is busy."), _("Wait for what is on, or cancel it."))
+        client = self._longClient = self._longClient or self._newClient()
+        request = client.request(task, self._placed(values), arrays or {}, progress=self._onProgress)
+        self._long = request
+        self.changed.emit()
+        try:
+            return await request
+        finally:
+            self._long, self.progress = None, None
             self.changed.emit()
+            self.refresh()
 
-    def close(self) -> None:
-        """The panel goes."""
-        self._session.ending.disconnect(self.endChildren)
-        self.endChildren()
+    def _placed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self._folder:
+            raise InputError(_("No case store is chosen."), _("Choose its folder on the page Cases."))
+        return {"store": self._folder, **values}
 
-    def endChildren(self) -> None:
-        """End the children; requests that still wait are dropped, the next one starts a child."""
-        for client in (self._client, self._longClient):
-            if client is not None:
-                client.close()
-        self._client, self._longClient, self._shown, self._asking = None, None, None, False
-
-    def _request(
-        self,
-        task: str,
-        values: Mapping[str, Any],
-        arrays: Mapping[str, NDArray[Any]],
-        done: Callable[[Reply], None],
-        failed: Callable[[WorkerError], None],
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Request:
-        if progress is None:
-            client = self._client = self._client or self._newClient()
-        else:
-            client = self._longClient = self._longClient or self._newClient()
-        return client.request(task, values, arrays, progress=progress, finished=done, failed=failed)
+    def _request(self, task: str, values: Mapping[str, Any], arrays: Any = None) -> Request:
+        client = self._client = self._client or self._newClient()
+        return client.request(task, values, arrays or {})
 
     def _newClient(self) -> Client:
         settings = self._session.client("measurement").settings.on_this_machine()
@@ -203,30 +211,20 @@ class StoreClient:
         self.progress = progress
         self.changed.emit()
 
-    def _onOverview(self, reply: Reply) -> None:
-        self._asking = False
-        if self._asked == self._folder:
-            self.overview = reply.values
-            self.changed.emit()
-        if self._again:
-            self._again = False
-            self.refresh()
-
-    def _onNoOverview(self, error: WorkerError) -> None:
-        self._asking = self._again = False
-        self.overview = {}
-        self._noteError(error)
-        self.changed.emit()
-
-    def _noteError(self, error: WorkerError) -> None:
-        self.noted.emit(noticeOf(error))
-
     # ---- what the overview says -------------------------------------------------------------------------------------
 
     @property
     def cases(self) -> dict[str, Mapping[str, Any]]:
         """The cases by id."""
         return {case["id"]: case for case in self.overview.get("cases", ())}
+
+    @property
+    def progressText(self) -> str:
+        """How many cases are corrected; "" before the overview is there."""
+        counts: Mapping[str, int] = self.overview.get("counts", {})
+        done = counts.get("corrected", 0) + counts.get("approved", 0)
+        total = sum(counts.values()) - counts.get("excluded", 0)
+        return _("{done} of {total} corrected").format(done=done, total=total) if total else ""
 
     def modelFile(self, model: str) -> str:
         """What the worker is told of a model: the file of one that was trained in the store, else its id."""
@@ -237,6 +235,10 @@ class StoreClient:
 def _setting(name: str) -> str:
     value = slicer.app.settings().value(f"{_PREFIX}{name}", "")
     return value.strip() if isinstance(value, str) else ""
+
+
+def _keep(name: str, value: str) -> None:
+    slicer.app.settings().setValue(f"{_PREFIX}{name}", value)
 
 
 def _account() -> str:

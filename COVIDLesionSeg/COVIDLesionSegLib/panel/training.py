@@ -1,20 +1,29 @@
-"""Fine-tuning from the Python console: detached jobs that outlive Slicer."""
+"""Detached jobs of the correction loop that outlive Slicer: started from the console or the panel, and watched."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cases import Store
-from ..errors import CancelledError, InputError
+from ..errors import CancelledError, COVIDLesionSegError, InputError
 from ..models.catalog import default_folder
 from ..worker import WorkerSettings
 from ..worker.faults import exception_of
 from ..worker.job_tasks import COMPARE, ESTIMATE, PREDICT, VALIDATE
 from ..worker.jobs import Job, JobStatus, find_jobs, start_job
+from .messages import Notice, noticeOf
 from .session import readSettings
+from .task import Signal, Tasks, turn
+from .text import _, duration_text
 
+if TYPE_CHECKING:
+    from .session import Session
+
+_log = logging.getLogger("COVIDLesionSeg")
+_INTERVAL_MS = 700
 FINE_TUNE = "fine_tune"
 _NAMES = {
     FINE_TUNE: "fine-tuning",
@@ -26,7 +35,7 @@ _NAMES = {
 
 
 class TrainingLogic:
-    """Starts, watches and cancels jobs of the correction loop: answers for waiting cases, fine-tuning, comparisons.
+    """Starts, watches and cancels jobs of the correction loop: predictions, fine-tuning, comparisons.
 
     A job is a process of its own that goes on when Slicer ends, and is found again by :meth:`jobs` at the next start.
 
@@ -102,12 +111,12 @@ class TrainingLogic:
     def predict(
         self, store: Store | str | Path, model: str | None = None, *, ids: Sequence[str] = (), device: str = "auto"
     ) -> Job:
-        """Let a model answer the cases that wait, with the uncertainty that the queue sorts by; returns at once.
+        """Run a model on waiting cases, with the uncertainty that the queue sorts by; returns at once.
 
         Args:
             store: the case store.
             model: id; None takes the store's default.
-            ids: of cases; empty takes all that are new, or answered by an earlier model only.
+            ids: of cases; empty takes all that are new, or have the prediction of an earlier model only.
             device: see :meth:`fineTune`.
         """
         return self._start(PREDICT, store, {"model": model, "ids": list(ids) or None, "device": device})
@@ -237,6 +246,80 @@ def resultOf(status: JobStatus) -> dict[str, Any]:
     if status.state != "done" or status.result is None:
         raise CancelledError("The job was cancelled.")
     return status.result
+
+
+class JobWatch:
+    """Asks for a job's status now and then while the panel is there; the job needs nobody to look.
+
+    Attributes:
+        job: that is watched, or None.
+        status: how it stood last, or None.
+        changed: signal: another status.
+        ended: signal: it has ended, seen for the first time; passes the status.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.job: Job | None = None
+        self.status: JobStatus | None = None
+        self.changed, self.ended = Signal(), Signal()
+        self._tasks = Tasks(session.timer, lambda error: _log.error("a job's watch failed", exc_info=error))
+
+    @property
+    def isActive(self) -> bool:
+        """Whether the job has not ended."""
+        return self.status is not None and self.status.is_active
+
+    def follow(self, job: Job | None) -> None:
+        """Watch another job, or none; one that has ended already is shown and not told as ended."""
+        self.stop()
+        self.job, self.status = job, None
+        self._look()
+        if self.isActive:
+            self._tasks.start(self._watch())
+        self.changed.emit()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._tasks.cancel()
+
+    async def _watch(self) -> None:
+        job = self.job
+        while self.job is job and self.isActive:
+            await turn(_INTERVAL_MS)
+            self._look()
+            self.changed.emit()
+        if self.job is job and self.status is not None:
+            self.ended.emit(self.status)
+
+    def _look(self) -> None:
+        if self.job is None:
+            return
+        try:
+            self.status = self.job.status()
+        except COVIDLesionSegError as error:
+            # its folder was removed, or is on a share that is away
+            _log.warning("%s", error)
+            self.job, self.status = None, None
+
+
+def jobText(status: JobStatus) -> str:
+    """How far a job is, in words."""
+    if status.state == "cancelling":
+        return _("Stopping; what is best so far is kept.")
+    if status.progress is None:
+        return _("Starting...")
+    progress = status.progress
+    text = progress.message or progress.phase.capitalize()
+    if progress.total > 1:
+        text += f" {progress.done}/{progress.total}"
+    if status.seconds_left is not None:
+        text += ", " + _("{time} left").format(time=duration_text(status.seconds_left))
+    return text
+
+
+def endOf(status: JobStatus) -> Notice:
+    """How a job ended that gave no result."""
+    return Notice(_("Cancelled.")) if status.error is None else noticeOf(status.error)
 
 
 def _folder(cases: Store | str | Path) -> Path:

@@ -139,7 +139,7 @@ class Table:
         settings: tables of the training configuration.
         notes: choices and conventions, sentences.
         groups: figure that shows the same by lesion size, or "".
-        curves: the table is about curves of the training loss.
+        curves: the table is about curves of training and testing loss.
         default_folds: folds if none are asked for; 0 is the protocol's one split.
         rows: in the paper's order.
     """

@@ -15,23 +15,20 @@ from ..files import write_text
 from ..learning.config import DataSettings
 from ..learning.data import (
     NO_LESION,
-    SetName,
     Split,
     TrainingCase,
     extend_split,
+    fold_sets,
     load_split,
     make_split,
     read_cases,
     read_pictures,
     save_split,
 )
-from ..learning.randomness import Purpose, draw
 from ..learning.store import Progress, SliceStore, open_store
 from ..learning.training_data import selection_patients
 from .catalog import Table
 from .planning import Facts
-
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ def divide(table: Table, cases: Cases, folds: int, folder: Path) -> list[Part]:
         name = f"{prefix}-fold{fold}of{folds}"
 
         def drawn(fold: int = fold) -> Split:
-            return Split(_fold_sets(training, folds, fold), {case.id: case.hashes() for case in training})
+            return Split(fold_sets(training, folds, fold), {case.id: case.hashes() for case in training})
 
         split = _frozen(folder / f"{name}-test.json", training, drawn)
         sides = split.cases(training, "train"), split.cases(training, "validation")
@@ -205,21 +202,6 @@ def _frozen(path: Path, cases: Sequence[TrainingCase], make: Callable[[], Split]
     split = make()
     save_split(split, path)
     return split
-
-
-def _fold_sets(cases: Sequence[TrainingCase], folds: int, fold: int) -> dict[str, SetName]:
-    """Patients of a fold; those with and without lesion are dealt separately, so that each fold has of both."""
-    patients: dict[str, bool] = {}
-    for case in cases:
-        patients[case.patient] = patients.get(case.patient, False) or case.lesion is not None
-    diseased = sorted(patient for patient, has_lesion in patients.items() if has_lesion)
-    if len(diseased) < folds:
-        raise InputError(
-            f"{folds} folds need as many patients with lesion; there are {len(diseased)}. Ask for fewer folds."
-        )
-    free = sorted(patients.keys() - set(diseased))
-    order = [*draw(_SEED, Purpose.ORDER, folds).permutation(diseased).tolist(), *free]
-    return {patient: "validation" if place % folds == fold else "train" for place, patient in enumerate(order)}
 
 
 def _manifest(cases: Sequence[TrainingCase]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..documents import read_object
 from ..errors import CancelledError
+from ..files import write_json
 from ..inference.devices import choose_precision
 from ..learning.data import TrainingCase
+from ..learning.log import TrainingCallback
+from ..learning.losses import Criterion
 from ..learning.pseudo_labels import picture_logits
 from ..learning.store import open_store, read_picture, read_picture_mask
 from ..learning.validation import predict_case
@@ -75,6 +79,64 @@ def judge_pictures(
         if progress is not None:
             progress("testing", number + 1, len(cases))
     return judged
+
+
+class TestingLoss(TrainingCallback):
+    """Measures the testing loss of a training at the end of epochs; nothing is chosen by it.
+
+    The losses stand in a file of the run, so that a resumed run goes on with them.
+
+    Args:
+        cases: the pictures that are tested.
+        resize: of the training.
+        criterion: its loss, here the mean over the pictures, each on its own pixels.
+        steps: after which it is measured.
+        file: gets the losses.
+        device: where the network is.
+        autocast: type of the mixed precision, or None.
+
+    Attributes:
+        networks: gives the networks of the training; the student is measured.
+    """
+
+    networks: Callable[[], dict[str, nn.Module]]
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        resize: tuple[int, ...],
+        criterion: Criterion,
+        steps: Sequence[int],
+        file: Path,
+        device: torch.device,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._preprocessing = _preprocessing(-1, resize)
+        self._criterion, self._steps, self._file = criterion, frozenset(steps), file
+        self._device, self._autocast = device, autocast
+        self._pictures = [
+            (read_picture(case.image), torch.from_numpy((read_picture_mask(case.lesion) != 0).astype(np.int64))[None])
+            for case in cases
+            if case.lesion is not None
+        ]
+
+    def on_step(self, step: int, figures: Mapping[str, float]) -> None:  # noqa: ARG002  # of the base class
+        """Measure where an epoch ends."""
+        if step + 1 not in self._steps:
+            return
+        network = self.networks()["student"].eval()
+        losses = [
+            float(self._criterion(self._logits(network, picture), label.to(self._device)))
+            for picture, label in self._pictures
+        ]
+        write_json(self._file, self.losses() | {str(step + 1): sum(losses) / len(losses)})
+
+    def losses(self) -> dict[str, float]:
+        """Number of steps -> testing loss after them."""
+        return read_object(self._file) if self._file.is_file() else {}
+
+    def _logits(self, network: nn.Module, picture: NDArray[np.uint8]) -> torch.Tensor:
+        return picture_logits(network, self._preprocessing, picture, self._device, self._autocast)
 
 
 def judge_volumes(

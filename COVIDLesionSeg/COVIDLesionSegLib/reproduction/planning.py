@@ -7,15 +7,18 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..learning.config import LabelNoiseSettings, TrainingConfig
-from .catalog import Row, Table
+from ..learning.settings import merged, toml_value
+from .catalog import Row, Table, load_table, table_ids
 
 NATURAL = "natural"
+# training slices of COVID-SemiSeg
+_COVID_SEMISEG = 50
 # settings of semi-supervised rows that are no part of a training's configuration
 PSEUDO_LABELS = "pseudo_labels"
 # where a run is and on what it computes is no part of what it is
@@ -169,7 +172,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     Raises:
         InputError: settings that are not allowed.
     """
-    values = _merged(table.settings, cell.row.settings)
+    values = merged(table.settings, cell.row.settings)
     network = cell.row.network
     width = min(options.width or network.width or 0, network.width or 0)
     values["network"] = {"name": network.family or "external", "arguments": dict(network.arguments)}
@@ -191,7 +194,7 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     values["run"] |= {"seed": cell.seed, "device": options.device, "precision": options.precision}
     if cell.noise is not None:
         values["label_noise"] = asdict(cell.noise)
-    values = _merged(values, _changes(cell.row, options))
+    values = merged(values, _changes(cell.row, options))
     if values["data"].get("lesion_free_share") == NATURAL:
         values["data"]["lesion_free_share"] = round(facts.lesion_free / facts.slices, 6)
     if cell.row.method == "semi-supervised":
@@ -205,6 +208,27 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
         if name in values["run"]:
             values["run"][name] = min(values["run"][name], steps)
     return TrainingConfig.from_dict(values)
+
+
+def protocols() -> dict[str, tuple[Table, Row]]:
+    """TABLE/ROW -> the rows whose training of one network can be done on anybody's data: those of own networks."""
+    found = {}
+    for table in map(load_table, table_ids()):
+        for row in table.rows if table.steps or table.data == "pictures" else ():
+            if row.network.source == "own" and row.method != "label-update":
+                found[f"{table.id}/{row.id}"] = table, row
+    return found
+
+
+def protocol(table: Table, row: Row) -> TrainingConfig:
+    """The training configuration of a row for anybody's data: what the paper says, but for names, folds and figures.
+
+    Epochs are counted in the training slices of COVID-SemiSeg. Slices without lesion are drawn as they are sampled, and
+    the part that the paper tests is kept for validation.
+    """
+    config = configuration(table, Cell(row, 0), Options(Path(), Path()), Facts(_COVID_SEMISEG, 0))
+    share = table.test_share if table.data == "volumes" else 0.0
+    return replace(config, data=replace(config.data, lesion_free_share=-1.0, validation_share=share))
 
 
 def pseudo_label_settings(row: Row, options: Options) -> dict[str, Any]:
@@ -357,13 +381,5 @@ def noise_name(noise: LabelNoiseSettings | None) -> str:
     return f"{noise.kind}{noise.strength:g}{share}"
 
 
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables of settings, the second's values before the first's."""
-    out = {name: dict(values) for name, values in first.items()}
-    for name, values in second.items():
-        out[name] = {**out.get(name, {}), **values}
-    return out
-
-
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else toml_value(value)

@@ -25,6 +25,7 @@ from ..inference.devices import choose_device, device_name
 from ..learning.config import TrainingConfig
 from ..learning.label_update import label_update
 from ..learning.log import read_log
+from ..learning.losses import make_criterion
 from ..learning.pseudo_labels import pseudo_label
 from ..learning.trainer import Trainer, TrainingResult
 from ..models import load_checkpoint
@@ -32,12 +33,14 @@ from . import baselines, planning
 from .catalog import Row, Table
 from .data import Cases, Part, divide, find_cases
 from .estimating import Planned, seconds_per_step
-from .judging import Judged, autocast_of, judge_pictures, judge_volumes
+from .judging import Judged, TestingLoss, autocast_of, judge_pictures, judge_volumes
 from .pictures import normalized_cases
 from .planning import Cell, Facts, Options
 
 Progress = Callable[[str, int, int], None]
-RESULT_VERSION = 1
+RESULT_VERSION = 2
+# testing losses of a training's curve, at most
+_TESTING_LOSSES = 50
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ class Study:
         if done is not None:
             return done
         facts: dict[str, Any] = {}
+        watch: TestingLoss | None = None
         config = prepared.config
         network_of = cell.row.network
         external = network_of.source != "own"
@@ -254,7 +258,16 @@ class Study:
             )
         else:
             folder = prepared.folder / "run"
-            trainer = Trainer(config, folder, self.options.output, make_network=make if external else None)
+            watch = self._testing_loss(prepared)
+            trainer = Trainer(
+                config,
+                folder,
+                self.options.output,
+                make_network=make if external else None,
+                callbacks=[watch] if watch else [],
+            )
+            if watch:
+                watch.networks = trainer.networks
             trained = trainer.run(resume=True, progress=self.progress, cancelled=self.cancelled)
         started = time.perf_counter()
         network = make() if external else load_checkpoint(trained.model).network
@@ -280,6 +293,7 @@ class Study:
             "library": __version__,
             "config": config.to_dict(),
             "curve": _curve(trained.folder, prepared.epoch),
+            "testing_curve": {} if watch is None else _by_epoch(watch.losses(), prepared.epoch),
             "slices": judged.slices,
             "volumes": judged.volumes,
         }
@@ -299,6 +313,22 @@ class Study:
         by_slice = self.table.judged == "slices-of-volumes"
         return judge_volumes(
             network, test, cache, data.margin, data.resize, metrics, by_slice, self.device, autocast, *watched
+        )
+
+    def _testing_loss(self, prepared: Prepared) -> TestingLoss | None:
+        """What measures the testing loss while a cell trains; volumes would cost more than their training."""
+        if self.table.data != "pictures":
+            return None
+        config, epoch = prepared.config, prepared.epoch
+        every = epoch * max(1, math.ceil(config.run.steps / epoch / _TESTING_LOSSES))
+        return TestingLoss(
+            prepared.part.test,
+            config.data.resize,
+            make_criterion(config.loss),
+            [*range(every, config.run.steps, every), config.run.steps],
+            prepared.folder / "testing_loss.json",
+            self.device,
+            autocast_of(config.run.precision, self.device),
         )
 
     def _with_pseudo_labels(self, prepared: Prepared, facts: dict[str, Any]) -> TrainingConfig:
@@ -367,6 +397,11 @@ def _curve(run: Path, epoch: int) -> list[float]:
     losses = {entry["step"]: entry["loss"] for entry in read_log(run) if entry["kind"] == "step"}
     values = [losses[step] for step in sorted(losses)]
     return [sum(part) / len(part) for part in (values[i : i + epoch] for i in range(0, len(values), epoch))]
+
+
+def _by_epoch(losses: dict[str, float], epoch: int) -> dict[str, float]:
+    """Losses by the number of the epoch that they end, which the last may cut short."""
+    return {str(math.ceil(int(steps) / epoch)): loss for steps, loss in losses.items()}
 
 
 def _training_seconds(folder: Path) -> float:

@@ -332,37 +332,53 @@ def _missing_rows(table: Table, outcomes: Sequence[Outcome]) -> list[CsvRow]:
 
 
 def _curve_rows(table: Table, outcome: Outcome) -> list[CsvRow]:
-    """One row an epoch: the mean training loss."""
-    cell, result = outcome.cell, outcome.result or {"curve": []}
+    """One row an epoch: the mean training loss, and the testing loss after it where it was measured."""
+    cell, result = outcome.cell, outcome.result or {"curve": [], "testing_curve": {}}
     return [
-        {"table": table.id, "row": cell.row.id, "seed": cell.seed, "fold": cell.fold, "epoch": epoch, "loss": loss}
+        {
+            "table": table.id,
+            "row": cell.row.id,
+            "seed": cell.seed,
+            "fold": cell.fold,
+            "epoch": epoch,
+            "training loss": loss,
+            "testing loss": result["testing_curve"].get(str(epoch)),
+        }
         for epoch, loss in enumerate(result["curve"], 1)
     ]
 
 
 def _curve_picture(table: Table, options: Options, outcomes: Sequence[Outcome]) -> list[Path]:
-    """The curves as a PNG, where matplotlib is installed; each row's is the mean of its runs."""
+    """Training and testing loss as a PNG, where matplotlib is installed; each row's curve is the mean of its runs."""
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
         return []
-    curves: dict[str, list[list[float]]] = {}
+    runs: dict[str, list[Mapping[str, Any]]] = {}
     for outcome in outcomes:
         if outcome.result is not None:
-            curves.setdefault(outcome.cell.row.title, []).append(outcome.result["curve"])
-    if not curves:
+            runs.setdefault(outcome.cell.row.title, []).append(outcome.result)
+    if not runs:
         return []
-    canvas = Canvas(figsize=(8, 5), layout="constrained")
-    axes = canvas.add_subplot(xlabel="epoch", ylabel="mean training loss", title=f"{table.title} ({table.id})")
-    for title, runs in curves.items():
-        length = min(len(run) for run in runs)
-        means = [sum(run[epoch] for run in runs) / len(runs) for epoch in range(length)]
-        axes.plot(range(1, length + 1), means, label=title)
-    axes.legend()
+    canvas = Canvas(figsize=(11, 4.5), layout="constrained")
+    canvas.suptitle(f"{table.title} ({table.id})")
+    training, testing = canvas.subplots(1, 2, sharey=True)
+    training.set(xlabel="epoch", ylabel="loss", title="training")
+    testing.set(xlabel="epoch", title="testing")
+    for title, results in runs.items():
+        curves = [dict(enumerate(result["curve"], 1)) for result in results]
+        _mean_curve(training, title, curves)
+        _mean_curve(testing, title, [{int(k): v for k, v in result["testing_curve"].items()} for result in results])
+    training.legend()
     path = options.output / f"{table.id}-curves.png"
     with atomic_path(path) as temporary:
         canvas.savefig(temporary, dpi=120)
     return [path]
+
+
+def _mean_curve(axes: Any, title: str, curves: Sequence[Mapping[int, float]]) -> None:
+    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+    axes.plot(epochs, [sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs], label=title)
 
 
 def _cell_rows(table: Table, outcome: Outcome) -> list[CsvRow]:

@@ -7,6 +7,7 @@ for scripts. :mod:`.jobs` holds detached jobs that outlive their parent.
 from .client import Client, Progress, Reply, Request, blocking_client, wait
 from .faults import ACTIONS, ERROR_KINDS, WorkerError, WorkerFailedError
 from .process import BlockingLoop, Process, ProcessListener, SubprocessProcess, Timer, WorkerSettings
+from .transport import SharedArray
 
 __all__ = [
     "ACTIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "Progress",
     "Reply",
     "Request",
+    "SharedArray",
     "SubprocessProcess",
     "Timer",
     "WorkerError",

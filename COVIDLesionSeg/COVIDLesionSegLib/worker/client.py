@@ -8,12 +8,11 @@ the thread that runs them (Qt's event loop in Slicer), and never from inside :me
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -27,7 +26,16 @@ from . import faults
 from . import protocol as p
 from .faults import CANCELLED, WorkerError, exception_of, scrubbed, secrets
 from .process import BlockingLoop, Kind, Process, Timer, WorkerSettings, child_environment, command_line
-from .transport import array_of_file, make_folder, read_array, reference_to_file, remove_folder, write_array
+from .transport import (
+    Parcel,
+    SharedArray,
+    make_folder,
+    read_array,
+    remove_folder,
+    upload_bytes,
+    upload_files,
+    values_of,
+)
 
 # how often a request is given to a new child because the one before ended by itself
 _RESTARTS = 2
@@ -38,8 +46,6 @@ _ENDS_ALWAYS = WorkerError(
 _TURN = 0.01
 # bytes that may wait in the pipe's queue
 _QUEUE = 8 << 20
-# bytes of a file that are hashed in one step
-_PIECE = 4 << 20
 # what the login scripts of a far machine may print before the child speaks
 _NOISE = 16 << 10
 # lines of the child's standard error that are kept, and their bytes
@@ -159,7 +165,7 @@ class Client:
         self,
         task: str,
         parameters: Mapping[str, Any] | None = None,
-        arrays: Mapping[str, NDArray[Any]] | None = None,
+        arrays: Mapping[str, NDArray[Any] | SharedArray] | None = None,
         *,
         files: Collection[str] = (),
         progress: Callable[[Progress], None] | None = None,
@@ -173,7 +179,8 @@ class Client:
         Args:
             task: what to do, see :mod:`.lesion_tasks` and :mod:`.measurement_tasks`.
             parameters: plain JSON values.
-            arrays: what the task works on; they must not change before the request is done.
+            arrays: what the task works on; they must not change before the request is done. Whatever another client
+                is given, too, is a :class:`.transport.SharedArray`.
             files: names of parameters that may be a file of this machine. Behind a command prefix the bytes of such a
                 file travel to the other one, once (see :mod:`.transport`); what is no file here travels as it is.
             progress: called now and then.
@@ -184,14 +191,20 @@ class Client:
             InputError: parameters or arrays that can't be sent.
         """
         plain: dict[str, Any] = p.to_json(dict(parameters or {}))
-        found = {name: np.asarray(array) for name, array in (arrays or {}).items()}
+        found = {
+            name: array if isinstance(array, SharedArray) else np.asarray(array)
+            for name, array in (arrays or {}).items()
+        }
         for name, array in found.items():
-            p.ArrayHeader.of(name, array)
+            p.ArrayHeader.of(name, values_of(array))
         given = {name: Path(plain[name]) for name in files if isinstance(plain.get(name), str)}
         here = {name: path for name, path in given.items() if self.settings.prefix and path.is_file()}
         self._count += 1
         estimate = _Estimate(task, self._seconds.setdefault(task, {}), self._clock)
-        request = Request(self, self._count, task, plain, found, here, estimate, progress, finished, failed)
+        parcel = Parcel(self._count, task, plain, found, here)
+        request = Request(self, parcel, self._cancel, estimate, progress)
+        if finished is not None or failed is not None:
+            request.subscribe(functools.partial(_call_back, request, finished, failed))
         self._secrets |= secrets(plain)
         self._queue.append(request)
         self._timer(0, self._next)
@@ -251,14 +264,15 @@ class Client:
         if request is None:
             return
         if self._connection is None:
-            request._tell("starting", 0, 1)
+            request.tell("starting", 0, 1)
             self.generation += 1
             try:
                 process = self._spawn(self._command(), child_environment(self.settings))
             except (OSError, COVIDLesionSegError) as error:
                 self._conclude(request, faults.not_started(str(error).rstrip("."), "", has_prefix=False))
                 return
-            self._connection = _Connection(self, process, self._timer, self._clock, self.settings, self.kind)
+            told = self._connected, self._answered, self._lost
+            self._connection = _Connection(process, self._timer, self._clock, self.settings, self.kind, *told)
             self._connection.start()
         elif self._connection.state == "ready":
             self._connection.send(request)
@@ -287,7 +301,7 @@ class Client:
             self._note(f"request {request.task}: done")
         # before the callback, which may raise
         self._timer(0, self._next)
-        request._conclude(outcome)
+        request.conclude(outcome)
 
     def _abandon(self) -> None:
         waiting = [*([self._active] if self._active else []), *self._queue]
@@ -335,42 +349,60 @@ def _described(hello: p.Hello) -> str:
     return f"COVIDLesionSeg {hello.library}, Python {hello.python}, {hello.platform}"
 
 
+def _call_back(
+    request: Request, finished: Callable[[Reply], None] | None, failed: Callable[[WorkerError], None] | None
+) -> None:
+    """Tell those who do not await a request how it ended."""
+    if request.reply is not None and finished is not None:
+        finished(request.reply)
+    if request.error is not None and failed is not None:
+        failed(request.error)
+
+
 class Request:
     """One request to a worker; made by :meth:`Client.request`.
 
     Attributes:
-        task: what to do.
+        client: that sends it.
+        parcel: what is sent; without its arrays once the request is done.
         reply: the answer, None until there is one.
         error: what went wrong, None if nothing did.
+        restarts: how often it went to a new child because the one before ended by itself.
     """
 
     def __init__(
         self,
         client: Client,
-        number: int,
-        task: str,
-        parameters: dict[str, Any],
-        arrays: Mapping[str, NDArray[Any]],
-        files: Mapping[str, Path],
+        parcel: Parcel,
+        cancel: Callable[[Request], None],
         estimate: _Estimate,
         progress: Callable[[Progress], None] | None,
-        finished: Callable[[Reply], None] | None,
-        failed: Callable[[WorkerError], None] | None,
     ) -> None:
         self.client = client
-        self.number = number
-        self.task = task
-        self.parameters = parameters
-        self.arrays = arrays
-        self.files = files
+        self.parcel = parcel
         self.reply: Reply | None = None
         self.error: WorkerError | None = None
         self.restarts = 0
+        self._cancel = cancel
         self._estimate = estimate
-        self._notes: list[str] = []
         self._progress = progress
-        self._finished = finished
-        self._failed = failed
+        self._messages: list[str] = []
+        self._resumed: list[Callable[[], None]] = []
+
+    @property
+    def number(self) -> int:
+        """Another one for each request of a client, from 1."""
+        return self.parcel.number
+
+    @property
+    def task(self) -> str:
+        """What to do."""
+        return self.parcel.task
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Sentences for people that came so far."""
+        return tuple(self._messages)
 
     @property
     def done(self) -> bool:
@@ -378,34 +410,69 @@ class Request:
         return self.reply is not None or self.error is not None
 
     def cancel(self) -> None:
-        """Ask to stop. ``failed`` is called within half a second with an error of the kind "cancelled".
+        """Ask to stop. The request ends within half a second with an error of the kind "cancelled".
 
         The child may stop by itself and stay warm; if it does not at once, its process tree is killed, and the next
         request starts a new one. Nothing happens if the request is done.
         """
-        self.client._cancel(self)
+        self._cancel(self)
 
-    def _tell(self, phase: str, done: int, total: int, message: str = "") -> None:
-        """Progress, from the connection."""
+    def subscribe(self, resume: Callable[[], None]) -> None:
+        """Call something once the request, which is not done yet, is done."""
+        self._resumed.append(resume)
+
+    def __await__(self) -> Generator[Callable[[Callable[[], None]], None], None, Reply]:
+        """Wait in a coroutine: ``reply = await client.request(...)``.
+
+        Yields a function that takes what resumes the coroutine. A coroutine that is closed while it waits cancels the
+        request.
+
+        Raises:
+            InputError, ModelError, DeviceError, CancelledError, ...: as :func:`wait` does.
+        """
+        if not self.done:
+            try:
+                yield self.subscribe
+            except BaseException:
+                self.cancel()
+                raise
+        return self.result()
+
+    def result(self) -> Reply:
+        """The reply of a request that is done.
+
+        Raises:
+            InputError, ModelError, DeviceError, CancelledError, ...: as the child's work raised them.
+            WorkerFailedError: the worker itself failed.
+        """
+        if self.error is not None:
+            raise exception_of(self.error)
+        if self.reply is None:
+            raise RuntimeError("The request is not done.")
+        return self.reply
+
+    # ---- for the client -----------------------------------------------------------------------------------------
+
+    def tell(self, phase: str, done: int, total: int, message: str = "") -> None:
+        """The work is so far."""
         if self._progress is not None and not self.done:
             self._progress(self._estimate.progress(phase, done, total, message))
 
-    def _note(self, text: str) -> None:
-        """A sentence for people, from the connection."""
-        self._notes.append(text)
+    def note(self, text: str) -> None:
+        """The child has said a sentence for people."""
+        self._messages.append(text)
 
-    def _conclude(self, outcome: Reply | WorkerError) -> None:
-        """The outcome, once, from the client."""
-        self.arrays = {}
+    def conclude(self, outcome: Reply | WorkerError) -> None:
+        """This is the outcome; there is one only."""
+        self.parcel = replace(self.parcel, arrays={})
         if isinstance(outcome, WorkerError):
             self.error = outcome
-            if self._failed is not None:
-                self._failed(outcome)
         else:
             self._estimate.finished()
-            self.reply = replace(outcome, messages=tuple(self._notes))
-            if self._finished is not None:
-                self._finished(self.reply)
+            self.reply = replace(outcome, messages=self.messages)
+        resumed, self._resumed = self._resumed, []
+        for resume in resumed:
+            resume()
 
 
 def wait(request: Request, timeout: float | None = None, pump: Callable[[float], None] | None = None) -> Reply:
@@ -435,10 +502,7 @@ def wait(request: Request, timeout: float | None = None, pump: Callable[[float],
     except KeyboardInterrupt:
         _cancel_and_wait(request, pump)
         raise
-    if request.error is not None:
-        raise exception_of(request.error)
-    assert request.reply is not None  # noqa: S101  # it is done and has no error
-    return request.reply
+    return request.result()
 
 
 def _cancel_and_wait(request: Request, pump: Callable[[float], None]) -> None:
@@ -502,31 +566,33 @@ class _Connection:
     """A child process: started, spoken to, watched, ended.
 
     Args:
-        client: is told what happens.
         process: the child, not started.
         timer: starts a timer.
         clock: seconds that never run backwards.
         settings: time limits, transport.
         kind: of worker that the child must be.
+        connected: called with the connection once the child is ready for a request.
+        answered: called with it and the outcome: the request is done, and the child is ready for the next one.
+        lost: called with it and the error: the child is gone or given up, with the request; None where it ended before
+            it took one.
     """
 
     def __init__(
         self,
-        client: Client,
         process: Process,
         timer: Callable[[int, Callable[[], None]], Timer],
         clock: Callable[[], float],
         settings: WorkerSettings,
         kind: str,
+        connected: Callable[[_Connection], None],
+        answered: Callable[[_Connection, Reply | WorkerError], None],
+        lost: Callable[[_Connection, WorkerError | None], None],
     ) -> None:
         self.state = "new"
         self.hello: p.Hello | None = None
-        self._client = client
-        self._process = process
-        self._timer = timer
-        self._clock = clock
-        self._settings = settings
-        self._kind = kind
+        self._process, self._timer, self._clock = process, timer, clock
+        self._settings, self._kind = settings, kind
+        self._connected, self._answered, self._lost = connected, answered, lost
         self._decoder = p.Decoder(_NOISE if settings.prefix else 0)
         self._tail = b""
         self._request: Request | None = None
@@ -560,7 +626,8 @@ class _Connection:
         self.state = "sending"
         self._request, self._taken, self._phase = request, False, ""
         if self._settings.uses_pipe:
-            self._upload = _upload_bytes(request, self._held, self._settings.compress, self._process.write)
+            compress, tell = self._settings.compress, functools.partial(request.tell, "sending")
+            self._upload = upload_bytes(request.parcel, self._held, compress, self._process.write, tell)
         else:
             self._upload = self._through_files(request)
         self._heard, self._looked = self._clock(), False
@@ -630,15 +697,15 @@ class _Connection:
         if before in ("closing", "ended"):
             return
         if before == "cancelling":
-            self._client._lost(self, CANCELLED)
+            self._lost(self, CANCELLED)
         elif exit_code is None:
-            self._client._lost(self, self._not_started(problem or "the system gave no reason"))
+            self._lost(self, self._not_started(problem or "the system gave no reason"))
         elif self.hello is None:
-            self._client._lost(self, self._not_started(f"it ended at once, {faults.ending(exit_code)}"))
+            self._lost(self, self._not_started(f"it ended at once, {faults.ending(exit_code)}"))
         elif self._request is None:
-            self._client._lost(self, None)
+            self._lost(self, None)
         else:
-            self._client._lost(self, self._death(exit_code))
+            self._lost(self, self._death(exit_code))
 
     # ---- messages -----------------------------------------------------------------------------------------------
 
@@ -659,9 +726,9 @@ class _Connection:
             self._taken = True
         elif isinstance(message, p.ProgressMessage):
             self._phase = message.phase
-            request._tell(message.phase, message.done, message.total, message.message)
+            request.tell(message.phase, message.done, message.total, message.message)
         elif isinstance(message, p.Note):
-            request._note(message.text)
+            request.note(message.text)
         elif isinstance(message, p.Failure):
             self._fail(message, request)
         elif isinstance(message, p.Result):
@@ -678,13 +745,13 @@ class _Connection:
         self._held = {str(digest) for digest in files} if isinstance(files, list) else set()
         self._stop_timers()
         self.state = "ready"
-        self._client._connected(self)
+        self._connected(self)
 
     def _part(self) -> None:
         """The child ends by itself, after its idle time."""
         taken = self._taken and self._request is not None
         self.close()
-        self._client._lost(self, self._death(0) if taken else None)
+        self._lost(self, self._death(0) if taken else None)
 
     def _fail(self, message: p.Failure, request: Request) -> None:
         if message.kind == "file_missing" and self.state == "working" and not self._sent_again:
@@ -715,7 +782,7 @@ class _Connection:
         self._request, self._upload = None, None
         self._empty_folder()
         self.state = "ready"
-        self._client._answered(self, outcome)
+        self._answered(self, outcome)
 
     # ---- sending ------------------------------------------------------------------------------------------------
 
@@ -744,7 +811,8 @@ class _Connection:
             self._folder = make_folder()
             # also where this program ends without closing its client
             self._remove_folder = weakref.finalize(self, remove_folder, self._folder)
-        yield from _upload_files(request, self._folder, self._process.write)
+        tell = functools.partial(request.tell, "sending")
+        yield from upload_files(request.parcel, self._folder, self._process.write, tell)
 
     # ---- time limits --------------------------------------------------------------------------------------------
 
@@ -787,7 +855,7 @@ class _Connection:
 
     def _give_up(self, error: WorkerError) -> None:
         self.kill()
-        self._client._lost(self, error)
+        self._lost(self, error)
 
     def _leave(self, state: str) -> None:
         self._stop_timers()
@@ -814,57 +882,3 @@ class _Connection:
 
     def _death(self, exit_code: int) -> WorkerError:
         return faults.died(exit_code, self._details(), self._phase)
-
-
-def _upload_files(request: Request, folder: Path, write: Callable[[bytes], None]) -> Iterator[None]:
-    """Send a request whose arrays go into files of a folder.
-
-    Raises:
-        OSError: a file can't be written.
-    """
-    headers = []
-    total = sum(array.nbytes for array in request.arrays.values())
-    sent = 0
-    for index, (name, array) in enumerate(request.arrays.items()):
-        header = p.ArrayHeader.of(name, array, f"{request.number}-{index}.npy")
-        for done in write_array(folder / header.file, array):
-            request._tell("sending", sent + done, total)
-            yield
-        sent += array.nbytes
-        headers.append(header)
-    write(p.encode(p.Ask(request.number, request.task, request.parameters, headers, str(folder))))
-
-
-def _upload_bytes(request: Request, held: set[str], compress: bool, write: Callable[[bytes], None]) -> Iterator[None]:
-    """Send a request whose arrays, and the files that the other machine has not got, go through the pipe.
-
-    Args:
-        request: to send.
-        held: hashes of the files that the other machine has; those that are sent are added.
-        compress: whether what shrinks well is compressed.
-        write: writes to the pipe.
-
-    Raises:
-        OSError: a file can't be read.
-    """
-    parameters, arrays = dict(request.parameters), dict(request.arrays)
-    for name, path in request.files.items():
-        content = np.memmap(path, np.uint8, "r")
-        digest = hashlib.sha256()
-        for part in p.parts(content, _PIECE):
-            digest.update(part)
-            yield
-        parameters[name] = reference_to_file(path.name, digest.hexdigest())
-        if digest.hexdigest() not in held:
-            arrays[array_of_file(digest.hexdigest())] = content
-            held.add(digest.hexdigest())
-    headers = [p.ArrayHeader.of(name, array, compress=compress) for name, array in arrays.items()]
-    packed = {header.name: header.encoding == "zlib" for header in headers}
-    write(p.encode(p.Ask(request.number, request.task, parameters, headers, "", compress)))
-    total, sent = sum(header.nbytes for header in headers), 0
-    for name, array in arrays.items():
-        for block, size in p.blocks(array, packed[name]):
-            write(block)
-            sent += size
-            request._tell("sending", sent, total)
-            yield

@@ -100,7 +100,7 @@ class WorkerFailedError(COVIDLesionSegError):
 
 
 def exception_of(error: WorkerError) -> COVIDLesionSegError:
-    """The exception that fits a worker's error."""
+    """The exception that fits a worker's error; its cause is a :class:`WorkerFailedError` with all about it."""
     named = getattr(errors, error.error_class, None) if error.error_class else None
     if not (isinstance(named, type) and issubclass(named, COVIDLesionSegError)):
         by_kind = {
@@ -110,7 +110,12 @@ def exception_of(error: WorkerError) -> COVIDLesionSegError:
             "cancelled": errors.CancelledError,
         }
         named = by_kind.get(error.kind)
-    return WorkerFailedError(error) if named is None else named(error.message, error.hint)
+    failure = WorkerFailedError(error)
+    if named is None:
+        return failure
+    found = named(error.message, error.hint)
+    found.__cause__ = failure
+    return found
 
 
 # ---- what the child says --------------------------------------------------------------------------------------------

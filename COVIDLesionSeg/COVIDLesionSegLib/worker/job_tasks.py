@@ -12,76 +12,87 @@ from typing import TYPE_CHECKING, Any
 from ..documents import parse_object
 from ..errors import InputError
 from .faults import require_torch
+from .jobs import JobContext
 
 if TYPE_CHECKING:
     from ..cases import Store
     from ..learning import TrainingConfig
-    from .jobs import JobContext
 
 PREDICT, ESTIMATE, COMPARE, VALIDATE = "predict", "estimate", "compare", "validate"
 
-#: task -> where its function is; it takes the job's context and returns plain values
+#: task -> where its function is; it takes the job's context, and its parameters as :mod:`.tasks` says
 TASKS = {name: f"{__name__}:{name}" for name in ("fine_tune", PREDICT, ESTIMATE, COMPARE, VALIDATE)}
 
 Progress = Callable[[str, int, int], None]
 
 _POINTS = 500
-_PARAMETERS = ("cases", "base_model", "config", "device", "steps", "resume")
-# of a case store only, see cases.training.FineTuning.run
-_STORE_PARAMETERS = ("replay_share", "validation", "validation_share", "by")
 
 
-def fine_tune(job: JobContext) -> dict[str, Any]:
+def fine_tune(
+    job: JobContext,
+    cases: Path,
+    base_model: str | None = None,
+    config: Path | None = None,
+    device: str | None = None,
+    steps: int | None = None,
+    replay_share: float | None = None,
+    validation: list[str] | None = None,
+    validation_share: float | None = None,
+    by: str | None = None,
+) -> dict[str, Any]:
     """Go on training a model on corrected cases.
 
-    Parameters of the job: ``cases`` (case store, manifest or folder of cases), and if given ``base_model`` (id or
-    file), ``config`` (TOML file), ``device``, ``steps``, ``resume``; for a case store also ``replay_share``,
-    ``validation``, ``validation_share`` and ``by``. Curves: ``loss`` over the training step, and the Dice of each
-    judged network (``student_dice``, ``teacher_dice``) on the cases that choose the step, where there are any.
+    Curves: ``loss`` over the training step, and the Dice of each judged network (``student_dice``, ``teacher_dice``) on
+    the cases that choose the step, where there are any.
+
+    Args:
+        job: its context.
+        cases: case store, manifest or folder of cases.
+        base_model: id or file.
+        config: TOML file.
+        device: see ``TrainingConfig``.
+        steps: of the training.
+        replay_share, validation, validation_share, by: of a case store only, see ``cases.training.FineTuning.run``.
 
     Returns:
         For a case store what ``FineTuneResult.to_json`` gives: the round, the model, the gate's decision; else
         ``model`` (its id) and ``file``; both with the validation ``before`` and ``after``.
     """
-    wanted = {name: value for name, value in job.parameters.items() if value is not None}
-    if not wanted.get("cases"):
-        raise InputError("A fine-tuning needs cases: a case store, a manifest or a folder.")
-    cases = Path(wanted["cases"])
+    extra = {"replay_share": replay_share, "validation": validation, "validation_share": validation_share, "by": by}
+    extra = {name: value for name, value in extra.items() if value is not None}
     is_store = (cases / "store.json").is_file()
-    allowed = _PARAMETERS + (_STORE_PARAMETERS if is_store else ())
-    unknown = [name for name in wanted if name not in allowed]
-    if unknown:
-        raise InputError(f"A fine-tuning does not know {', '.join(unknown)} here; it knows {', '.join(allowed)}.")
+    if extra and not is_store:
+        raise InputError(f"A fine-tuning knows {', '.join(extra)} with a case store only.")
     job.progress("loading", 0, 1)
     require_torch()
     from ..cases.training import configured
     from ..learning import TrainingConfig
 
-    config = TrainingConfig.from_toml(Path(wanted["config"])) if "config" in wanted else None
-    config = configured(config, wanted.get("steps"), wanted.get("device"))
+    settings = configured(None if config is None else TrainingConfig.from_toml(config), steps, device)
     job.progress("loading", 1, 1)
-    curves = _Curves(job, config.run.steps)
+    curves = _Curves(job, settings.run.steps)
 
     def progress(phase: str, done: int, total: int) -> None:
         job.progress(phase, done, total)
         curves.follow()
 
-    # of a run that was stopped before it began nothing is there to go on with
-    resume = bool(wanted.get("resume")) and any(job.work.iterdir())
-    run = _in_store if is_store else _on_cases
-    result = run(job, wanted, config, resume, progress)
+    if is_store:
+        result = _in_store(job, cases, base_model, settings, progress, extra)
+    else:
+        result = _on_cases(job, cases, base_model, settings, progress)
     curves.follow()
     return result
 
 
 def _on_cases(
-    job: JobContext, wanted: dict[str, Any], config: TrainingConfig, resume: bool, progress: Progress
+    job: JobContext, cases: Path, base: str | None, config: TrainingConfig, progress: Progress
 ) -> dict[str, Any]:
     from ..learning import fine_tune
     from ..models import ModelRegistry
 
-    base = wanted.get("base_model") or ModelRegistry().default()
-    model = fine_tune(base, wanted["cases"], config, job.work, resume, progress, job.is_cancelled)
+    model = fine_tune(
+        base or ModelRegistry().default(), str(cases), config, job.work, job.is_resumed, progress, job.is_cancelled
+    )
     metrics = model.card.metrics
     return {
         "model": model.card.id,
@@ -92,16 +103,20 @@ def _on_cases(
 
 
 def _in_store(
-    job: JobContext, wanted: dict[str, Any], config: TrainingConfig, resume: bool, progress: Progress
+    job: JobContext,
+    cases: Path,
+    base: str | None,
+    config: TrainingConfig,
+    progress: Progress,
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
     from ..cases.store import Store
 
-    extra = {name: wanted[name] for name in _STORE_PARAMETERS if name in wanted}
-    found = Store(wanted["cases"]).fine_tune(
-        wanted.get("base_model"),
+    found = Store(cases).fine_tune(
+        base,
         config=config,
         folder=job.work,
-        resume=resume,
+        resume=job.is_resumed,
         progress=progress,
         cancelled=job.is_cancelled,
         **extra,
@@ -142,67 +157,68 @@ class _Curves:
                     self._job.point(f"{network}_dice", entry["step"], entry[network]["dice"])
 
 
-def predict(job: JobContext) -> dict[str, Any]:
-    """Let a model answer waiting cases: ``cases`` (the store), ``model``, ``ids``, ``device``.
+def predict(
+    job: JobContext, cases: Path, model: str | None = None, ids: list[str] | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Run a model on the cases of a store: those of ``ids``, or all that wait.
 
     Returns:
-        ``done``: case -> mL; ``failed``: case -> why; ``skipped``: what the model had answered.
+        ``done``: case -> mL; ``failed``: case -> why; ``skipped``: those on which the model was run before.
     """
-    store, given = _store(job), job.parameters
-    report = store.predict(
-        given.get("model"),
-        cases=given.get("ids") or (),
-        device=given.get("device") or "auto",
-        progress=job.progress,
-        cancelled=job.is_cancelled,
+    report = _store(job, cases).predict(
+        model, cases=ids or (), device=device, progress=job.progress, cancelled=job.is_cancelled
     )
     done = {case: prediction.lesion_ml for case, prediction in report.done.items()}
     return {"done": done, "failed": dict(report.failed), "skipped": list(report.skipped)}
 
 
-def estimate(job: JobContext) -> dict[str, Any]:
-    """What a fine-tuning would take here: ``cases`` (the store), ``base_model``, ``steps``, ``config``, ``device``.
+def estimate(
+    job: JobContext,
+    cases: Path,
+    base_model: str | None = None,
+    steps: int | None = None,
+    config: Path | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """What a fine-tuning on a store would take here.
 
     Returns:
         What ``learning.estimate.TimeEstimate`` holds, and its ``text``.
     """
-    store, given = _store(job), job.parameters
+    store = _store(job, cases)
     from ..learning import TrainingConfig
 
-    config = TrainingConfig.from_toml(given["config"]) if given.get("config") else None
-    found = store.training.estimate(given.get("base_model"), given.get("steps"), config, given.get("device"))
+    settings = None if config is None else TrainingConfig.from_toml(config)
+    found = store.training.estimate(base_model, steps, settings, device)
     return {**found.to_json(), "text": found.text}
 
 
-def compare(job: JobContext) -> dict[str, Any]:
-    """Validate models on the frozen validation cases: ``cases`` (the store), ``models``, ``device``.
+def compare(job: JobContext, cases: Path, models: list[str], device: str = "auto") -> dict[str, Any]:
+    """Validate models on the frozen validation cases of a store.
 
     Returns:
         What ``cases.running.Comparison.to_json`` gives.
     """
-    store, given = _store(job), job.parameters
-    device = given.get("device") or "auto"
-    found = store.compare(given["models"], device=device, progress=job.progress, cancelled=job.is_cancelled)
-    return found.to_json()
+    store = _store(job, cases)
+    return store.compare(models, device=device, progress=job.progress, cancelled=job.is_cancelled).to_json()
 
 
-def validate(job: JobContext) -> dict[str, Any]:
-    """Validate a model of the store; it is active if it passes: ``cases`` (the store), ``model``, ``device``.
+def validate(job: JobContext, cases: Path, model: str, device: str = "auto") -> dict[str, Any]:
+    """Validate a model of a store; it is active if it passes.
 
     Returns:
         ``model`` and the ``gate``'s decision, as a fine-tuning does.
     """
-    store, given = _store(job), job.parameters
-    device = given.get("device") or "auto"
-    gate = store.validation.decide(given["model"], device=device, progress=job.progress, cancelled=job.is_cancelled)
-    return {"model": given["model"], "gate": gate.told()}
+    store = _store(job, cases)
+    gate = store.validation.decide(model, device=device, progress=job.progress, cancelled=job.is_cancelled)
+    return {"model": model, "gate": gate.told()}
 
 
-def _store(job: JobContext) -> Store:
+def _store(job: JobContext, cases: Path) -> Store:
     from ..cases import Store
 
     job.progress("loading", 0, 1)
-    store = Store(job.parameters["cases"])
+    store = Store(cases)
     require_torch()
     job.progress("loading", 1, 1)
     return store

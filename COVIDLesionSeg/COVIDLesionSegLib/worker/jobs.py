@@ -46,7 +46,6 @@ from ..files import remove_unfinished, write_json
 from ..processes import is_alive, kill_descendants, kill_tree, lead_own_group, start_time
 from .client import Progress
 from .faults import CHOOSE_PYTHON, WorkerError, WorkerFailedError, failure_of, scrubbed, secrets, told
-from .job_tasks import TASKS
 from .process import WorkerSettings, child_environment, command_line
 from .protocol import to_json
 
@@ -142,7 +141,8 @@ def start_job(
     Args:
         folder: of the job, made if absent. With ``parameters["resume"]`` true it may be that of a job that has ended,
             which then goes on.
-        task: a name of :data:`.job_tasks.TASKS`, or ``module:function`` that the job's interpreter can import.
+        task: a name of :data:`.job_tasks.TASKS`, or ``module:function`` that the job's interpreter can import;
+            a function whose parameters have types, see :mod:`.tasks`.
         parameters: of the task, plain JSON values.
         settings: interpreter and environment. Jobs run on this machine, so a command prefix is not allowed.
 
@@ -491,16 +491,16 @@ def _is_same(process: Mapping[str, Any]) -> bool:
 
 
 class JobContext:
-    """What a task is given: its parameters, a folder to work in, and ways to say how it goes.
+    """What a task is given: a folder to work in, and ways to say how it goes.
 
     Args:
         folder: of the job.
-        parameters: what was asked for.
+        is_resumed: whether it goes on with what an earlier run of it has left in ``work``.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, is_resumed: bool = False) -> None:
         self.work = folder / "work"
-        self.parameters = parameters
+        self.is_resumed = is_resumed
         self._events = (folder / "events.jsonl").open("ab", buffering=0)
         # after a line that a kill has torn
         self._events.write(b"\n")
@@ -567,23 +567,26 @@ class JobContext:
 
 def run_job(folder: Path) -> int:
     """Run the job in a folder; the exit status is 0 if it is done, else 1."""
+    from .tasks import dispatch
+
     lead_own_group()
     described = read_object(folder / "job.json")
+    task, parameters = described["task"], dict(described["parameters"])
     write_json(folder / "process.json", _describe_process(os.getpid()))
     (folder / "heartbeat").touch()
     (folder / "reserve").write_bytes(bytes(_RESERVE))
-    context = JobContext(folder, described["parameters"])
+    context = JobContext(folder, bool(parameters.pop("resume", False)))
     context.work.mkdir(exist_ok=True)
     # also at a shutdown of the machine: what can be saved is saved
     signal.signal(signal.SIGTERM, lambda *_: context.stop())
     threading.Thread(target=_watch, args=(folder,), daemon=True).start()
     try:
-        context.event("started", task=described["task"])
-        result = to_json(_callable(described["task"])(context))
+        context.event("started", task=task)
+        result = to_json(dispatch(task, _callable(task), parameters, {}, context))
     except CancelledError as error:
         _end(folder, {"state": "cancelled", "message": str(error)})
     except BaseException as error:
-        failure = failure_of(error, 0, str(described["parameters"].get("device") or ""))
+        failure = failure_of(error, 0, str(parameters.get("device") or ""))
         _end(folder, {"state": "failed", "error": asdict(told(failure))})
         sys.stderr.write(failure.details)
     else:
@@ -592,12 +595,14 @@ def run_job(folder: Path) -> int:
     return 1
 
 
-def _callable(task: str) -> Callable[[JobContext], dict[str, Any]]:
+def _callable(task: str) -> Callable[..., dict[str, Any]]:
+    from .job_tasks import TASKS
+
     module, _, name = TASKS.get(task, task).partition(":")
     if not name:
         raise InputError(f"There is no job {task!r}; there are {', '.join(TASKS)}.")
     try:
-        found: Callable[[JobContext], dict[str, Any]] = getattr(importlib.import_module(module), name)
+        found: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise InputError(f"There is no function {name} in {module}.") from error
     return found

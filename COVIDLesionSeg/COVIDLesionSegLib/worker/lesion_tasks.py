@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..errors import ModelError
 from ..imaging import Geometry, Volume
+from ..inference import PostProcessing
 from .faults import require_torch
-from .tasks import Answer, Work, find_lungs_in
+from .tasks import Answer, Array, Context, Makers, find_lungs_in, tasks_of
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -21,83 +23,95 @@ if TYPE_CHECKING:
 _WARM = 2
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which model (id or file; None: the default one) on which device."""
+
+    model: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+
+
+def _postprocessing(value: dict[str, Any], /) -> PostProcessing:
+    return PostProcessing.from_json(value)
+
+
 class Lesions:
-    """Tasks of kind "lesions".
+    """Tasks of kind "lesions": the public methods."""
 
-    ``segment``: arrays ``volume`` (z, y, x; int16 or float32, HU) and, if given, ``lungs`` (uint8); parameters
-    ``geometry`` and, if given, ``name``, ``rescale`` ([slope, intercept]), ``model`` (id or file), ``device``,
-    ``precision``, ``batch_size``, ``tta``, ``probability``, ``uncertainty`` (true, "entropy", "mutual_information"),
-    ``postprocessing`` (``PostProcessing.to_json()``), ``lung_engine`` (what finds lungs that do not come along).
-    Answers arrays ``mask`` and ``lungs`` (uint8), ``probability`` and ``uncertainty`` (float32) where asked for; values
-    ``record`` (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
-    lung_quality: ``LungQuality.to_json()``).
-
-    ``lungs``: array ``volume``, parameters ``geometry``, ``name``, ``rescale``, ``lung_engine``; answers the array
-    ``lungs`` (uint8, 1 right, 2 left) and the value ``lung_quality``.
-
-    ``warm_up``: ``model``, ``device``, ``precision``: loads the model and computes once, so that the next run begins at
-    once. Answers ``model`` (id, name, license) and ``device`` (used, name, reason).
-
-    ``verify_model``: ``model``: hash and content of its file. Answers the ``card``.
-
-    ``download_model``: ``model`` (id) and, if given, ``mirror``: fetches its file. ``import_model``: ``file`` and, if
-    given, ``model`` (its id): takes a file in. Both answer ``card`` (id, weights_sha256).
-
-    ``doctor``: ``device``, ``model``: what ``covid-lesion-seg doctor --json`` prints. It needs no PyTorch: it says so
-    where PyTorch is missing.
-    """
+    makers: Makers = {Choice: Choice, PostProcessing: _postprocessing}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.device = ""
         self._warm: OrderedDict[tuple[Any, ...], Predictor] = OrderedDict()
-        self.tasks: Mapping[str, Callable[[Work], Answer]] = {
-            "segment": self.segment,
-            "lungs": self.lungs,
-            "warm_up": self.warm_up,
-            "verify_model": self.verify_model,
-            "download_model": self.download_model,
-            "import_model": self.import_model,
-            "doctor": self.doctor,
-        }
+        self.tasks: Mapping[str, Callable[..., Answer]] = {**tasks_of(self), "lungs": find_lungs_in}
 
-    def segment(self, work: Work) -> Answer:
-        """Find the lesions."""
-        from ..inference.postprocess import PostProcessing
+    def segment(
+        self,
+        context: Context,
+        volume: Volume,
+        choice: Choice,
+        lungs: Array | None = None,
+        probability: bool = False,
+        levels: bool = False,
+        uncertainty: Literal["entropy", "mutual_information"] | bool | None = None,
+        tta: bool = False,
+        postprocessing: PostProcessing = PostProcessing(),  # noqa: B008  # frozen
+        lung_engine: str | None = None,
+    ) -> Answer:
+        """Find the lesions.
 
-        volume = work.volume()
-        lungs = work.array("lungs")
-        settings = PostProcessing.from_json(work.take("postprocessing", dict, {}))
-        probability, tta = work.take("probability", bool, False), work.take("tta", bool, False)
-        uncertainty = work.take("uncertainty", (str, bool))
-        engine = work.take("lung_engine", str)
-        choice = _Choice.of(work)
-        work.finish()
-        predictor = self._predictor(choice, work)
+        Args:
+            context: of the request.
+            volume: HU, int16 or float32.
+            choice: model and device.
+            lungs: uint8; None lets ``lung_engine`` find them.
+            probability: also answer the array ``probability``.
+            levels: also answer it in 256 levels: the array ``levels``, the value ``levels``.
+            uncertainty: the same of ``uncertainty``; True is entropy.
+            tta: average over four flipped copies of each slice.
+            postprocessing: threshold and clean-up.
+            lung_engine: what finds lungs that do not come along; None lets the predictor choose.
+
+        Returns:
+            Arrays ``mask`` and ``lungs`` (uint8); where asked for ``probability`` and ``uncertainty`` (float32), and
+            ``levels`` (uint8, with the value ``levels``: ``ProbabilityLevels.described()``). Values ``record``
+            (``RunRecord.to_json()``) and ``summary`` (lesion_ml, lesion_percent_of_lung, seconds, warnings,
+            lung_quality: ``LungQuality.to_json()``).
+        """
+        predictor = self._predictor(choice, context)
         result = predictor.segment(
             volume,
             lungs,
-            lambda phase, done, total: work.progress(phase, done, total),
-            work.is_cancelled,
+            context.progress,
+            context.is_cancelled,
             probability=probability,
+            levels=levels,
             tta=tta,
             uncertainty=uncertainty,
-            postprocessing=settings,
-            lung_engine=engine,
+            postprocessing=postprocessing,
+            lung_engine=lung_engine,
         )
-        for warning in (*volume.warnings, *result.record.warnings):
-            work.note(warning)
-        maps = {"probability": result.probability, "uncertainty": result.uncertainty}
+        warnings = [*volume.warnings, *result.record.warnings]
+        for warning in warnings:
+            context.note(warning)
+        maps: dict[str, Any] = {"probability": result.probability, "uncertainty": result.uncertainty}
+        described = {}
+        if result.levels is not None:
+            maps["levels"], described = result.levels.levels, {"levels": result.levels.described()}
         voxels = int(np.count_nonzero(result.mask))
         inside = int(np.count_nonzero(result.mask & (result.lungs != 0)))
         lung_voxels = int(np.count_nonzero(result.lungs))
         return Answer(
             {
                 "record": result.record.to_json(),
+                **described,
                 "summary": {
                     "lesion_ml": voxels * volume.geometry.voxel_ml,
                     "lesion_percent_of_lung": 100.0 * inside / lung_voxels if lung_voxels else None,
                     "seconds": round(sum(result.record.seconds.values()), 3),
-                    "warnings": [*volume.warnings, *result.record.warnings],
+                    "warnings": warnings,
                     "lung_quality": result.lung_quality.to_json(),
                 },
             },
@@ -105,15 +119,9 @@ class Lesions:
             | {name: array for name, array in maps.items() if array is not None},
         )
 
-    def lungs(self, work: Work) -> Answer:
-        """Find the lungs; no PyTorch is needed for it."""
-        return find_lungs_in(work)
-
-    def warm_up(self, work: Work) -> Answer:
-        """Load a model and compute once with it."""
-        choice = _Choice.of(work)
-        work.finish()
-        predictor = self._predictor(choice, work)
+    def warm_up(self, context: Context, choice: Choice) -> Answer:
+        """Load a model and compute once with it, so that the next run begins at once: ``model``, ``device``."""
+        predictor = self._predictor(choice, context)
         hu = np.full((1, 64, 64), -850, dtype=np.int16)
         predictor.segment(Volume(hu, Geometry((64, 64, 1))), np.ones(hu.shape, dtype=bool))
         card, device = predictor.model.card, predictor.device
@@ -124,60 +132,49 @@ class Lesions:
             }
         )
 
-    def verify_model(self, work: Work) -> Answer:
-        """Check a model's hash, then load it."""
-        model = work.need("model", str)
-        work.finish()
-        self._require_torch(work)
-        from dataclasses import asdict
-
+    def verify_model(self, context: Context, model: str) -> Answer:
+        """Check a model's hash, then load it: its ``card``."""
+        self._require_torch(context)
         from ..models import ModelRegistry, load_checkpoint
 
         registry = ModelRegistry()
         if any(entry.id == model for entry in registry.list()):
             registry.verify(model)
-        card = load_checkpoint(registry.path(model)).card
-        return Answer({"card": asdict(card)})
+        return Answer({"card": asdict(load_checkpoint(registry.path(model)).card)})
 
-    def download_model(self, work: Work) -> Answer:
-        """Fetch a published model; the one task that uses the network."""
+    def download_model(self, context: Context, model: str, mirror: str | None = None) -> Answer:
+        """Fetch a published model, the one task that uses the network: ``card`` (id, weights_sha256)."""
         from ..models import ModelRegistry
 
-        model, mirror = work.need("model", str), work.take("mirror", str)
-        work.finish()
-        entry = ModelRegistry().download(model, mirror, work.progress, work.is_cancelled)
+        entry = ModelRegistry().download(model, mirror, context.progress, context.is_cancelled)
         return Answer({"card": {"id": entry.id, "weights_sha256": entry.sha256 or ""}})
 
-    def import_model(self, work: Work) -> Answer:
-        """Take a model file into the user's folder."""
+    def import_model(self, context: Context, file: str, model: str | None = None) -> Answer:
+        """Take a model file into the user's folder, as ``model``: ``card`` (id, weights_sha256)."""
         from ..models import ModelRegistry
 
-        file, model = work.need("file", str), work.take("model", str)
-        work.finish()
-        self._require_torch(work)
+        self._require_torch(context)
         entry = ModelRegistry().import_file(file, model)
         return Answer({"card": {"id": entry.id, "weights_sha256": entry.sha256 or ""}})
 
-    def doctor(self, work: Work) -> Answer:
-        """Say what is installed and whether it works."""
+    def doctor(self, device: str = "auto", model: str | None = None) -> Answer:
+        """What ``covid-lesion-seg doctor --json`` prints; also where PyTorch is missing."""
         from ..inference.diagnosis import examine
 
-        device, model = work.take("device", str, "auto"), work.take("model", str)
-        work.finish()
         return Answer(examine(device, model))
 
     # ---- warm models --------------------------------------------------------------------------------------------
 
-    def _require_torch(self, work: Work) -> None:
+    def _require_torch(self, context: Context) -> None:
         # the parent remembers this phase: a process that dies in it has a damaged PyTorch
-        work.progress("loading", 0, 2)
+        context.progress("loading", 0, 2)
         require_torch()
 
-    def _predictor(self, choice: _Choice, work: Work) -> Predictor:
+    def _predictor(self, choice: Choice, context: Context) -> Predictor:
         self.device = choice.device if choice.device != "auto" else ""
-        self._require_torch(work)
-        work.check()
-        work.progress("loading", 1, 2)
+        self._require_torch(context)
+        context.check()
+        context.progress("loading", 1, 2)
         from ..inference import Predictor
         from ..models import ModelRegistry
 
@@ -194,27 +191,8 @@ class Lesions:
             predictor = Predictor(path, choice.device, choice.precision, choice.batch_size)
         self._warm[key] = predictor
         self.device = str(predictor.device.device)
-        work.progress("loading", 2, 2)
+        context.progress("loading", 2, 2)
         return predictor
-
-
-class _Choice:
-    """Which model on which device."""
-
-    def __init__(self, model: str | None, device: str, precision: str, batch_size: int | None) -> None:
-        self.model = model
-        self.device = device
-        self.precision = precision
-        self.batch_size = batch_size
-
-    @classmethod
-    def of(cls, work: Work) -> _Choice:
-        return cls(
-            work.take("model", str),
-            work.take("device", str, "auto"),
-            work.take("precision", str, "auto"),
-            work.take("batch_size", int),
-        )
 
 
 def _state(path: Path) -> tuple[str, int, int]:

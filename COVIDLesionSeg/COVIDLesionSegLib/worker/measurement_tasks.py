@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cores import run_all
 from ..errors import GridMismatchError, InputError
-from ..imaging import LocatedLungs, Volume
+from ..imaging import Geometry, LocatedLungs, Volume
 from ..imaging.lungs.engines import CLASSICAL
 from ..imaging.masks import Box, Mask
 from ..inference.lung_engine import locate_lungs
@@ -22,9 +21,8 @@ from ..measurement.lesions import component_at
 from ..measurement.longitudinal import TimePoint
 from ..measurement.surface import DEFAULT_TOLERANCE_MM
 from .faults import NotOpenError
-from .protocol import geometry_from_json
 from .store_tasks import StoreTasks
-from .tasks import Answer, Work, find_lungs_in
+from .tasks import Answer, Array, Context, Makers, find_lungs_in, tasks_of
 
 #: What the files of a case are called, after its name and an underscore: kind -> endings.
 REPORT_FILES = {
@@ -35,10 +33,11 @@ REPORT_FILES = {
 }
 
 _MASKS = ("lesion", "reference")
+MaskName = Literal["lesion", "reference"]
 
 
 @dataclass(eq=False)
-class _Study:
+class Study:
     """A CT with its masks, and what was found out about them."""
 
     volume: Volume
@@ -59,13 +58,13 @@ class _Study:
         """Lesion or reference."""
         return self.lesion if name == "lesion" else self.reference
 
-    def change(self, name: str, array: NDArray[Any], box: Any) -> None:
+    def change(self, name: str, array: Mask, box: list[Any] | None = None) -> None:
         """Put a mask, or a box of it, in place."""
         old = self.mask(name)
         place = _box(box, self.volume.geometry.shape)
         if place is None:
             self.volume.geometry.require_shape(array, name)
-            new = np.array(array, dtype=bool)
+            new = array
         elif old is None:
             raise InputError(f"There is no {name} yet, so a part of it can't change; send the whole.")
         else:
@@ -88,9 +87,9 @@ class _Study:
         else:
             self.lesion, self._changed, self._is_evaluated = None, None, False
 
-    def figures(self, work: Work) -> dict[str, Any]:
+    def figures(self, context: Context) -> dict[str, Any]:
         """The whole table."""
-        work.check()
+        context.check()
         if self.lesion is None:
             return {"quantities": None, "evaluation": None, **self.facts()}
         jobs: list[Callable[[], Any]] = [self.quantities]
@@ -143,38 +142,63 @@ class _Study:
         return found
 
 
-def _open_study(work: Work, needs_lungs: bool = False) -> tuple[_Study, dict[str, NDArray[Any]]]:
-    """The study that a request describes, and the lungs if they were found here."""
-    volume = work.volume()
-    grid = volume.geometry
-    arrays = {name: work.array(name) for name in ("lungs", "lobes", *_MASKS)}
-    for name, array in arrays.items():
-        if array is not None:
-            grid.require_shape(array, name)
-    lobe_map = work.take("lobe_map", (str, dict))
-    if isinstance(lobe_map, dict):
-        lobe_map = {int(value): lobe for value, lobe in lobe_map.items()}
-    settings = (
-        work.take("tolerance", (int, float), DEFAULT_TOLERANCE_MM),
-        work.take("minimum_overlap", (int, float), 0.0),
-        consolidation_limit(work.take("consolidation_from", (int, float))),
-    )
-    engine = work.take("lung_engine", str, CLASSICAL)
-    found: dict[str, NDArray[Any]] = {}
-    given: NDArray[Any] | LocatedLungs | None = arrays["lungs"]
-    if work.take("find_lungs", bool, needs_lungs) and given is None and arrays["lobes"] is None:
-        given = locate_lungs(volume, work.progress, work.is_cancelled, engine=engine)
-        found["lungs"] = given.labels
-    lobes = None if arrays["lobes"] is None else zones.Lobes.read(arrays["lobes"], volume, lobe_map)
-    lungs = None
-    if given is not None or lobes is not None:
-        lungs = zones.Lungs.read(given, lobes, volume)
-    study = _Study(volume, lungs, lobes, *settings, lobe_map)
-    for name in _MASKS:
-        mask = arrays[name]
-        if mask is not None:
-            study.change(name, mask, None)
-    return study, found
+@dataclass(frozen=True, eq=False)
+class NewStudy:
+    """A study as a request describes it; arrays on the CT's grid, masks are lesion where not 0.
+
+    Attributes:
+        volume: the CT.
+        lungs, lobes: labels.
+        lesion, reference: masks.
+        lobe_map: what the labels of ``lobes`` mean, see :func:`.zones.lobe_values`.
+        tolerance: mm, of the normalized surface Dice.
+        minimum_overlap: of a lesion that counts as found.
+        consolidation_from: HU; None takes the catalog's.
+        find_lungs: whether lungs that do not come along are found; None leaves it to the task.
+        lung_engine: what finds them.
+    """
+
+    volume: Volume
+    lungs: Array | None = None
+    lobes: Array | None = None
+    lesion: Mask | None = None
+    reference: Mask | None = None
+    lobe_map: str | dict[str, Any] | None = None
+    tolerance: float = DEFAULT_TOLERANCE_MM
+    minimum_overlap: float = 0.0
+    consolidation_from: float | None = None
+    find_lungs: bool | None = None
+    lung_engine: str = CLASSICAL
+
+    def opened(self, context: Context, needs_lungs: bool = False) -> tuple[Study, dict[str, Array]]:
+        """The study, and the lungs if they were found here.
+
+        Raises:
+            InputError, GridMismatchError: an array of another grid, lobes that are unknown.
+        """
+        for name in ("lungs", "lobes", *_MASKS):
+            array = getattr(self, name)
+            if array is not None:
+                self.volume.geometry.require_shape(array, name)
+        lobe_map: Any = self.lobe_map
+        if isinstance(lobe_map, dict):
+            lobe_map = {int(value): lobe for value, lobe in lobe_map.items()}
+        found: dict[str, Array] = {}
+        given: Array | LocatedLungs | None = self.lungs
+        wanted = needs_lungs if self.find_lungs is None else self.find_lungs
+        if wanted and given is None and self.lobes is None:
+            given = locate_lungs(self.volume, context.progress, context.is_cancelled, engine=self.lung_engine)
+            found["lungs"] = given.labels
+        lobes = None if self.lobes is None else zones.Lobes.read(self.lobes, self.volume, lobe_map)
+        lungs = None
+        if given is not None or lobes is not None:
+            lungs = zones.Lungs.read(given, lobes, self.volume)
+        limit = consolidation_limit(self.consolidation_from)
+        study = Study(self.volume, lungs, lobes, self.tolerance, self.minimum_overlap, limit, lobe_map)
+        for name in _MASKS:
+            if getattr(self, name) is not None:
+                study.change(name, getattr(self, name))
+        return study, found
 
 
 def _box(value: Any, shape: tuple[int, ...]) -> Box | None:
@@ -191,169 +215,167 @@ def _box(value: Any, shape: tuple[int, ...]) -> Box | None:
 
 
 class Measurements:
-    """Tasks of kind "measurement". All arrays are (z, y, x) on the CT's grid; masks are lesion where not 0.
+    """Tasks of kind "measurement": the public methods, and those of :class:`.store_tasks.StoreTasks`.
 
-    ``open``: holds a study under a name until ``close`` or the end of the process: parameters ``study`` (the name),
-    ``geometry`` and, if given, ``name``, ``rescale``, ``tolerance`` (mm, of the normalized surface Dice),
-    ``minimum_overlap``, ``consolidation_from`` (HU), ``lobe_map``, ``find_lungs`` (true: where no lungs come along),
-    ``lung_engine`` (what finds them);
-    arrays ``volume`` and, if there are any, ``lungs``, ``lobes``, ``lesion``, ``reference``. Answers the figures, see
-    ``update``, and the array ``lungs`` if they were found.
-
-    ``update``: a mask has changed. Parameters ``study``; arrays ``lesion`` or ``reference`` or both; ``box`` is the
-    place of the array lesion, ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), ``reference_box`` that of the
-    reference; without a box the array is the whole mask. ``drop``: ["reference"] takes a mask away. Answers the values
-    ``quantities`` (of :func:`.quantify`; null without a lesion), ``evaluation`` (of :func:`.evaluate`; null without a
-    reference), ``notes`` and ``lung_quality`` (``LungQuality.to_json()``; null without lungs).
-
-    ``close``: forgets ``study``.
-
-    ``quantify``: ``study``, or everything that ``open`` takes: ``quantities``, ``notes``, ``lung_quality``.
-    ``evaluate``: ``study``, or ``geometry`` with the arrays ``prediction`` and ``reference``: ``evaluation``.
-    ``component``: ``place`` (voxel index z, y, x) and ``spacing`` (z, y, x, mm) with the array ``mask``: the array
-    ``component`` (uint8), the 26-connected part of the mask that comes nearest to the place.
-    ``error_map``: ``study``: the array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative).
-    ``compare``: with an earlier CT: ``study`` (the later one), ``registration`` ("rigid", "affine"), and either
-    ``earlier`` (name of a study) or the earlier study as ``open`` takes it; its lungs are found where they do not come
-    along. Refused where the chests look like those of two people, unless ``assume_same_patient`` is true. Answers
-    ``comparison``, what :func:`.compare_timepoints` returns, and the array ``map`` on the later grid.
-    ``report``: ``study``, ``case`` (what it is called, also in file names), ``folder``, ``kinds`` (a list of "html",
-    "csv", "json"); if given ``earlier`` (name of a study), ``registration``, ``assume_same_patient``, ``notes``,
-    ``record`` (of the run).
-    Answers ``measured`` and ``files``, the list of what was written.
-    ``dicom_seg``: ``study``, ``case``, ``folder``, ``source`` (folder, file or list of files of the CT); if given
-    ``series``, ``record``, and ``segments``, a list of ``name``, ``array`` and ``edited`` whose arrays come along; by
-    default the study's lesion. Answers ``files`` and ``notes``. It carries the patient's identity: say so first.
-    ``lungs``: as the worker of kind "lesions" does.
-
-    Those about a case store are in :mod:`.store_tasks`.
+    ``study`` is the name of a study that ``open`` holds until ``close`` or the end of the process. The figures of a
+    study are ``quantities`` (of :func:`.quantify`; null without a lesion), ``evaluation`` (of :func:`.evaluate`; null
+    without a reference), ``notes`` and ``lung_quality`` (``LungQuality.to_json()``; null without lungs).
     """
 
     def __init__(self) -> None:
         self.device = ""
-        self._studies: dict[str, _Study] = {}
-        self.tasks: Mapping[str, Callable[[Work], Answer]] = {
-            "open": self.open,
-            "update": self.update,
-            "close": self.close,
-            "quantify": self.quantify,
-            "evaluate": self.evaluate,
-            "component": self.component,
-            "error_map": self.error_map,
-            "compare": self.compare,
-            "report": self.report,
-            "dicom_seg": self.dicom_seg,
-            "lungs": find_lungs_in,
-            **StoreTasks().tasks,
-        }
+        self._studies: dict[str, Study] = {}
+        store = StoreTasks()
+        own, lungs = tasks_of(self), {"lungs": find_lungs_in}
+        self.tasks: Mapping[str, Callable[..., Answer]] = {**own, **tasks_of(store), **lungs}
+        self.makers: Makers = {Study: self._study, NewStudy: NewStudy, **store.makers}
 
-    def open(self, work: Work) -> Answer:
-        """Hold a study."""
-        name = work.need("study", str)
-        study, found = _open_study(work)
-        work.finish()
-        self._studies[name] = study
-        return Answer(study.figures(work), found)
+    def open(self, context: Context, study: str, described: NewStudy) -> Answer:
+        """Hold a study: its figures, and the array ``lungs`` if they were found."""
+        opened, found = described.opened(context)
+        self._studies[study] = opened
+        return Answer(opened.figures(context), found)
 
-    def update(self, work: Work) -> Answer:
-        """Change a study's masks and measure it."""
-        study = self._study(work)
-        boxes = {"lesion": work.take("box", list), "reference": work.take("reference_box", list)}
-        arrays = {name: array for name in _MASKS if (array := work.array(name)) is not None}
-        dropped = work.take("drop", list, [])
-        work.finish()
-        for name in dropped:
-            if name not in _MASKS:
-                raise InputError(f"There is no mask {name!r}; masks are {' and '.join(_MASKS)}.")
-        for name, array in arrays.items():
-            study.change(name, array, boxes[name])
-        for name in dropped:
+    def update(
+        self,
+        context: Context,
+        study: Study,
+        lesion: Mask | None = None,
+        reference: Mask | None = None,
+        box: list[Any] | None = None,
+        reference_box: list[Any] | None = None,
+        drop: list[MaskName] = [],  # noqa: B006  # never changed
+    ) -> Answer:
+        """Change a study's masks and measure it: its figures.
+
+        Args:
+            context: of the request.
+            study: that is open.
+            lesion, reference: the whole mask, or that part of it in the box.
+            box, reference_box: ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), place of lesion and reference.
+            drop: masks to take away.
+        """
+        if lesion is not None:
+            study.change("lesion", lesion, box)
+        if reference is not None:
+            study.change("reference", reference, reference_box)
+        for name in drop:
             study.drop(name)
-        return Answer(study.figures(work))
+        return Answer(study.figures(context))
 
-    def close(self, work: Work) -> Answer:
+    def close(self, study: str) -> Answer:
         """Forget a study; nothing happens if it is not there."""
-        name = work.need("study", str)
-        work.finish()
-        self._studies.pop(name, None)
+        self._studies.pop(study, None)
         return Answer()
 
-    def quantify(self, work: Work) -> Answer:
-        """Measure lesions."""
-        study = self._given(work)
+    def quantify(self, context: Context, study: Study | None = None, described: NewStudy | None = None) -> Answer:
+        """Measure the lesions of a study that is open, or comes along: its figures without the evaluation."""
+        if study is None:
+            study = _described(described, "quantify").opened(context)[0]
         if study.lesion is None:
             raise InputError("There is no lesion mask to measure.")
         return Answer({"quantities": study.quantities(), **study.facts()})
 
-    def evaluate(self, work: Work) -> Answer:
-        """Compare with a reference."""
-        prediction = work.array("prediction")
-        if prediction is None:
-            study = self._study(work)
-            work.finish()
-            lesion, reference = study.pair()
-            return Answer({"evaluation": evaluate(lesion, reference, study.volume.geometry.spacing_zyx)})
-        reference_array = work.array("reference")
-        geometry = geometry_from_json(work.need("geometry", dict))
-        work.finish()
-        if reference_array is None:
+    def evaluate(
+        self,
+        study: Study | None = None,
+        prediction: Mask | None = None,
+        reference: Mask | None = None,
+        geometry: Geometry | None = None,
+    ) -> Answer:
+        """Compare with a reference, the masks of a study or two that come along with their grid: ``evaluation``."""
+        if study is not None:
+            prediction, reference = study.pair()
+            geometry = study.volume.geometry
+        if prediction is None or geometry is None:
+            raise InputError("The task evaluate needs study, or the arrays prediction and reference with geometry.")
+        if reference is None:
             raise InputError("There is no reference to compare with.")
-        for name, array in (("prediction", prediction), ("reference", reference_array)):
+        for name, array in (("prediction", prediction), ("reference", reference)):
             geometry.require_shape(array, name)
-        return Answer({"evaluation": evaluate(prediction != 0, reference_array != 0, geometry.spacing_zyx)})
+        return Answer({"evaluation": evaluate(prediction, reference, geometry.spacing_zyx)})
 
-    def component(self, work: Work) -> Answer:
-        """The part of a mask at a place."""
-        mask, place, spacing = work.array("mask"), work.need("place", list), work.need("spacing", list)
-        work.finish()
-        if mask is None:
-            raise InputError("The task component needs the array mask.")
-        return Answer({}, {"component": component_at(mask != 0, place, spacing).view(np.uint8)})
+    def component(self, mask: Mask, place: list[float], spacing: list[float]) -> Answer:
+        """The part of a mask at a place: the array ``component`` (uint8), 26-connected.
 
-    def error_map(self, work: Work) -> Answer:
-        """Where prediction and reference differ."""
-        study = self._study(work)
-        work.finish()
+        Args:
+            mask: to look in.
+            place: voxel index z, y, x; the part that comes nearest to it is found.
+            spacing: z, y, x, mm.
+        """
+        return Answer({}, {"component": component_at(mask, place, spacing).view(np.uint8)})
+
+    def error_map(self, study: Study) -> Answer:
+        """Where lesion and reference differ: array ``map`` (uint8, 1 agreed, 2 false positive, 3 false negative)."""
         return Answer({}, {"map": error_map(*study.pair())})
 
-    def compare(self, work: Work) -> Answer:
-        """Compare two time points."""
-        later = self._study(work)
-        registration = work.take("registration", str, "rigid")
-        assumed = work.take("assume_same_patient", bool, False)
-        earlier = self._study(work, "earlier") if "earlier" in work else _open_study(work, needs_lungs=True)[0]
-        work.finish()
-        work.progress("comparing", 0, 1)
+    def compare(
+        self,
+        context: Context,
+        study: Study,
+        earlier: Study | None = None,
+        described: NewStudy | None = None,
+        registration: str = "rigid",
+        assume_same_patient: bool = False,
+    ) -> Answer:
+        """Compare with an earlier CT, that is open or comes along: ``comparison``, and the array ``map``.
+
+        Args:
+            context: of the request.
+            study: the later one, on whose grid the map is.
+            earlier: the earlier one, or
+            described: the same; its lungs are found where they do not come along.
+            registration: "rigid" or "affine".
+            assume_same_patient: also where the chests look like those of two people.
+        """
+        if earlier is None:
+            earlier = _described(described, "compare").opened(context, needs_lungs=True)[0]
+        context.progress("comparing", 0, 1)
         found = compare_timepoints(
             earlier.time_point(),
-            later.time_point(),
+            study.time_point(),
             registration,
-            lobe_map=later.lobe_map,
-            consolidation_from=later.consolidation_from,
-            assume_same_patient=assumed,
+            lobe_map=study.lobe_map,
+            consolidation_from=study.consolidation_from,
+            assume_same_patient=assume_same_patient,
         )
         change = found.pop("map")
-        work.progress("comparing", 1, 1)
+        context.progress("comparing", 1, 1)
         return Answer({"comparison": found}, {"map": change})
 
-    def report(self, work: Work) -> Answer:
-        """Write a report and tables."""
+    def report(
+        self,
+        context: Context,
+        study: Study,
+        case: str,
+        folder: Path,
+        kinds: list[str],
+        earlier: Study | None = None,
+        registration: str = "rigid",
+        assume_same_patient: bool = False,
+        notes: list[str] = [],  # noqa: B006  # never changed
+        record: dict[str, Any] | None = None,
+    ) -> Answer:
+        """Write a report and tables: ``measured``, and ``files``, the list of what was written.
+
+        Args:
+            context: of the request.
+            study: that is open.
+            case: what it is called, also in file names.
+            folder: for the files.
+            kinds: "html", "csv", "json".
+            earlier: a study to compare with, see :meth:`compare`.
+            registration, assume_same_patient: of the comparison.
+            notes: sentences to be added.
+            record: of the run.
+        """
         from ..files import write_json, write_text
         from ..measurement.report.document import Report
         from ..measurement.tables import lesion_rows, region_rows, write_csv
 
-        study = self._study(work)
-        case = work.need("case", str)
-        earlier = self._study(work, "earlier") if "earlier" in work else None
-        registration = work.take("registration", str, "rigid")
-        assumed = work.take("assume_same_patient", bool, False)
-        notes, record = work.take("notes", list, []), work.take("record", dict)
-        folder, kinds = Path(work.need("folder", str)), work.need("kinds", list)
-        work.finish()
-        unknown = [str(kind) for kind in kinds if kind not in ("html", "csv", "json")]
-        if unknown or not kinds:
+        if not kinds or set(kinds) - {"html", "csv", "json"}:
             raise InputError(f"The report's kinds are {kinds}; choose among html, csv and json.")
-        work.progress("measuring", 0, 2)
+        context.progress("measuring", 0, 2)
         report = Report(
             case,
             study.time_point(),
@@ -364,11 +386,11 @@ class Measurements:
             study.consolidation_from,
             [*study.volume.warnings, *notes],
             record,
-            assume_same_patient=assumed,
+            assume_same_patient=assume_same_patient,
         )
         measured = report.to_json()
-        work.check()
-        work.progress("measuring", 1, 2)
+        context.check()
+        context.progress("measuring", 1, 2)
         quantities = measured["quantities"]
         files = []
 
@@ -384,46 +406,62 @@ class Measurements:
             write_csv(lesions, lesion_rows(case, quantities["lesions"]["value"]))
         if "json" in kinds:
             write_json(target(*REPORT_FILES["json"]), measured)
-        work.progress("measuring", 2, 2)
+        context.progress("measuring", 2, 2)
         return Answer({"measured": measured, "files": files})
 
-    def dicom_seg(self, work: Work) -> Answer:
-        """Write a DICOM SEG."""
+    def dicom_seg(
+        self,
+        context: Context,
+        study: Study,
+        case: str,
+        folder: Path,
+        source: str | list[str],
+        series: str | None = None,
+        record: dict[str, Any] | None = None,
+        segments: list[dict[str, Any]] | None = None,
+        **arrays: Array,
+    ) -> Answer:
+        """Write a DICOM SEG: ``files`` and ``notes``. It carries the patient's identity: say so first.
+
+        Args:
+            context: of the request.
+            study: that is open.
+            case: what it is called, in the file's name.
+            folder: for the file.
+            source: folder, file or list of files of the CT.
+            series: UID of the CT's series.
+            record: of the run.
+            segments: ``name``, ``array`` and ``edited`` of each; None is the study's lesion.
+            **arrays: those of the segments, besides the study's.
+        """
         from ..imaging.dicom.seg_writing import DicomSegment, SegmentAlgorithm, read_seg_source, write_dicom_seg
 
-        study = self._study(work)
-        output = Path(work.need("folder", str)) / f"{work.need('case', str)}_{REPORT_FILES['dicom'][0]}"
-        source = work.need("source", (str, list))
-        series, record = work.take("series", str), work.take("record", dict)
-        segments = []
-        for item in work.take("segments", list, [{"name": "lesion", "array": "lesion", "edited": True}]):
-            name = str(item.get("array", "lesion"))
-            mask = work.array(name)
-            if mask is None and name in _MASKS:
-                mask = study.mask(name)
+        output = folder / f"{case}_{REPORT_FILES['dicom'][0]}"
+        made = []
+        for item in [{"name": "lesion", "array": "lesion", "edited": True}] if segments is None else segments:
+            name, edited = str(item.get("array", "lesion")), bool(item.get("edited"))
+            mask = arrays.get(name, study.mask(name) if name in _MASKS else None)
             if mask is None:
                 raise InputError(f"There is no array {name!r} for the segment {item.get('name')!r}.")
-            edited = bool(item.get("edited"))
             kind: Any = "SEMIAUTOMATIC" if edited else "AUTOMATIC"
             algorithm = (
                 SegmentAlgorithm.from_record(record, edited)
                 if record is not None
                 else SegmentAlgorithm("COVIDLesionSeg", type=kind)
             )
-            segments.append(DicomSegment(str(item.get("name", name)), mask, algorithm))
-        work.finish()
-        work.progress("writing", 0, 1)
-        notes = write_dicom_seg(output, segments, study.volume.geometry, read_seg_source(source, series))
-        work.progress("writing", 1, 1)
+            made.append(DicomSegment(str(item.get("name", name)), mask, algorithm))
+        context.progress("writing", 0, 1)
+        notes = write_dicom_seg(output, made, study.volume.geometry, read_seg_source(source, series))
+        context.progress("writing", 1, 1)
         return Answer({"files": [str(output)], "notes": list(notes)})
 
-    def _study(self, work: Work, parameter: str = "study") -> _Study:
-        name = work.need(parameter, str)
+    def _study(self, name: str, /) -> Study:
         if name not in self._studies:
             raise NotOpenError("The study is not open for measuring (any more).", "Open it again.")
         return self._studies[name]
 
-    def _given(self, work: Work) -> _Study:
-        study = self._study(work) if "study" in work else _open_study(work)[0]
-        work.finish()
-        return study
+
+def _described(study: NewStudy | None, task: str) -> NewStudy:
+    if study is None:
+        raise InputError(f"The task {task} needs the array volume with its geometry, or the name of an open study.")
+    return study

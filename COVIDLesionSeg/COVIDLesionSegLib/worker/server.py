@@ -27,7 +27,7 @@ from ..processes import kill_descendants, lead_own_group
 from . import protocol as p
 from .faults import failure_of
 from .process import Kind
-from .tasks import Answer, Work, Worker
+from .tasks import Answer, Context, Worker, perform
 from .transport import ReceivedFiles, read_array, remove_folder, write_array
 
 _HEARTBEAT_SECONDS = 2.0
@@ -227,10 +227,6 @@ class Server:
         return p.Result(ask.id, answer.values, headers), {}
 
     def _work(self, worker: Worker, ask: p.Ask, arrays: dict[str, Any]) -> Answer:
-        task = worker.tasks.get(ask.task)
-        if task is None:
-            known = ", ".join(sorted(worker.tasks))
-            raise InputError(f"A worker of kind {self._kind} has no task {ask.task!r}; its tasks are {known}.")
         last = ("", 0.0)
 
         def report(phase: str, done: int, total: int, message: str) -> None:
@@ -240,17 +236,11 @@ class Server:
                 last = (phase, now)
                 self._send(p.ProgressMessage(ask.id, phase, int(done), int(total), message))
 
-        work = Work(
-            ask.task,
-            self._received.resolve(ask.parameters, arrays),
-            arrays,
-            report,
-            lambda text: self._send(p.Note(ask.id, text)),
-            lambda: ask.id in self._cancelled,
-        )
-        work.check()
-        answer = task(work)
-        work.check()
+        context = Context(report, lambda text: self._send(p.Note(ask.id, text)), lambda: ask.id in self._cancelled)
+        parameters = self._received.resolve(ask.parameters, arrays)
+        context.check()
+        answer = perform(worker, ask.task, parameters, arrays, context)
+        context.check()
         return answer
 
     def _folder(self, ask: p.Ask) -> Path | None:
