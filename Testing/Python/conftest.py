@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="runs with --long only"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_models_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither reads nor changes the models of whoever runs the tests, in this process or in those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COVIDLESIONSEG_MODELS", str(tmp_path_factory.mktemp("models")))
+        yield
 
 
 # What may be missing where CI runs; all else .ci/run and run.py install, so that a skip for it is a fault.

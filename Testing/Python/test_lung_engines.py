@@ -11,7 +11,7 @@ from lung_chests import coarse_chest
 
 from COVIDLesionSegLib.errors import CancelledError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import locate_lungs
-from COVIDLesionSegLib.imaging.lungs.engines import ENGINES, register_engine
+from COVIDLesionSegLib.imaging.lungs.engines import ENGINES, _no_network, register_engine
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_lungmask_that_is_not_installed_says_how_to_get_it(monkeypatch, chest):
 
 
 def test_a_network_registers_itself(monkeypatch, chest):
-    with pytest.raises(InputError, match=r"needs a network for lungs, and none is installed.*classical"):
+    monkeypatch.setitem(ENGINES, "network", _no_network)  # put back afterwards
+    with pytest.raises(InputError, match=r"needs a network for lungs, and none is known here.*classical"):
         locate_lungs(chest.volume, engine="network")
-    monkeypatch.setitem(ENGINES, "network", ENGINES["network"])  # put back afterwards
     register_engine("network", lambda volume, progress, cancelled: chest.lungs)
     found = locate_lungs(chest.volume, engine="network")
     assert found.labels is chest.lungs

@@ -202,7 +202,7 @@ def test_lungs_are_found_where_none_are_given(a_small_network, monkeypatch):
     predictor = Predictor(a_model(a_small_network), "cpu")
     predictor.segment(volume)
     result = predictor.segment(volume, progress=progress, cancelled=cancelled, lung_engine="another")
-    assert asked == [(volume, None, None, "classical"), (volume, progress, cancelled, "another")]
+    assert asked == [(volume, None, None, None), (volume, progress, cancelled, "another")]
     assert result.lungs is lungs
     assert result.lung_quality is located.quality
     assert result.record.lung_quality == located.quality.to_json()

@@ -21,7 +21,8 @@ from COVIDLesionSegLib.resources import load_json, resource, resources_folder
 def test_the_list_that_ships_follows_its_schema():
     schema = load_json("Models.schema.json")
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(load_json("Models.json"), schema)
+    for name in ("Models.json", "LungModels.json"):
+        jsonschema.validate(load_json(name), schema)
 
 
 def test_ids_and_addresses_of_the_list_are_unique():
@@ -55,7 +56,8 @@ def test_bundled_models_have_the_recorded_hash_and_a_card_that_agrees():
 
 
 def test_every_bundled_file_is_listed():
-    listed = {model["bundled_file"] for model in load_json("Models.json")["models"]}
+    lists = ("Models.json", "LungModels.json")
+    listed = {model["bundled_file"] for name in lists for model in load_json(name)["models"]}
     assert {f"Models/{path.name}" for path in (resources_folder() / "Models").glob("*.safetensors")} <= listed
 
 

@@ -34,13 +34,13 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_lung_engine(parser: argparse.ArgumentParser) -> None:
     """Declare the choice of what finds lungs that are not given."""
-    from ..imaging.lungs.engines import CLASSICAL, ENGINES
+    from ..imaging.lungs.engines import CLASSICAL, ENGINES, NETWORK
 
     parser.add_argument(
         "--lung-engine",
         choices=tuple(ENGINES),
-        default=CLASSICAL,
-        help="what finds lungs that are not given (default: %(default)s; none: do without them)",
+        help=f"what finds lungs that are not given (default: {NETWORK} where PyTorch and its weights are, otherwise "
+        f"{CLASSICAL}; none: do without them)",
     )
 
 

@@ -17,11 +17,11 @@ from ..imaging import (
     Volume,
     common_grid,
     is_dicom_seg,
-    locate_lungs,
     read_labels,
     read_volume,
 )
-from ..imaging.lungs.engines import CLASSICAL, NONE
+from ..imaging.lungs.engines import NONE
+from ..inference.lung_engine import locate_lungs
 from ._arguments import Label
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class StudyFiles:
         label: which label of the lesion map is lesion; needed where it has several.
         series: SeriesInstanceUID, for a DICOM folder with several.
         rescale: slope and intercept, for stored values that are not HU.
-        lung_engine: what finds the lungs, see ``imaging.locate_lungs``.
+        lung_engine: what finds the lungs, see ``imaging.locate_lungs``; None: as the predictor chooses.
     """
 
     ct: Path
@@ -49,7 +49,7 @@ class StudyFiles:
     label: Label | None = None
     series: str | None = None
     rescale: tuple[float, float] | None = None
-    lung_engine: str = CLASSICAL
+    lung_engine: str | None = None
 
 
 @dataclass

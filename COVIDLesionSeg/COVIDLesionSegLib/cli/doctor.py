@@ -42,6 +42,9 @@ def _text(report: dict[str, Any]) -> str:
             lines.append(f"  {chosen['error']}")
         else:
             lines.append(f"  used: {chosen['device']} in {chosen['precision']}. {chosen['reason']}")
+    lungs = report["lungs"]
+    used = lungs["engine"] if lungs["model"] is None else f"{lungs['engine']} ({lungs['model']})"
+    lines += ["", "Lungs", f"  found by: {used}. {lungs['reason']}"]
     test = report["smoke_test"]
     lines += ["", "Smoke test"]
     if test["passed"]:

@@ -35,7 +35,7 @@ class Options:
     registration: str
     consolidation_from: float
     rescale: tuple[float, float] | None
-    lung_engine: str
+    lung_engine: str | None
     assume_same_patient: bool
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from .. import __version__
 from ..errors import COVIDLesionSegError
+from ..imaging.lungs.engines import NETWORK
+from .lung_engine import default_lung_engine, lung_network
 
 # package -> what it is for, and the extra that brings it ("" is always needed)
 _PACKAGES = {
@@ -37,9 +39,11 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
 
     Returns:
         ``version``, ``python``, ``platform``; ``packages``: name -> version (None if missing), for, extra;
+        ``lungs``: engine that finds lungs, model (None but for a network), reason;
         ``devices``: what ``describe_devices`` returns, None without PyTorch; ``model``: id and license;
         ``smoke_test``: passed, seconds, problem (a sentence).
     """
+    engine, reason = default_lung_engine()
     report: dict[str, Any] = {
         "version": __version__,
         "python": platform.python_version(),
@@ -48,6 +52,7 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
             name: {"version": _version(name), "for": purpose, "extra": extra}
             for name, (purpose, extra) in _PACKAGES.items()
         },
+        "lungs": {"engine": engine, "model": lung_network().id if engine == NETWORK else None, "reason": reason},
         "devices": None,
         "model": None,
     }
@@ -55,7 +60,7 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
         from . import describe_devices
 
         report["devices"] = describe_devices(device)
-        report["model"], seconds = _smoke_test(device, model)
+        report["model"], report["devices"]["chosen"]["precision"], seconds = _smoke_test(device, model)
         report["smoke_test"] = {"passed": True, "seconds": seconds, "problem": ""}
     except COVIDLesionSegError as error:
         report["smoke_test"] = {"passed": False, "seconds": None, "problem": str(error)}
@@ -65,8 +70,8 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
     return report
 
 
-def _smoke_test(device: str, model: str | None) -> tuple[dict[str, Any], float]:
-    """Load the model and run it once over a small synthetic slab."""
+def _smoke_test(device: str, model: str | None) -> tuple[dict[str, Any], str, float]:
+    """Load the model and run it once over a small synthetic slab; its id and license, its precision, and seconds."""
     import numpy as np
 
     from ..imaging import Geometry, Volume
@@ -75,9 +80,10 @@ def _smoke_test(device: str, model: str | None) -> tuple[dict[str, Any], float]:
     predictor = Predictor(model, device=device)
     hu = np.full((2, 96, 96), -850, dtype=np.int16)
     start = time.perf_counter()
-    predictor.segment(Volume(hu, Geometry((96, 96, 2))), lungs=np.ones(hu.shape, dtype=bool))
+    result = predictor.segment(Volume(hu, Geometry((96, 96, 2))), lungs=np.ones(hu.shape, dtype=bool))
     card = predictor.model.card
-    return {"id": card.id, "license": card.license}, round(time.perf_counter() - start, 3)
+    precision = str(result.record.device["precision"])
+    return {"id": card.id, "license": card.license}, precision, round(time.perf_counter() - start, 3)
 
 
 def _version(package: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -182,6 +183,15 @@ class Execution:
             return wanted
         width = next((m.out_channels for m in self._network.modules() if isinstance(m, nn.Conv2d)), 1)
         return max(1, min(wanted, int(free * _MEMORY_SHARE) // (pixels * width * 4 * _MAPS)))
+
+    def seconds_per_slice(self, dtype: torch.dtype) -> float:
+        """Time that the network takes on the processor for a slice of 256 x 256 in a type of its convolutions, s."""
+        cpu = torch.device("cpu")
+        slices = np.arange(-1024, -1024 + 256, dtype=np.int16).repeat(256).reshape(1, 256, 256)
+        task, plan = Task(slices, 0.5), Plan(cpu, dtype, 1, keep_results=False, is_gpu=False)
+        start = time.perf_counter()
+        self._compute(task, Part(0, 1), plan)
+        return time.perf_counter() - start
 
     def run(
         self,

@@ -22,15 +22,16 @@ from ..imaging import (
     assess_lungs,
     body_box,
     divide_lungs,
-    locate_lungs,
     lung_box,
 )
-from ..imaging.lungs.engines import CLASSICAL
+from ..imaging.lungs.engines import NETWORK
 from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, device_name, precision_name
 from .execution import Execution, Plan, Sinks, Task
 from .levels import ProbabilityLevels, levels_of
+from .lung_engine import locate_lungs, lung_network
 from .postprocess import PostProcessing, apply_postprocessing, smooth_across_slices
+from .precision import faster_precision
 from .record import RunRecord, describe_input
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class Predictor:
     Args:
         model: a loaded model, the id or file of one, or None for the default model.
         device: "auto" (a GPU that works, else the processor), "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" (bfloat16 where the hardware has it, float16 on older GPUs, else float32), "float32",
-            "bfloat16" or "float16".
+        precision: "auto" (bfloat16 where the hardware has it and, on a processor, a measurement finds it faster;
+            float16 on older GPUs; else float32), "float32", "bfloat16" or "float16".
         batch_size: slices computed at once; None takes what is fast and fits into memory.
 
     Attributes:
@@ -112,6 +113,10 @@ class Predictor:
         self._batch_size = batch_size
         self.model: LoadedModel = _loaded(model)
         self._execution = Execution(self.model.network, self.model.card.preprocessing)
+        is_open = precision == "auto" and self.device.device.type == "cpu" and self._dtype == torch.bfloat16
+        # a network that was never saved has no name to keep a measurement by
+        if is_open and self.model.card.weights_sha256:
+            self._dtype = faster_precision(self._execution, self.model.card)
 
     def segment(
         self,
@@ -125,7 +130,7 @@ class Predictor:
         tta: bool = False,
         uncertainty: str | bool | None = None,
         postprocessing: PostProcessing | None = None,
-        lung_engine: str = CLASSICAL,
+        lung_engine: str | None = None,
     ) -> Result:
         """Find the lesions in a CT.
 
@@ -155,7 +160,8 @@ class Predictor:
             postprocessing: smoothing across slices, threshold and clean-up of the mask; what it leaves open, or all if
                 it is None, is as the model card says.
             lung_engine: what finds lungs that are not given, see :func:`~.imaging.locate_lungs`; "none" does without
-                lungs, for a chest in which none can be found.
+                lungs, for a chest in which none can be found. None takes the lung network where its weights are, and
+                the classical finder where they are not, or where the network finds no lungs.
 
         Returns:
             The mask and what was asked for, on the CT's own grid.
@@ -256,6 +262,7 @@ class Predictor:
                 "tta": task.tta,
                 "uncertainty": doubt,
                 "lungs": "found" if lungs is None else "given",
+                "lung_model": _describe_lung_model() if quality.engine == NETWORK else None,
                 "box": [list(s.indices(n)[:2]) for s, n in zip(box, view.geometry.shape, strict=True)],
                 "slices": len(task.slices),
                 "preprocessing": asdict(card.preprocessing),
@@ -283,6 +290,11 @@ def _loaded(model: LoadedModel | str | Path | None) -> LoadedModel:
 
     registry = ModelRegistry()
     return load_checkpoint(registry.path(registry.default() if model is None else model))
+
+
+def _describe_lung_model() -> dict[str, Any]:
+    entry = lung_network()
+    return {"id": entry.id, "sha256": entry.sha256}
 
 
 def _without_limit(

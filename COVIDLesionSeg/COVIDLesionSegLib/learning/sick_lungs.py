@@ -47,7 +47,8 @@ def paint_disease(hu: Image, lungs: NDArray[np.uint8], spacing: Spacing, generat
     """
     if not lungs.any():
         return hu.copy()
-    kinds: list[Callable[..., Image]] = [dependent, dependent, lobar, white_lung, patches, haze, emphysema]
+    # the dense ones are the hard ones
+    kinds: list[Callable[..., Image]] = [*[dependent] * 3, *[lobar] * 3, *[white_lung] * 2, patches, haze, emphysema]
     kind = kinds[generator.integers(len(kinds))]
     if kind not in (haze, emphysema) and generator.random() < 0.3:
         hu = haze(hu, lungs, spacing, generator)

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..errors import ModelError
 from ..imaging import Geometry, Volume
-from ..imaging.lungs.engines import CLASSICAL
 from ..inference import PostProcessing
 from .faults import require_torch
 from .tasks import Answer, Array, Context, Makers, find_lungs_in, tasks_of
@@ -59,7 +58,7 @@ class Lesions:
         uncertainty: Literal["entropy", "mutual_information"] | bool | None = None,
         tta: bool = False,
         postprocessing: PostProcessing = PostProcessing(),  # noqa: B008  # frozen
-        lung_engine: str = CLASSICAL,
+        lung_engine: str | None = None,
     ) -> Answer:
         """Find the lesions.
 
@@ -73,7 +72,7 @@ class Lesions:
             uncertainty: the same of ``uncertainty``; True is entropy.
             tta: average over four flipped copies of each slice.
             postprocessing: threshold and clean-up.
-            lung_engine: what finds lungs that do not come along.
+            lung_engine: what finds lungs that do not come along; None lets the predictor choose.
 
         Returns:
             Arrays ``mask`` and ``lungs`` (uint8); where asked for ``probability`` and ``uncertainty`` (float32), and

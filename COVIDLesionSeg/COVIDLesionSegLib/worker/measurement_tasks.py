@@ -11,9 +11,10 @@ import numpy as np
 
 from ..cores import run_all
 from ..errors import GridMismatchError, InputError
-from ..imaging import Geometry, LocatedLungs, Volume, locate_lungs
+from ..imaging import Geometry, LocatedLungs, Volume
 from ..imaging.lungs.engines import CLASSICAL
 from ..imaging.masks import Box, Mask
+from ..inference.lung_engine import locate_lungs
 from ..measurement import LiveEvaluation, compare_timepoints, error_map, evaluate, quantify, zones
 from ..measurement.catalog import consolidation_limit
 from ..measurement.lesions import component_at

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError, InputError
-from ..imaging import Geometry, Volume, check_hounsfield, locate_lungs
+from ..imaging import Geometry, Volume, check_hounsfield
 from ..imaging.lungs.engines import CLASSICAL
 from ..imaging.masks import Mask
 from ..imaging.plausibility import rescaled
+from ..inference.lung_engine import locate_lungs
 from .protocol import geometry_from_json
 
 Array = NDArray[Any]

@@ -69,7 +69,7 @@ def _by_lungmask(
 
 def _no_network(*_: Any) -> NDArray[np.uint8]:
     raise InputError(
-        "The lung engine network needs a network for lungs, and none is installed.",
+        "The lung engine network needs a network for lungs, and none is known here.",
         f"Choose another lung engine ({CLASSICAL}, {LUNGMASK}), or give a lung mask.",
     )
 

@@ -45,8 +45,8 @@ _VESSEL = -750.0
 _LEAST_VESSELS = 0.01
 # Gas without lung is darker than this over balls in which lung, even with emphysema, has a vessel, HU.
 _FREE_GAS = -955.0
-# Less than this in its widest slice is no lung that anything could be measured in, mm2.
-_SMALLEST_SECTION = 1500.0
+#: Less than this in its widest slice is no lung that anything could be measured in, mm2.
+SMALLEST_SECTION = 1500.0
 # How far the air is eroded to part two lungs that touch, mm.
 _PARTING = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 25.0)
 
@@ -307,7 +307,7 @@ def _find_regions(volume: ReducedVolume, check: Callable[[], None]) -> _LungRegi
     sides = _fill(volume, air_sides, outside | airway, polar, check)
     if cage is not None:
         sides = _fill_to_ribs(volume, sides, outside | airway_wall, cage)
-    if _section(sides > 0, spacing) < _SMALLEST_SECTION:
+    if _section(sides > 0, spacing) < SMALLEST_SECTION:
         return None
     other_air = ((airway_wall | inside) & (sides == 0)) | outside
     dense = (sides > 0) & ((air_sides == 0) | haze[part])
@@ -411,11 +411,11 @@ def _lung_like(volume: ReducedVolume, inside: Mask, pairs: NDArray[np.uint8]) ->
     low, high = np.percentile(np.nonzero(labels == main)[1], [5, 95])
     row = pieces.center(1)
     lung &= (row >= low) & (row <= high)
-    if _section(pieces.those(lung), spacing) < 2 * _SMALLEST_SECTION:
+    if _section(pieces.those(lung), spacing) < 2 * SMALLEST_SECTION:
         # the apices at best: not the air in front of the neck, which has the body on two sides
         lung &= pieces.within(pairs == 2) > 0.6 * size
     kept = pieces.those(lung)
-    if _section(kept, spacing) < 0.5 * _SMALLEST_SECTION:
+    if _section(kept, spacing) < 0.5 * SMALLEST_SECTION:
         return nothing
     return dilate(kept, spacing, max(3.0, spacing[1])) & inside
 

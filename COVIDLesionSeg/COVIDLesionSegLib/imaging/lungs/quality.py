@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
+from ...errors import InputError, LungsNotFoundError
 from ...resources import load_json
+from ..geometry import Geometry
 from ..masks import Box, Mask, bounding_box
 from ..volume import Volume
 from ._cage import RibCage
 from ._morphology import Pieces, dilate, erode
-from .finder import ReducedVolume, free_gas, reduce_volume
+from .finder import ReducedVolume, find_lungs, free_gas, reduce_volume
 from .masks import LEFT, RIGHT
 
 OK, DOUBTFUL = "ok", "doubtful"
@@ -36,6 +37,10 @@ _GAP = 12.0
 _KNOWN = 0.3
 # What lies between is judged up to so far from the ribs, and not at the borders, mm; HU.
 _DEPTH, _RIM = 30.0, 3.0
+# The classical finder checks another engine on voxels of up to twice this, mm.
+_COARSE = 2.6
+# What stands for filling outside the field of view, HU.
+_PADDING = -2000.0
 _MOSTLY_GAS, _MOSTLY_AERATED = -900.0, -250.0
 
 
@@ -141,7 +146,10 @@ def assess_lungs(volume: Volume, lungs: NDArray[np.uint8], engine: str = GIVEN, 
         assessment.gas()
         assessment.field_of_view()
         if engine == "classical":
-            assessment.airless()
+            assessment.airless("the ribs")
+        if engine == "network":
+            assessment.airless("the lung's shape")
+            assessment.finder()
     doubts, notes = (tuple(f for f in assessment.findings if f.is_note is is_note) for is_note in (False, True))
     return LungQuality(DOUBTFUL if doubts else OK, engine, doubts, assessment.measures, notes)
 
@@ -156,6 +164,14 @@ def _on_reduced_grid(volume: Volume, lungs: NDArray[np.uint8]) -> tuple[ReducedV
         for n, f, size in zip(reduced.hu.shape, factors, lungs.shape, strict=True)
     ]
     return reduced, np.ascontiguousarray(view.apply(lungs)[np.ix_(*index)])
+
+
+def _block_means(array: NDArray[Any], factors: list[int]) -> NDArray[np.float32]:
+    """Means of whole blocks of (z, y, x) voxels; what is over at the ends is left out."""
+    shape = [n // factor for n, factor in zip(array.shape, factors, strict=True)]
+    whole = array[tuple(slice(n * factor) for n, factor in zip(shape, factors, strict=True))]
+    blocks = whole.reshape([length for pair in zip(shape, factors, strict=True) for length in pair])
+    return np.asarray(blocks.mean(axis=(1, 3, 5)), np.float32)
 
 
 class _Assessment:
@@ -335,8 +351,8 @@ class _Assessment:
         at_lungs = pieces.within(surface & open_to_lungs) > 0.15 * pieces.within(surface)
         return pieces.those(within & at_wall & at_lungs)
 
-    def airless(self) -> None:
-        """How much of each lung holds no air: an engine that sees lung by its air estimates the borders there."""
+    def airless(self, source: str) -> None:
+        """How much of each lung holds no air: there an engine estimates the borders, and ``source`` says from what."""
         from scipy import ndimage
 
         dense = ndimage.uniform_filter(self._volume.hu, 3) > -200
@@ -346,11 +362,29 @@ class _Assessment:
             self.measures[f"{name}_airless"] = share
             if share is not None and share > self._checks["airless"]["limit"]:
                 if share > 0.85:
-                    sentence = f"The {name} lung holds no air: its border is estimated from the ribs."
+                    sentence = f"The {name} lung holds no air: its border is estimated from {source}."
                 else:
                     part = f"{100 * share:.0f} % of the {name} lung"
-                    sentence = f"{part} holds no air: there its border is estimated from the ribs."
+                    sentence = f"{part} holds no air: there its border is estimated from {source}."
                 self._find("airless", share, sentence)
+
+    def finder(self) -> None:
+        """How far the lungs are those that the classical finder sees; on a coarser grid, where it takes no time."""
+        factors = [
+            2 if step < _COARSE and n > 1 else 1 for step, n in zip(self._spacing, self._lungs.shape, strict=True)
+        ]
+        hu = _block_means(np.where(self._volume.padding, _PADDING, self._volume.hu), factors)
+        lungs = _block_means(self._lungs > 0, factors) > 0.5
+        z, y, x = (step * factor for step, factor in zip(self._spacing, factors, strict=True))
+        try:
+            found = find_lungs(Volume(hu, Geometry(hu.shape[::-1], (x, y, z)))) > 0
+        except LungsNotFoundError:
+            found = np.zeros(hu.shape, bool)
+        voxels = int(np.count_nonzero(found)) + int(np.count_nonzero(lungs))
+        dice = self.measures["finder_dice"] = 2 * int(np.count_nonzero(found & lungs)) / max(voxels, 1)
+        if dice < self._checks["finder_dice"]["limit"]:
+            sees = f"disagrees with the network (Dice {dice:.2f})" if found.any() else "finds none here"
+            self._find("finder_dice", dice, f"The classical finder, which sees lungs by their air, {sees}.")
 
     def field_of_view(self) -> None:
         """How much of the lungs' widest section the scan's first or last slice, and its sides, cut."""
