@@ -428,8 +428,7 @@ def corrected_by_clicks(panel, page):
     click(panel, ct, AT_MISSED)
     press(panel, "removeLesionButton")
     click(panel, ct, AT_FIRST)
-    panel.show("cases")
-    page.ui.saveButton.click()
+    page.ui.saveCaseButton.click()
     rest(page)
 
 
@@ -439,11 +438,12 @@ def test_an_opened_case_is_corrected_by_clicks_when_it_is_fresh_and_when_it_come
     corrected_by_clicks(panel, page)
     assert np.array_equal(store.read_revision(case, 1).mask(), expected)
     assert store.read_levels(case, 1) is not None and store.check().findings == ()
-    page.work.putAside()
+    page.choose("aside")
     rest(page)
     # the model is not run again: its probability comes out of the store
     asked = len(panel.session._clients)
-    page.work.openCase(case)
+    page.ui.caseList.setCurrentRow(0)
+    page.choose("open")
     rest(page)
     assert np.array_equal(scene_mask(), expected) and len(panel.session._clients) == asked
     find(panel, "thresholdSlider").setValue(at(panel, 0.3))
