@@ -13,6 +13,9 @@ from ..errors import InputError
 from .nodes import array_of_matrix, nodesOfClass, requireNode
 from .volumes import gridOfNode, volumeProblem
 
+# marks the color legends that this extension has made
+_LEGEND = "COVIDLesionSeg.Legend"
+
 
 def jumpTo(ras: Sequence[float]) -> None:
     """Center all slice views on a point, move the crosshair there, and turn 3-D views around it.
@@ -47,11 +50,25 @@ def loadedVolume() -> Any:
     return next((node for node in usable if node.GetID() in shown), usable[-1] if usable else None)
 
 
-def showMapInViews(mapNode: Any, opacity: float = 0.5) -> None:
-    """Lay a map, e.g. of probability, over the CT in all slice views; None takes it away."""
+def showMapInViews(mapNode: Any, opacity: float = 0.5, legend: bool = False) -> None:
+    """Lay a map, e.g. of probability, over the CT in all slice views; None takes it away.
+
+    Args:
+        mapNode: a volume with a color table.
+        opacity: of the map, in [0, 1].
+        legend: whether the views show which color stands for which value.
+    """
     for composite in nodesOfClass("vtkMRMLSliceCompositeNode"):
         composite.SetForegroundVolumeID(None if mapNode is None else mapNode.GetID())
         composite.SetForegroundOpacity(opacity)
+    for shown in nodesOfClass("vtkMRMLColorLegendDisplayNode"):
+        if shown.GetAttribute(_LEGEND):
+            shown.SetVisibility(False)
+    if mapNode is not None and legend:
+        made = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(mapNode)
+        made.SetAttribute(_LEGEND, "1")
+        made.SetTitleText(mapNode.GetName())
+        made.SetVisibility(True)
 
 
 def showChart(chartNode: Any) -> None:

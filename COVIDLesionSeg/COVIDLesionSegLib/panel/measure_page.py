@@ -41,6 +41,7 @@ _SHOWN = (
 )
 _TABLES = ("measurementTable", "lesionTable", "comparisonTable", "changeTable")
 
+_MAPS = ("probabilityVolume", "uncertaintyVolume")
 # more segments than this are written as one
 _MOST_SEGMENTS = 3
 _CASE = re.compile(r"[\w][\w .-]{0,79}(?<![ .])")
@@ -60,8 +61,8 @@ class MeasurePage(Page):
     def __init__(self, session: Session, scene: Any, note: Callable[[Notice], None]) -> None:
         self._session, self._note = session, note
         self._parameters: ModuleParameters | None = None
-        # the one that lies over the CT
-        self._map: Any = None
+        # the one that lies over the CT, its opacity, whether there is a legend
+        self._map: tuple[Any, float, bool] | None = None
         self._export = Export(session, note, self.showState)
         self.form, self.ui = loadForm("Measure", scene)
         ui = self.ui
@@ -76,7 +77,9 @@ class MeasurePage(Page):
         ui.histogramButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showHistogram())
         ui.zonesButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showZones())
         ui.errorsButton.connect("clicked(bool)", lambda *_ignored: self._session.tools.showErrors())
-        ui.mapButton.connect("toggled(bool)", lambda *_ignored: self._showMap())
+        ui.mapCombo.connect("currentIndexChanged(int)", lambda *_ignored: self._showMap())
+        ui.opacitySlider.connect("valueChanged(int)", lambda *_ignored: self._showMap())
+        ui.legendCheck.connect("toggled(bool)", lambda *_ignored: self._showMap())
         for selector, name in (
             (ui.earlierSelector, "earlierVolume"),
             (ui.earlierSegmentationSelector, "earlierSegmentation"),
@@ -157,11 +160,8 @@ class MeasurePage(Page):
             button.setEnabled(measured and not self._export.busy)
         ui.errorsButton.setEnabled(bool(live.evaluation) and not tools.busy)
         parameters = self._parameters
-        maps = parameters is not None and (
-            parameters.probabilityVolume is not None or parameters.uncertaintyVolume is not None
-        )
-        ui.mapButton.setEnabled(bool(maps))
         self._showMap()
+        self._showReference()
         earlier = parameters is not None and None not in (parameters.earlierVolume, parameters.earlierSegmentation)
         ui.compareButton.setEnabled(measured and earlier and not tools.busy)
         showText(ui.changeLabel, tools.changeText())
@@ -178,15 +178,32 @@ class MeasurePage(Page):
             self.ui.tableView.resizeColumnsToContents()
 
     def _showMap(self) -> None:
-        """Lay the chosen CT's map over it, or take away the one that lies there."""
-        parameters, wanted = self._parameters, None
-        if parameters is not None and self.ui.mapButton.checked:
-            wanted = parameters.probabilityVolume or parameters.uncertaintyVolume
-            if wanted is None:
-                self.ui.mapButton.setChecked(False)
-        if wanted is not self._map:
+        """Lay the chosen map of the chosen CT over it, or take away the one that lies there."""
+        parameters, ui = self._parameters, self.ui
+        if parameters is None:
+            return
+        there = [name for name in _MAPS if getattr(parameters, name) is not None]
+        fillCombo(ui.mapCombo, [("", _("none")), *((name, _mapTitle(name)) for name in there)])
+        chosen = chosenData(ui.mapCombo)
+        for widget in (ui.opacitySlider, ui.opacitySliderCaption, ui.legendCheck):
+            widget.setEnabled(bool(chosen))
+        wanted = (getattr(parameters, chosen), ui.opacitySlider.value / 100, ui.legendCheck.checked) if chosen else None
+        if wanted != self._map:
             self._map = wanted
-            mrml.showMapInViews(wanted)
+            mrml.showMapInViews(*(wanted or (None,)))
+
+    def _showReference(self) -> None:
+        """Say whose the reference is: the CT that it was made on."""
+        text, parameters = "", self._parameters
+        if parameters is not None and parameters.referenceSegmentation is not None:
+            made = mrml.volumeOf(parameters.referenceSegmentation)
+            if made is None:
+                text = _("The scene does not say on which CT this reference was made.")
+            elif made is not parameters.inputVolume:
+                text = _("This reference was made on another CT: {name}.").format(name=made.GetName())
+            else:
+                text = _("This reference was made on the chosen CT.")
+        showText(self.ui.referenceLabel, text)
 
     # ---- export -------------------------------------------------------------------------------------------------
 
@@ -222,6 +239,10 @@ class MeasurePage(Page):
             self._export.start(self._parameters, Path(ui.folderEdit.currentPath), ui.caseEdit.text, kinds, source)
         except COVIDLesionSegError as error:
             self._note(noticeOf(error))
+
+
+def _mapTitle(name: str) -> str:
+    return {"probabilityVolume": _("Lesion probability"), "uncertaintyVolume": _("Lesion uncertainty")}[name]
 
 
 def _segmentEntries(segmentationNode: Any) -> list[tuple[str, str]]:
