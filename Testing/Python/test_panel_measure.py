@@ -15,6 +15,7 @@ from panel_fixtures import (
     brush,
     chest,
     choose_reference,
+    find,
     let_run,
     said,
     settle,
@@ -193,13 +194,30 @@ def test_charts_are_made_and_follow(panel, segmentation, ct, parameters):
 
 
 def test_the_probability_map_can_be_laid_over_the_ct(panel, ct, scene, parameters):
-    panel.segment.ui.probabilityCheck.click()
+    find(panel, "probabilityCheck").click()
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     apply_and_wait(panel)
-    panel.measure.ui.mapButton.click()
+    panel.show("measure")
+    maps = find(panel, "mapCombo")
+    assert [maps.itemText(index) for index in range(maps.count)] == ["none", "Lesion probability"]
+    assert not find(panel, "opacitySlider").enabled
+    maps.setCurrentIndex(1)
     assert composite.GetForegroundVolumeID() == parameters.probabilityVolume.GetID()
-    panel.measure.ui.mapButton.click()
+    assert composite.GetForegroundOpacity() == 0.5
+    find(panel, "opacitySlider").setValue(80)
+    assert composite.GetForegroundOpacity() == 0.8
+    maps.setCurrentIndex(0)
     assert not composite.GetForegroundVolumeID()
+
+
+def test_a_reference_says_on_which_ct_it_was_made(panel, ct, mrml):
+    panel.show("measure")
+    label = find(panel, "referenceLabel")
+    find(panel, "referenceSelector").setCurrentNode(add_reference(ct, mrml, chest()[1]))
+    assert label.text == "This reference was made on the chosen CT."
+    other = add_reference(add_ct("of another patient"), mrml, chest()[1])
+    find(panel, "referenceSelector").setCurrentNode(other)
+    assert label.text == "This reference was made on another CT: of another patient."
 
 
 def test_an_earlier_study_gives_the_change(panel, segmentation, ct, mrml, parameters):

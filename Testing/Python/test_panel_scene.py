@@ -135,7 +135,7 @@ def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct,
     choose_reference(panel, reference)
     find(panel, "earlierSelector").setCurrentNode(earlier)
     find(panel, "earlierSegmentationSelector").setCurrentNode(lesions)
-    find(panel, "mapButton").click()
+    find(panel, "mapCombo").setCurrentIndex(1)
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     composite.SetForegroundVolumeID(parameters.probabilityVolume.GetID())
     find(panel, "histogramButton").click()
@@ -144,7 +144,7 @@ def test_nothing_of_one_patient_stays_with_another_and_all_comes_back(panel, ct,
     assert sum(node is not None for node in first.values()) == 10
     find(panel, "inputSelector").setCurrentNode(add_ct("of another patient"))
     assert {name: getattr(parameters, name) for name in first} == dict.fromkeys(first)
-    assert not find(panel, "mapButton").checked and not composite.GetForegroundVolumeID()
+    assert find(panel, "mapCombo").count == 1 and not composite.GetForegroundVolumeID()
     for name in ("lungSelector", "referenceSelector", "earlierSelector", "earlierSegmentationSelector"):
         assert find(panel, name).currentNode() is None, name
     assert find(panel, "tableView").mrmlTableNode() is None

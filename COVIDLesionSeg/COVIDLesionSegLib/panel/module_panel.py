@@ -165,7 +165,12 @@ class ModulePanel(VTKObservationMixin):
         """Let go of a node before the selectors do: they would choose its neighbor in its place."""
         if slicer.mrmlScene.IsClosing():
             return
-        mrml.moduleParameters().release(node)
+        parameters = mrml.moduleParameters()
+        if self._loading is not None and node is parameters.inputVolume:
+            # nothing takes the place of a CT that was deleted: it could be another patient's
+            self._loading.stop()
+            self._loading = None
+        parameters.release(node)
         for page in self.pages.values():
             page.release(node)
 
