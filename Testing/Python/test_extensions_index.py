@@ -187,7 +187,9 @@ def python_files():
 
 def is_definition(node):
     """Whether a statement at file scope only defines or imports something."""
-    if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign):
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef):
+        return True
+    if isinstance(node, ast.ClassDef | ast.Assign | ast.AnnAssign):
         return True
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)

@@ -203,8 +203,8 @@ def engines(monkeypatch):
         return find
 
     missing = set()
-    for name in ("network", "classical"):
-        monkeypatch.setitem(ENGINES, name, stand_in(name))
+    monkeypatch.setattr(lung_engine, "_by_network", stand_in("network"))
+    monkeypatch.setitem(ENGINES, "classical", stand_in("classical"))
     return asked, missing, chest.volume
 
 
@@ -231,7 +231,7 @@ def test_the_classical_finder_is_asked_where_the_network_finds_none(engines, mon
 def test_the_classical_finders_lungs_stand_where_the_networks_are_doubtful(monkeypatch):
     chest = coarse_chest("emphysema")
     wrong = np.where(np.arange(len(chest.lungs))[:, None, None] > 35, 0, chest.lungs).astype(np.uint8)
-    monkeypatch.setitem(ENGINES, "network", lambda *_: wrong)
+    monkeypatch.setattr(lung_engine, "_by_network", lambda *_: wrong)
     monkeypatch.setattr(lung_engine, "default_lung_engine", lambda: ("network", ""))
     found = lung_engine.locate_lungs(chest.volume)
     assert found.quality.engine == "classical"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from panel_fixtures import add_reference, brush, chest, choose_reference, wait_for
 
+from COVIDLesionSegLib.measurement import dice
+
 
 @pytest.fixture
 def parameters(panel, mrml):
@@ -62,31 +64,20 @@ def test_an_edit_right_after_a_change_of_the_reference_loses_neither(panel, segm
 
 
 def test_a_reference_chosen_right_after_an_edit_is_compared(panel, segmentation, ct, mrml, parameters, monkeypatch):
-    live, timer, paused = panel.session.live, panel.session.timer, []
-    truth = add_reference(ct, mrml, np.roll(chest()[1], 2, axis=2))
-
-    class Pause:
-        """Over when the test says so, unless it was stopped."""
-
-        def __init__(self, _ms, call):
-            self.call = call
-            paused.append(self)
-
-        def stop(self):
-            self.call = lambda: None
-
-    monkeypatch.setattr(panel.session, "timer", Pause)
-    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
-    wait_for(lambda: paused, "the edit's pause")
-    monkeypatch.setattr(panel.session, "timer", timer)
+    live, edits = panel.session.live, [np.s_[8:10, 20:30, 50:60]]
+    wanted = np.roll(chest()[1], 2, axis=2)
+    truth = add_reference(ct, mrml, wanted)
     reading = live._read
 
     def read():
-        # the pause ends while the study is read anew for the reference
-        for pause in paused:
-            timer(0, pause.call)
-        return reading()
+        # an edit while the study is read anew for the reference
+        mask = reading()
+        if edits:
+            brush(panel, segmentation, edits.pop())
+        return mask
 
+    brush(panel, segmentation, np.s_[4:6, 20:30, 50:60])
     monkeypatch.setattr(live, "_read", read)
     parameters.referenceSegmentation = truth
     wait_for(lambda: live.evaluation and not live.busy, "the comparison")
+    assert not edits and live.evaluation["dice"]["value"] == pytest.approx(dice(reading(), wanted))

@@ -1,6 +1,6 @@
 """Which engine finds lungs: the network where PyTorch and its weights are, the classical finder elsewhere.
 
-Importing this module makes the engine ``network`` known; PyTorch is loaded when it is used.
+PyTorch is loaded when the network is used.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def locate_lungs(
     Raises:
         InputError, LungsNotFoundError, IntensityError, CancelledError: as :func:`.imaging.locate_lungs` does.
     """
+    register_engine(NETWORK, _by_network)
     if engine is not None:
         return imaging.locate_lungs(volume, progress, cancelled, engine=engine)
     engine, _ = default_lung_engine()
@@ -91,6 +92,3 @@ def _by_network(
             f"Install PyTorch, choose the lung engine {CLASSICAL}, or give a lung mask.",
         ) from error
     return find_lungs_by_network(volume, progress, cancelled)
-
-
-register_engine(NETWORK, _by_network)
