@@ -92,7 +92,7 @@ class Widgets:
 
 
 @pytest.fixture
-def page(panel, store):
+def page(forgotten_choices, panel, store):
     """The work with cases, with that store chosen."""
     panel.show("cases")
     found = Annotating(panel)

@@ -153,7 +153,9 @@ try:
 except COVIDLesionSegError as error:
     print("error:", error, file=sys.stderr)
     sys.exit(error.exit_status)
-print("round", result.round, result.model.id, flush=True)
+# one write a process, which no other comes between
+sys.stdout.write(f"round {{result.round}} {{result.model.id}}\\n")
+sys.stdout.flush()
 """
 
 

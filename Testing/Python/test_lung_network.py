@@ -184,74 +184,31 @@ def test_it_stops_between_the_steps(chest, after):
     assert len(asked) == after + 1
 
 
-# ---- the default engine ---------------------------------------------------------------------------------------------
+# ---- which engine ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def engines(monkeypatch):
-    """Engines that are counted: the network sees lungs unless told otherwise."""
-    asked = []
+def test_the_classical_finder_is_asked_unless_the_network_is_chosen(monkeypatch):
     chest = coarse_chest("emphysema")
+    asked = []
 
     def stand_in(name):
-        def find(volume, progress, cancelled):
-            asked.append(name)
-            if name in missing:
-                raise LungsNotFoundError("none")
-            return chest.lungs
+        return lambda *_: asked.append(name) or chest.lungs
 
-        return find
-
-    missing = set()
     monkeypatch.setattr(lung_engine, "_by_network", stand_in("network"))
     monkeypatch.setitem(ENGINES, "classical", stand_in("classical"))
-    return asked, missing, chest.volume
+    assert lung_engine.locate_lungs(chest.volume).quality.engine == "classical"
+    assert asked == ["classical"]
+    assert lung_engine.locate_lungs(chest.volume, engine="network").quality.engine == "network"
+    assert asked[:2] == ["classical", "network"]
 
 
-def test_the_network_finds_lungs_where_its_weights_are(engines, monkeypatch):
-    asked, _, volume = engines
-    monkeypatch.setattr(lung_engine, "default_lung_engine", lambda: ("network", ""))
-    assert lung_engine.locate_lungs(volume).quality.engine == "network"
-    assert asked == ["network"]
-
-
-def test_the_classical_finder_is_asked_where_the_network_finds_none(engines, monkeypatch):
-    asked, missing, volume = engines
-    missing.add("network")
-    monkeypatch.setattr(lung_engine, "default_lung_engine", lambda: ("network", ""))
-    assert lung_engine.locate_lungs(volume).quality.engine == "classical"
-    assert asked == ["network", "classical"]
-    with pytest.raises(LungsNotFoundError):
-        lung_engine.locate_lungs(volume, engine="network")
-    missing.add("classical")
-    with pytest.raises(LungsNotFoundError):
-        lung_engine.locate_lungs(volume)
-
-
-def test_the_classical_finders_lungs_stand_where_the_networks_are_doubtful(monkeypatch):
+def test_lungs_that_the_classical_finder_sees_otherwise_are_doubtful(monkeypatch):
     chest = coarse_chest("emphysema")
     wrong = np.where(np.arange(len(chest.lungs))[:, None, None] > 35, 0, chest.lungs).astype(np.uint8)
     monkeypatch.setattr(lung_engine, "_by_network", lambda *_: wrong)
-    monkeypatch.setattr(lung_engine, "default_lung_engine", lambda: ("network", ""))
-    found = lung_engine.locate_lungs(chest.volume)
-    assert found.quality.engine == "classical"
-    assert overlap(found.labels > 0, chest.lungs > 0) > 0.95
-    # and are doubtful, since the two disagree
-    assert found.quality.is_doubtful
-    assert [finding.check for finding in found.quality.findings] == ["finder_dice"]
-    # whoever asks for the network gets it
-    assert lung_engine.locate_lungs(chest.volume, engine="network").labels is wrong
-
-
-def test_without_torch_or_weights_the_classical_finder_is_the_default(monkeypatch, tmp_path):
-    monkeypatch.setattr(lung_engine, "find_spec", lambda name: None)
-    assert lung_engine.default_lung_engine() == ("classical", "The lung network needs PyTorch, which is not installed.")
-    monkeypatch.undo()
-    absent = replace(lung_engine.lung_network(), status="damaged")
-    monkeypatch.setattr(lung_engine, "lung_network", lambda: absent)
-    engine, reason = lung_engine.default_lung_engine()
-    assert engine == "classical"
-    assert "weights of the lung network are not here" in reason
+    found = lung_engine.locate_lungs(chest.volume, engine="network")
+    assert found.labels is wrong and found.quality.is_doubtful
+    assert "finder_dice" in [finding.check for finding in found.quality.findings]
 
 
 def test_the_network_without_torch_says_what_to_do(monkeypatch):
@@ -296,7 +253,7 @@ def test_the_network_agrees_with_experts(ct_seg):
     """It learned on these chests; what it does on others stands on its card."""
     case = ct_seg("009")
     drawn = case.expert_slices
-    found = lung_engine.locate_lungs(read_volume(case.ct))
+    found = lung_engine.locate_lungs(read_volume(case.ct), engine="network")
     assert overlap(found.labels[drawn] > 0, read_labels(case.lungs).mask()[drawn]) >= 0.98
     assert not found.quality.is_doubtful
 

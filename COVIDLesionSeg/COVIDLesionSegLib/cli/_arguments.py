@@ -39,8 +39,7 @@ def add_lung_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lung-engine",
         choices=tuple(ENGINES),
-        help=f"what finds lungs that are not given (default: {NETWORK} where PyTorch and its weights are, otherwise "
-        f"{CLASSICAL}; none: do without them)",
+        help=f"what finds lungs that are not given (default: {CLASSICAL}; {NETWORK} needs PyTorch; none: do without)",
     )
 
 

@@ -43,8 +43,8 @@ def _text(report: dict[str, Any]) -> str:
         else:
             lines.append(f"  used: {chosen['device']} in {chosen['precision']}. {chosen['reason']}")
     lungs = report["lungs"]
-    used = lungs["engine"] if lungs["model"] is None else f"{lungs['engine']} ({lungs['model']})"
-    lines += ["", "Lungs", f"  found by: {used}. {lungs['reason']}"]
+    network = "can be chosen" if lungs["network_usable"] else "is not here"
+    lines += ["", "Lungs", f"  found by: {lungs['engine']}; the network {lungs['network']} {network}"]
     test = report["smoke_test"]
     lines += ["", "Smoke test"]
     if test["passed"]:

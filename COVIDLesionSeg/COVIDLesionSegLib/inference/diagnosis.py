@@ -12,8 +12,8 @@ from typing import Any
 
 from .. import __version__
 from ..errors import COVIDLesionSegError
-from ..imaging.lungs.engines import NETWORK
-from .lung_engine import default_lung_engine, lung_network
+from ..imaging.lungs.engines import CLASSICAL
+from .lung_engine import lung_network
 
 # package -> what it is for, and the extra that brings it ("" is always needed)
 _PACKAGES = {
@@ -39,11 +39,11 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
 
     Returns:
         ``version``, ``python``, ``platform``; ``packages``: name -> version (None if missing), for, extra;
-        ``lungs``: engine that finds lungs, model (None but for a network), reason;
+        ``lungs``: engine that finds lungs unless another is chosen, network and whether its weights are here;
         ``devices``: what ``describe_devices`` returns, None without PyTorch; ``model``: id and license;
         ``smoke_test``: passed, seconds, problem (a sentence).
     """
-    engine, reason = default_lung_engine()
+    network = lung_network()
     report: dict[str, Any] = {
         "version": __version__,
         "python": platform.python_version(),
@@ -52,7 +52,7 @@ def examine(device: str = "auto", model: str | None = None) -> dict[str, Any]:
             name: {"version": _version(name), "for": purpose, "extra": extra}
             for name, (purpose, extra) in _PACKAGES.items()
         },
-        "lungs": {"engine": engine, "model": lung_network().id if engine == NETWORK else None, "reason": reason},
+        "lungs": {"engine": CLASSICAL, "network": network.id, "network_usable": network.is_usable},
         "devices": None,
         "model": None,
     }
