@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
         # as the Segment Editor's button does
         mrml.showIn3D(parameters.lesionSegmentation)
         mrml.showIn3D(parameters.lungSegmentation, smooth=False)
-        views.photograph(widget, opened, folder / "learn.png", mask, follow=False)
+        views.photograph(widget, opened, folder / "cases.png", mask, follow=False)
         widget_of(panel).cleanup()
     slicer.mrmlScene.Clear(False)
     let_run(2)
@@ -103,6 +103,8 @@ def segment(panel: Any, ct: Any) -> None:
     start = time.monotonic()
     ui.applyButton.click()
     wait_for(lambda: not panel.session.run.busy, 600)
+    # the five lines of the result
+    wait_for(lambda: panel.session.live.quantities and not panel.session.live.busy)
     print(f"segmented in {time.monotonic() - start:.1f} s;", panel.messages.ui.messageText.toPlainText())
 
 
@@ -117,9 +119,9 @@ def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
     page = panel.cases
     panel.show("cases")
     page.ui.storePath.setProperty("currentPath", str(store.folder))
-    wait_for(lambda: page.store.cases)
-    page.ui.nextLesionButton.click()
-    wait_for(lambda: page.work.isOpen and not page.store._client.busy, 600)
+    wait_for(lambda: panel.store.cases and page.ui.openNextButton.enabled)
+    page.ui.openNextButton.click()
+    wait_for(lambda: panel.correct.work.isOpen and not panel.store.busy, 600)
     panel.show("cases")
     return mrml.moduleParameters().inputVolume
 
