@@ -141,7 +141,7 @@ class Client:
         self.generation = 0
         self._spawn = spawn
         self._timer = timer
-        self._clock = clock
+        self.clock = clock
         self._connection: _Connection | None = None
         self._queue: deque[Request] = deque()
         self._active: Request | None = None
@@ -200,7 +200,7 @@ class Client:
         given = {name: Path(plain[name]) for name in files if isinstance(plain.get(name), str)}
         here = {name: path for name, path in given.items() if self.settings.prefix and path.is_file()}
         self._count += 1
-        estimate = _Estimate(task, self._seconds.setdefault(task, {}), self._clock)
+        estimate = _Estimate(task, self._seconds.setdefault(task, {}), self.clock)
         parcel = Parcel(self._count, task, plain, found, here)
         request = Request(self, parcel, self._cancel, estimate, progress)
         if finished is not None or failed is not None:
@@ -272,7 +272,7 @@ class Client:
                 self._conclude(request, faults.not_started(str(error).rstrip("."), "", has_prefix=False))
                 return
             told = self._connected, self._answered, self._lost
-            self._connection = _Connection(process, self._timer, self._clock, self.settings, self.kind, *told)
+            self._connection = _Connection(process, self._timer, self.clock, self.settings, self.kind, *told)
             self._connection.start()
         elif self._connection.state == "ready":
             self._connection.send(request)
@@ -491,10 +491,12 @@ def wait(request: Request, timeout: float | None = None, pump: Callable[[float],
     pump = pump or request.client.pump
     if pump is None:
         raise InputError("This client does not wait: give it a pump, or use its callbacks.")
-    end = None if timeout is None else time.monotonic() + timeout
+    # the clock that the client watches its child by
+    clock = request.client.clock
+    end = None if timeout is None else clock() + timeout
     try:
         while not request.done:
-            left = 0.5 if end is None else end - time.monotonic()
+            left = 0.5 if end is None else end - clock()
             if left <= 0:
                 _cancel_and_wait(request, pump)
                 raise TimeoutError(f"The worker did not answer within {timeout:g} seconds.")
