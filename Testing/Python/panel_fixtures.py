@@ -221,7 +221,7 @@ def brush(panel, segmentation, box, erase=False):
 
 @pytest.fixture
 def segmentation(panel, ct):
-    """The lesions, found and measured; the Measure tab in view."""
+    """The lesions, found and measured; the page Measure in view."""
     node = apply_and_wait(panel)
     panel.show("measure")
     settle(panel)
@@ -242,7 +242,7 @@ def add_reference(ct: Any, mrml: Any, mask: np.ndarray) -> Any:
 
 
 def choose_reference(panel: Any, node: Any) -> None:
-    """Choose it on the Measure tab and wait for the comparison."""
+    """Choose it on the page Measure and wait for the comparison."""
     panel.measure.ui.referenceSelector.setCurrentNode(node)
     wait_for(lambda: panel.session.live.evaluation, "the comparison")
     settle(panel)

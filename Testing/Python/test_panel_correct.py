@@ -9,7 +9,7 @@ from panel_fixtures import add_ct, apply_and_wait, brush, chest, find, let_run, 
 
 @pytest.fixture
 def segmentation(panel, ct):
-    """The lesions, found; the Correct tab in view; figures measured."""
+    """The lesions, found; the page Correct in view; figures measured."""
     node = apply_and_wait(panel)
     panel.show("correct")
     wait_for(lambda: panel.session.live.lesions and not panel.session.live.busy, "the figures")

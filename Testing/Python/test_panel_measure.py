@@ -194,6 +194,8 @@ def test_charts_are_made_and_follow(panel, segmentation, ct, parameters):
 
 
 def test_the_probability_map_can_be_laid_over_the_ct(panel, ct, scene, parameters):
+    import slicer
+
     find(panel, "probabilityCheck").click()
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     apply_and_wait(panel)
@@ -204,10 +206,16 @@ def test_the_probability_map_can_be_laid_over_the_ct(panel, ct, scene, parameter
     maps.setCurrentIndex(1)
     assert composite.GetForegroundVolumeID() == parameters.probabilityVolume.GetID()
     assert composite.GetForegroundOpacity() == 0.5
+    (legend,) = slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode")
+    assert legend.GetVisibility() and legend.GetTitleText() == parameters.probabilityVolume.GetName()
+    find(panel, "legendCheck").click()
+    assert not legend.GetVisibility() and composite.GetForegroundVolumeID()
+    find(panel, "legendCheck").click()
+    assert legend.GetVisibility()
     find(panel, "opacitySlider").setValue(80)
     assert composite.GetForegroundOpacity() == 0.8
     maps.setCurrentIndex(0)
-    assert not composite.GetForegroundVolumeID()
+    assert not composite.GetForegroundVolumeID() and not legend.GetVisibility()
 
 
 def test_a_reference_says_on_which_ct_it_was_made(panel, ct, mrml):

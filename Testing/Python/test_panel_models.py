@@ -1,4 +1,4 @@
-"""The Learn tab: models (verify, download, import, remove, choose), PyTorch and settings, each by a click."""
+"""The page Settings: models (verify, download, import, remove, choose), PyTorch and settings, each by a click."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference on the Measure tab: which of its segments is compared, and changes that cross each other."""
+"""The reference on the page Measure: which of its segments is compared, and changes that cross each other."""
 
 from __future__ import annotations
 

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import slicer
 
-from ..errors import InputError
+from ..errors import CancelledError, InputError
 from ..models import ModelRegistry
-from ..worker import Client, Process, Reply, Timer, WorkerError, WorkerSettings
+from ..worker import Client, Process, Request, Timer, WorkerSettings
 from ..worker.process import split_prefix
 from .live import LiveMeasurement, MeasurementTools
 from .messages import Notice, noticeOf
 from .process import QtProcess, QtTimer
 from .run import SceneCt, SegmentationRun, modelForWorker
-from .task import Signal
+from .task import Signal, Tasks
 from .text import _
 
 AUTOMATIC = "auto"
@@ -53,7 +53,7 @@ class Session:
         self.modelsChanged = Signal()
         # whoever has children of its own ends them
         self.ending = Signal()
-        self.devices = Devices(lambda: self.client("lesions"))
+        self.devices = Devices(lambda: self.client("lesions"), timer)
         self._given = settings
         self._clients: dict[str, Client] = {}
         self._users: list[Any] = []
@@ -145,14 +145,16 @@ class Devices:
 
     Args:
         client: gives the client of the child that computes.
+        timer: makes timers.
 
     Attributes:
         changed: signal: something else is known.
         noted: signal: a :class:`.messages.Notice`: nothing can be computed, and what leads on.
     """
 
-    def __init__(self, client: Callable[[], Client]) -> None:
+    def __init__(self, client: Callable[[], Client], timer: Callable[[int, Callable[[], None]], Timer]) -> None:
         self._client = client
+        self._tasks = Tasks(timer, self._onFailed)
         self.changed, self.noted = Signal(), Signal()
         #: devices as ``describe_devices`` gives them; None where they are not known
         self._found: Mapping[str, Any] | None = None
@@ -164,7 +166,7 @@ class Devices:
         if self._asked or (self._found is not None and not again):
             return
         self._asked, self._problem = True, ""
-        self._client().request("doctor", finished=self._onFound, failed=self._onFailed)
+        self._tasks.start(self._look(self._client().request("doctor")))
         self.changed.emit()
 
     def forget(self) -> None:
@@ -219,7 +221,8 @@ class Devices:
         )
         return f"{first} {self.text(AUTOMATIC)}"
 
-    def _onFound(self, reply: Reply) -> None:
+    async def _look(self, request: Request) -> None:
+        reply = await request
         self._asked = False
         self._found = reply.values["devices"]
         if self._found is None:
@@ -227,9 +230,9 @@ class Devices:
             self.noted.emit(Notice(self._problem, "set_up_pytorch", is_error=True))
         self.changed.emit()
 
-    def _onFailed(self, error: WorkerError) -> None:
+    def _onFailed(self, error: Exception) -> None:
         self._asked = False
-        if error.kind != "cancelled":
+        if not isinstance(error, CancelledError):
             self._problem = str(error)
             self.noted.emit(noticeOf(error))
         self.changed.emit()
