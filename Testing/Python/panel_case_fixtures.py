@@ -105,7 +105,10 @@ def page(forgotten_choices, panel, store):
 
 def is_at_rest(page) -> bool:
     store, pages = page.store, (page.panel.cases, page.panel.correct, page.panel.settings, page.panel.train, page.work)
-    if page.work.state not in ("", "open") or store.busy or any(each._tasks.busy for each in pages):
+    if page.work.state not in ("", "open") or store.busy:
+        return False
+    # the store too: it looks again, one turn after what has changed it
+    if any(each._tasks.busy for each in (*pages, store)):
         return False
     return store._client is not None and not store._client.busy
 

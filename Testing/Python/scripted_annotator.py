@@ -86,7 +86,8 @@ class Annotator:
             lambda: (
                 work.state in ("", "open")
                 and not store.busy
-                and not any(page._tasks.busy for page in pages)
+                # the store too: it looks again, one turn after what has changed it
+                and not any(each._tasks.busy for each in (*pages, store))
                 and not (store._client and store._client.busy)
             ),
             "rest",
