@@ -65,3 +65,18 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     home = (tmp_path / "site" / "api" / "measurement.html").read_text(encoding="utf-8")
     assert "hausdorff_distance_95" in home
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_examples_in_python_compile(name):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for example in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        compile(example, name, "exec")
+
+
+def test_the_guides_parts_work_together():
+    examples = re.findall(r"```python\n(.*?)```", (DOCS / "engineer.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [example for example in examples if example.startswith("import torch")]
+    names: dict = {}
+    exec(example, names)
+    assert names["logits"].shape == (2, 2, 96, 96)
