@@ -433,7 +433,7 @@ def test_models_validated_on_different_cases_are_not_compared():
 
 def test_the_shipped_rule_is_the_one_of_the_documents():
     assert GateRule.shipped() == GateRule()
-    page = (REPOSITORY / "docs" / "case-store.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "validation.md").read_text(encoding="utf-8")
     for name, entry in load_json("Gate.json").items():
         if isinstance(entry, dict):
             assert f"`{name}`" in page and f"{entry['value']:g}" in page, name
