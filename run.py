@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
         return subprocess.run([PYTHON, "-m", "mkdocs", "build", "--strict", *rest], cwd=HERE).returncode
     status = subprocess.run([PYTHON, "-m", "pytest", *parallel(rest)], cwd=HERE, env=one_share_each()).returncode
     if status == 0 and "--long" in rest:
-        # the speed checks; what they print stands in docs/speed.md
+        # the speed checks; what they print stands in docs/performance.md
         status = subprocess.run([PYTHON, "Testing/benchmarks/run_all.py"], cwd=HERE).returncode
     return status
 
