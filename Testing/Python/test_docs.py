@@ -11,6 +11,8 @@ import pytest
 from conftest import REPOSITORY
 from test_house import FLOORS
 
+from COVIDLesionSegLib import __version__
+
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in DOCS.rglob("*.md"))
 DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *PAGES]
@@ -80,3 +82,12 @@ def test_the_guides_parts_work_together():
     names: dict = {}
     exec(example, names)
     assert names["logits"].shape == (2, 2, 96, 96)
+
+
+def test_changelog_and_citation_name_the_version_of_the_library():
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changes, re.MULTILINE)
+    assert releases[0] == ("Unreleased", "")
+    assert releases[1][0] == __version__ and releases[1][1]
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == __version__
