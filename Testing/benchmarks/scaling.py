@@ -57,7 +57,7 @@ def measure(
     for count in threads:
         torch.set_num_threads(count)
         predictor.segment(*middle(*few, 3))
-        found[f"{count} threads"] = predictor.segment(*few).record.seconds["network"]
+        found[f"{count} thread{'s' * (count > 1)}"] = predictor.segment(*few).record.seconds["network"]
     torch.set_num_threads(before)
     for count in slices:
         volume = resized_chest(chest.volume, count, side)
@@ -68,7 +68,7 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             store = filled(Path(folder), count)
             opened(store.folder)
-            found[f"{count} cases"] = opened(store.folder)
+            found[f"{count} case{'s' * (count > 1)}"] = opened(store.folder)
     return found
 
 

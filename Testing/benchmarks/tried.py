@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def folding(rounds: int) -> dict[str, list[float]]:
     with torch.inference_mode():
         for name, network in forms.items():
             network(images[name])
-        taken = [{n: seconds(lambda n=n: forms[n](images[n])) for n in forms} for _ in range(rounds)]
+        taken = [{n: timed(lambda n=n: forms[n](images[n]))[0] for n in forms} for _ in range(rounds)]
     names = list(forms)
     return {new: [t[old] / t[new] for t in taken] for old, new in itertools.pairwise(names)}
 
@@ -109,15 +110,20 @@ def overlap(studies: int, slices: int, side: int, rounds: int) -> list[float]:
                 masks.append(predictor.segment(*ready).mask)
             return masks
 
-        if not all(np.array_equal(a, b) for a, b in zip(in_turn(), ahead(), strict=True)):
-            raise RuntimeError("The masks differ.")
-        return [seconds(in_turn) / seconds(ahead) for _ in range(rounds)]
+        ratios = []
+        for _ in range(rounds):
+            (slow, one), (fast, other) = timed(in_turn), timed(ahead)
+            if not all(map(np.array_equal, one, other)):
+                raise RuntimeError("The masks differ.")
+            ratios.append(slow / fast)
+        return ratios
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it gives."""
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    result = work()
+    return time.perf_counter() - start, result
 
 
 if __name__ == "__main__":
