@@ -46,8 +46,8 @@ class DataSettings:
             ``learning.data.read_cases``. Relative names count from the configuration's folder.
         split: the frozen split file; made at the first run if absent, then only read.
         validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
-        validation_share: share of patients for validation when the split is made, in [0, 1). With 0 and no
-            ``validation_patients`` nobody judges.
+        validation_share: fraction of patients for validation when the split is made, in [0, 1). With 0 and no
+            ``validation_patients`` nobody validates.
         selection_patients: patients of the training side on whose cases the step and student or teacher are chosen;
             they do not train. Empty draws ``selection_fraction``.
         selection_fraction: fraction of the training patients with lesion that choose, rounded down, in [0, 1). Where
@@ -67,10 +67,10 @@ class DataSettings:
             of its input; 0, the slice itself, is one of them. Empty takes the base model's; without one the slice
             alone. A base model learns to use those that it doesn't see yet.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
-            in as much time. For the first part of a training; networks judge slices at full size.
-        foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
-        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes them
-            as often as they are.
+            in as much time. For the first part of a training; networks predict slices at full size.
+        foreground_share: fraction of crops centered on a lesion voxel of their slice, in [0, 1].
+        lesion_free_share: fraction of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes
+            them as often as they are.
     """
 
     cases: str = ""
@@ -288,7 +288,7 @@ class EnsemblingSettings:
         noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
         noise_clip: largest absolute noise; 0 does not clip (choice).
         noise_varies: draw each image's standard deviation from [0, noise_sd) (choice). Off: always noise_sd; the
-            network then never sees an image as clean as those that it will judge, and misses the lesions in them.
+            network then never sees an image as clean as those that it will see, and misses the lesions in them.
     """
 
     enabled: bool = True
@@ -343,8 +343,8 @@ class LabelNoiseSettings:
 
     Attributes:
         kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
-        strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
-        share: share of cases (patients) whose labels get errors, in [0, 1].
+        strength: pixels of dilation, erosion and shift; fraction of lesions that vanish for "dropout", in [0, 1].
+        share: fraction of cases (patients) whose labels get errors, in [0, 1].
         seed: of the errors alone, so that runs with other seeds learn from the same labels.
     """
 
