@@ -77,7 +77,7 @@ AUGMENTATION = {
     "scale": {"change": 0.2},
     "contrast": {"contrast": 0.1, "brightness": 0.08},
     "gamma": {"log2": 0.25},
-    "noise": {"sd": 0.04, "grain": 1.5},
+    "noise": {"sd": 0.025, "grain": 1.5},
     "blur": {"sd": 0.8},
     "sharpening": {"share": 1.0},
     "window_shift": {"hu": 30.0},

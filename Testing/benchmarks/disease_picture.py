@@ -1,4 +1,4 @@
-"""The picture of synthetic disease in docs/training.md, painted on the synthetic chest, since shared CTs are not shown.
+"""The picture of synthetic disease in docs/augmentation.md, painted on the synthetic chest: shared CTs are not shown.
 
 python Testing/benchmarks/disease_picture.py docs/synthetic-disease.png
 """

@@ -502,7 +502,7 @@ _PLEURA_MM = 12.0
 _BORDER = (0.03, 0.15)
 # Lift of aerated lung by haze, HU. The faintest that experts outlined lies about 100 HU above healthy lung, and the
 # mask ends where half of this is reached: less must not be taught as lesion.
-_HAZE_HU = (200.0, 500.0)
+_HAZE_HU = (130.0, 500.0)
 _TEXTURE_MM, _TEXTURE = (2.0, 5.0), 0.35
 _HAS_PAVING, _PAVING_MM, _PAVING_HU = 0.35, (4.0, 8.0), (80.0, 250.0)
 _HAS_CONSOLIDATION, _CONSOLIDATED = 0.5, (0.1, 1.0)
