@@ -34,7 +34,7 @@ LOSS_NAMES = (
     "cares",
 )
 # so much of the base costs the other patients at most 0.01 of Dice, see docs/case-store.md
-_KEPT_OF_BASE = 0.85
+KEPT_OF_BASE = 0.85
 
 
 @dataclass(frozen=True)
@@ -370,9 +370,10 @@ class RegularizationSettings:
             (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
-        base_share: share of the base model in the weights of the network that is judged and kept, in [0, 1): the
+        base_share: fraction of the base model in the weights of the network that is kept, in [0, 1): the
             average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1, the default of
-            ``fine-tune``, is 0.85 where there is a base model and no case is replayed (docs/case-store.md), else 0.
+            ``fine-tune``, is 0.85 where there is a base model and no case is replayed, or only some of those that it is
+            known to have learned from (docs/case-store.md), else 0.
     """
 
     name: Literal["none", "weights", "predictions"] = "none"
@@ -431,7 +432,7 @@ class TrainingConfig:
         share = self.regularization.base_share
         if share >= 0 or not self.network.base_model:
             return max(share, 0.0)
-        return 0.0 if self.data.pseudo_cases else _KEPT_OF_BASE
+        return 0.0 if self.data.pseudo_cases else KEPT_OF_BASE
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
