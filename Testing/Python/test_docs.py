@@ -65,8 +65,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    home = (tmp_path / "site" / "api" / "measurement.html").read_text(encoding="utf-8")
-    assert "hausdorff_distance_95" in home
+    api = (tmp_path / "site" / "api" / "measurement.html").read_text(encoding="utf-8")
+    assert "hausdorff_distance_95" in api
+    # steps are numbered through, as on GitHub
+    assert '<ol start="3">' in (tmp_path / "site" / "tutorial.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -28,6 +28,7 @@ SECTIONS = {
     "report": "Figures (extra `report`)",
     "lungs": "Lobes (extra `lungs`)",
     "baselines": "Networks to compare with (extra `baselines`)",
+    "docs": "This site (extra `docs`)",
     "test": "Tests (extra `test`)",
 }
 HEAD = """# Dependencies

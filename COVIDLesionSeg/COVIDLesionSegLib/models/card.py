@@ -169,6 +169,12 @@ class ModelCard:
         )
         _require(good_hash, "weights_sha256", "64 hexadecimal digits or empty", self)
 
+    @property
+    def training_images(self) -> set[str]:
+        """Hashes of the voxels of the CTs that the weights were trained on, as far as the training has noted them."""
+        noted = self.metrics.get("training_images")
+        return set(map(str, noted)) if isinstance(noted, list | tuple) else set()
+
     def to_json(self) -> dict[str, Any]:
         """The card as an object that ``json.dumps`` takes; unknown keys of newer versions stand beside our own."""
         value = asdict(self)
