@@ -164,3 +164,21 @@ def test_the_last_patient_of_a_side_stays_there(page, panel, store):
     page.ui.moveButton.click()
     wait_for_words(panel, "would leave nobody for validation")
     assert len(store.split.history()) == 1 and page.ui.moveReasonEdit.text == "by mistake"
+
+
+def test_the_fraction_of_replay_is_the_one_that_was_chosen(page, panel, store, monkeypatch):
+    from COVIDLesionSegLib.errors import InputError
+    from COVIDLesionSegLib.panel.training import TrainingLogic
+
+    given = {}
+
+    def start(_training, *_cases, **settings):
+        given.update(settings)
+        raise InputError("no training here")
+
+    monkeypatch.setattr(TrainingLogic, "fineTune", start)
+    panel.train.ui.replaySpin.setValue(25)
+    # its estimate was seen
+    panel.train._estimated = panel.train._wanted()
+    panel.train.onStart()
+    assert given["replayShare"] == 0.25 and given["by"] == "anna"
