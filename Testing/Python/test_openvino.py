@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 
@@ -63,7 +64,9 @@ def test_masks_are_those_of_pytorch_and_the_record_names_the_engine(a_small_netw
     assert np.array_equal(predictor.segment(volume, lungs, tta=True, probability=True).probability, result.probability)
     asked = []
     with pytest.raises(CancelledError):
-        predictor.segment(volume, lungs, cancelled=lambda: asked.append(1) or len(asked) > 1)
+        one_by_one = Predictor(saved, "cpu", batch_size=1)
+        one_by_one.segment(volume, lungs, cancelled=lambda: asked.append(1) or len(asked) > 1)
+    assert len(asked) == 2
 
 
 def test_a_converted_network_is_kept_read_again_and_made_anew_where_it_is_damaged(a_small_network, folder, monkeypatch):
@@ -86,7 +89,9 @@ def test_a_network_that_can_not_be_converted_or_computed_is_said(a_small_network
         def forward(self, x):
             return torch.linalg.eigvals(x[..., :8, :8]).real
 
+    level = logging.getLogger().level
     with pytest.raises(EngineError, match="OpenVINO could not"):
         OpenVINONetwork(Odd().to(CPU), 1, torch.float32, 1)(torch.rand(1, 1, 32, 32))
+    assert logging.getLogger().level == level
     with pytest.raises(EngineError, match="OpenVINO could not compute this network"):
         OpenVINONetwork(a_small_network, 1, torch.float32, 1)(torch.rand(1, 2, 32, 32))

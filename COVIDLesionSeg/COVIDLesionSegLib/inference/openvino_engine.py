@@ -147,7 +147,7 @@ def _converted(network: nn.Module, channels: int, weights_sha256: str) -> Any:
         except Exception as error:  # damaged, or of another version: it is made anew
             _log.warning("The converted network %s could not be read and is made anew: %s", kept.name, error)
     example = torch.zeros(1, channels, _EXAMPLE_SIDE, _EXAMPLE_SIDE)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), _root_logger_kept(), torch.inference_mode():
         # checks of the sides in Python, which the predictor has made true before
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -155,6 +155,18 @@ def _converted(network: nn.Module, channels: int, weights_sha256: str) -> Any:
     if kept is not None:
         _keep(model, kept)
     return model
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """A conversion that fails leaves all logging of the program at ERROR."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
 
 
 def _kept_file(weights_sha256: str) -> Path | None:
