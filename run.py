@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The project's two commands, for a fresh clone with nothing but Python 3.11 or newer.
+"""The project's commands, for a fresh clone with nothing but Python 3.11 or newer.
 
     python3 run.py demo [--input PATH] [-o FOLDER] ...   segment a CT with the bundled model and leave a picture of it
     python3 run.py test [--long] [PYTEST ARGUMENT ...]   install what the tests need and run them
+    python3 run.py docs                                  build the documentation as a site into site/
 
-Both make ``.venv`` beside this file and install the project there, with the exact versions of constraints.txt.
+All make ``.venv`` beside this file and install the project there, with the exact versions of constraints.txt.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = {"demo": "report,dicom", "test": "test"}
-USAGE = "usage: python3 run.py demo [--input PATH] [-o FOLDER] | python3 run.py test [--long] [PYTEST ARGUMENT ...]"
+EXTRAS = {"demo": "report,dicom", "test": "test", "docs": "docs"}
+USAGE = "usage: python3 run.py demo [--input PATH] [-o FOLDER] | test [--long] [PYTEST ARGUMENT ...] | docs"
 
 
 def install(extras: str) -> None:
@@ -77,9 +78,11 @@ def main(argv: list[str]) -> int:
     install(EXTRAS[command])
     if command == "demo":
         return subprocess.run([PYTHON, "-m", "COVIDLesionSegLib", "demo", *rest]).returncode
+    if command == "docs":
+        return subprocess.run([PYTHON, "-m", "mkdocs", "build", "--strict", *rest], cwd=HERE).returncode
     status = subprocess.run([PYTHON, "-m", "pytest", *parallel(rest)], cwd=HERE, env=one_share_each()).returncode
     if status == 0 and "--long" in rest:
-        # the speed checks; what they print stands in docs/speed.md
+        # the speed checks; what they print stands in docs/performance.md
         status = subprocess.run([PYTHON, "Testing/benchmarks/run_all.py"], cwd=HERE).returncode
     return status
 

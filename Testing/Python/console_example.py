@@ -1,4 +1,4 @@
-"""COVIDLesionSeg from Slicer's Python console: the example of the README, run by a test."""
+"""COVIDLesionSeg from Slicer's Python console: the example of docs/engineer.md, run by a test."""
 
 from COVIDLesionSeg import COVIDLesionSegLogic
 

@@ -196,7 +196,7 @@ def test_the_dicom_patient_id_counts_and_joins_what_was_named_otherwise(tmp_path
 
 
 def test_the_next_case_comes_in_the_wanted_order_with_its_reason(store):
-    for number, entropy, disagreement, size in ((1, 0.1, 0.5, 2), (2, 0.4, 0.1, 9), (3, 0.2, 0.3, 4)):
+    for number, entropy, disagreement, size in ((1, 0.1, 0.6, 2), (2, 0.4, 0.1, 9), (3, 0.2, 0.3, 4)):
         mask = np.zeros(SHAPE, bool)
         mask[1, :size, :size] = True
         values = {"tta_entropy": entropy, "disagreement": disagreement}
@@ -212,7 +212,7 @@ def test_the_next_case_comes_in_the_wanted_order_with_its_reason(store):
     assert reasons["uncertainty"] == (
         "The most uncertain of 3 waiting predictions: entropy under test-time augmentation 0.400 bit."
     )
-    assert reasons["disagreement"].endswith("student and teacher overlap with Dice 0.50.")
+    assert reasons["disagreement"].endswith("student and teacher overlap with Dice 0.40.")
     assert reasons["lesion-size"] == "The largest lesion of those that wait: 0.1 mL."
     assert reasons["age"].startswith("The longest waiting: added 20")
     assert reasons["random"] == "Drawn at random from 4 waiting cases."
@@ -411,6 +411,13 @@ def test_false_lesion_in_patients_without_lesion_counts():
     assert math.isnan(again.mean_dice_new) and again.cases == found.cases
 
 
+def test_a_lesion_of_less_than_a_milliliter_is_a_lesion():
+    small = {"a": figures(0.8), "small": figures(0.6, reference=0.4, prediction=0.3)}
+    found = decide("new", "old", "old", {"old": small, "new": small}, {name: name for name in small})
+    assert found.mean_dice_new == pytest.approx(0.7)
+    assert found.differences[0].patients == 2
+
+
 def test_figures_that_are_not_finite_survive_json():
     missed = {"a": CaseFigures(0.0, 1.0, math.inf, 0.0, 12.0)}
     found = decide("new", "old", "old", {"old": missed, "new": missed}, {"a": "a"})
@@ -426,7 +433,7 @@ def test_models_validated_on_different_cases_are_not_compared():
 
 def test_the_shipped_rule_is_the_one_of_the_documents():
     assert GateRule.shipped() == GateRule()
-    page = (REPOSITORY / "docs" / "case-store.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "validation.md").read_text(encoding="utf-8")
     for name, entry in load_json("Gate.json").items():
         if isinstance(entry, dict):
             assert f"`{name}`" in page and f"{entry['value']:g}" in page, name

@@ -152,6 +152,13 @@ def test_the_next_round_mixes_new_corrections_with_a_replay_of_earlier_cases(a_t
     assert result.gate.old == store.models.list()[0].id
 
 
+def test_a_high_share_of_replay_leaves_room_for_new_labels(a_trained_store, corrected):
+    store = a_trained_store
+    store.save_revision("case-0002", np.roll(expert(corrected, 2), 1, 1), "hans")
+    *_, config = store.training._started(None, settings(batch_size=2), 0.9, (), 0.2, "hans", None)
+    assert (config.run.batch_size, config.run.pseudo_batch_size) == (1, 1)
+
+
 def test_slices_marked_fix_it_are_not_drawn(a_trained_store):
     store = a_trained_store
     item = next(item for item in store.review.items() if item.case == "case-0001")

@@ -281,6 +281,20 @@ def test_the_best_so_far_is_the_one_that_later_models_have_to_stand_up_to(store,
     assert store.validation.decide(third, rule=ONE_DECIDES).best == beginning
 
 
+def test_a_model_as_good_as_the_best_so_far_becomes_the_best(store, tmp_path, monkeypatch):
+    with_dice(monkeypatch)
+    model = add_model(store, tmp_path, 1)
+    assert store.validation.decide(model, rule=ONE_DECIDES).passed
+    assert store.models.best() == model
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.4, 1), (0.5, 1), (0.6, 2)])
+def test_the_number_of_patients_that_are_read_blind_is_rounded_up(store, fraction, count):
+    store.layout.split_file.unlink()
+    store.split.freeze(["case-0002", "case-0003"], blind_fraction=fraction)
+    assert len(store.split.to_read_blind(store.cases())) == count
+
+
 def test_with_other_settings_of_the_card_a_model_is_run_anew(store, monkeypatch):
     ran, card = [], ModelCard("toy", "Toy", "coplenet", weights_sha256="ab" * 32)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from COVIDLesionSegLib import inference
-from COVIDLesionSegLib.cli import main
+from COVIDLesionSegLib.cli import _progress, main
 from COVIDLesionSegLib.imaging import read_labels, read_volume, write_volume
 from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.measurement.report import pictures
@@ -34,13 +34,19 @@ def a_small_chest():
 
 
 @pytest.fixture(scope="module")
-def a_finished_demo(a_small_chest, tmp_path_factory):
+def progress():
+    """What the finished demo says on standard error, which is no terminal."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def a_finished_demo(a_small_chest, progress, tmp_path_factory):
     """Folder and standard output of a demo run with the bundled model."""
     folder = tmp_path_factory.mktemp("work") / "demo"
     text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(progress):
         patch.setattr(phantom, "synthetic_chest", a_small_chest)
-        assert main(["demo", "-o", str(folder), "--device", "cpu", "--quiet"]) == 0
+        assert main(["demo", "-o", str(folder), "--device", "cpu"]) == 0
     return folder, text.getvalue()
 
 
@@ -63,6 +69,25 @@ def test_everything_is_there_and_on_the_chests_own_grid(a_finished_demo, a_small
     assert np.array_equal(plain.mask(), named.mask())
     assert named.names[1].casefold() == "lesion"
     assert (folder / "overlay.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_goes_all_the_way(a_finished_demo, progress):
+    lines = progress.getvalue().splitlines()
+    phases = ["loading the model", "making the chest", "lungs", "network", "measuring", "writing"]
+    told = [phase for phase in phases if any(line.startswith(f"demo: {phase}") for line in lines)]
+    assert told == phases
+
+
+def test_outside_a_terminal_a_phase_is_a_line_and_a_long_one_several(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with _progress.ProgressBar("demo") as bar:
+        for seconds, event in enumerate(
+            [("lungs", 0, 1), ("lungs", 1, 1), *(("network", n, 20) for n in range(0, 21, 4))]
+        ):
+            clock[0] = 4.0 * seconds
+            bar(*event)
+    assert capsys.readouterr().err == "demo: lungs ...\ndemo: network ...\ndemo: network 12 of 20\n"
 
 
 def test_what_is_printed_is_what_the_files_hold(a_finished_demo):

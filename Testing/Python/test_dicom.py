@@ -179,6 +179,8 @@ def test_rounded_positions_are_even_and_a_small_jitter_is_mentioned(tmp_path):
 def test_gaps_between_thin_slices_are_mentioned(tmp_path):
     write_series(tmp_path, CHEST, spacing=10.0, SliceThickness=1.25)
     assert read_volume(tmp_path).warnings == ("Slices are 1.25 mm thick but 10 mm apart; the rest is not seen.",)
+    write_series(tmp_path / "three quarters", CHEST, spacing=2.0, SliceThickness=1.5)
+    assert read_volume(tmp_path / "three quarters").warnings == ()
 
 
 def test_nothing_of_the_patient_leaves_the_reader(tmp_path):

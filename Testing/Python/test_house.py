@@ -182,9 +182,10 @@ def test_types_check():
 
 
 @pytest.mark.parametrize("name", ["console_example.py", "console_loop_example.py"])
-def test_the_readme_shows_the_examples_that_are_tested(name):
+def test_the_guide_shows_the_examples_that_are_tested(name):
     _, _, code = (REPOSITORY / "Testing" / "Python" / name).read_text(encoding="utf-8").split('"""')
-    shown = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    guide = (REPOSITORY / "docs" / "engineer.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert code.replace("  # noqa: F821", "").strip() in [block.strip() for block in shown]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import Geometry, Volume
-from COVIDLesionSegLib.measurement import zones
+from COVIDLesionSegLib.measurement import longitudinal, zones
+from COVIDLesionSegLib.measurement.lesions import find_components
 from COVIDLesionSegLib.measurement.longitudinal import NEW, PERSISTING, RESOLVED, TimePoint, compare_timepoints
 from COVIDLesionSegLib.measurement.quantification import quantify
 
@@ -35,8 +36,6 @@ def turned(geometry: Geometry, degrees: float, shift: tuple[float, float, float]
 @pytest.fixture(scope="module")
 def follow_up(synthetic_patient):
     """One lesion gone, one half gone, a new one, and the patient turned by 7 degrees and moved."""
-    from COVIDLesionSegLib.measurement.lesions import find_components
-
     p = synthetic_patient
     geometry, motion = turned(p.volume.geometry, 7.0, (12.0, -9.0, 14.0))
     labels = find_components(p.lesion).image(p.lesion)
@@ -358,6 +357,24 @@ def test_real_chests_of_two_people_are_refused_and_one_of_its_own_is_not(ct_seg,
     noise = np.random.default_rng(0).normal(0, 20, one[0].array.shape)
     again = Volume((one[0].array + noise).astype(np.int16), geometry), one[1], one[2]
     assert compare_timepoints(one, again, registration)["registration"]["structure_correlation"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [(1.0, 1.2, "stable"), (1.0, 1.3, "grown"), (1.0, 0.7, "shrunk"), (0.1, 0.19, "stable"), (8.0, 8.5, "stable")],
+)
+def test_a_lesion_changes_only_by_a_quarter_and_by_a_tenth_of_a_milliliter(before, after, status):
+    old, new = ([{"volume_ml": ml, "index": 1, "place": ""}] for ml in (before, after))
+    seen = np.array([False])
+    assert longitudinal._group([0], [0], old, new, seen, seen)["status"] == status
+
+
+@pytest.mark.parametrize(("slices", "unseen"), [(2, False), (1, True)])
+def test_a_lesion_of_which_half_is_seen_is_not_outside_the_field_of_view(slices, unseen):
+    mask = np.zeros((8, 4, 4), bool)
+    mask[2:6, 1:3, 1:3] = True
+    geometry, other = Geometry((4, 4, 8), (1, 1, 2)), Geometry((4, 4, 2 + slices), (1, 1, 2))
+    assert longitudinal._unseen(find_components(mask), geometry, other, np.eye(4)).tolist() == [unseen]
 
 
 def test_bad_arguments_are_refused(synthetic_patient):

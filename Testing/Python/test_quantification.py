@@ -149,6 +149,10 @@ def test_threshold_of_consolidation_is_a_choice_that_the_definition_names(chest_
     volume, lesion, lungs, _ = chest_of_boxes
     measured = quantify(volume, lesion, lungs, consolidation_from=-550)
     assert value(measured, "consolidation_volume") == pytest.approx(450 * VOXEL_ML)
+    # a voxel at the threshold is consolidation
+    assert value(quantify(volume, lesion, consolidation_from=-500), "consolidation_volume") == pytest.approx(
+        450 * VOXEL_ML
+    )
     assert "-550 HU" in measured["consolidation_volume"]["definition"]
     assert "-300 HU" in quantify(volume, lesion)["consolidation_volume"]["definition"]
 

@@ -271,6 +271,9 @@ def test_odd_but_usable_nifti_headers_are_mentioned(tmp_path):
         header["srow_x"][3] = 50
         header["sform_code"] = 2
 
+    def a_row_apart(header):
+        header["srow_y"][3] += 0.8
+
     def turned(header):
         # the same place of the first voxel, but turned about the third axis by 10 degrees
         header["quatern_d"] = np.sin(np.radians(5))
@@ -288,6 +291,7 @@ def test_odd_but_usable_nifti_headers_are_mentioned(tmp_path):
 
     assert "left and right may be swapped" in read_volume(nifti(tmp_path / "a.nii", no_codes)).warnings[0]
     assert "50 mm apart" in read_volume(nifti(tmp_path / "b.nii", two_places)).warnings[0]
+    assert "0.8 mm apart" in read_volume(nifti(tmp_path / "b.nii", a_row_apart)).warnings[0]
     for edit in (turned, mirrored):
         assert "mm apart" in read_volume(nifti(tmp_path / "c.nii", edit)).warnings[0]
     for edit in (both_from_the_other_side, rounded):

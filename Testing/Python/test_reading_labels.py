@@ -37,6 +37,7 @@ def test_large_labels_are_uint16_and_one_label_can_be_kept(tmp_path):
         (scaled(0, 1), "fractions between 0 and 1.*Threshold"),
         (scaled(-3, 7), "fractions between -3 and 7"),
         (CHEST, "values from -1000 to 40"),
+        (LABELS.astype(np.int32) * 32768, "values from 32768 to 65536"),
         (with_values(np.nan), "NaN"),
         (LABELS.astype(np.int32) * 100000, "values from 100000 to 200000"),
         (RGB, "3 values a voxel"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from image_files import CHEST, GRID, save, scaled, with_values
 
-from COVIDLesionSegLib.errors import IntensityError
-from COVIDLesionSegLib.imaging import Volume, check_hounsfield, read_volume
+from COVIDLesionSegLib.errors import GeometryError, IntensityError
+from COVIDLesionSegLib.imaging import Geometry, Volume, check_hounsfield, read_volume
 
 # with as much dense bone as real chests have: 2 % of the voxels
 BONY = CHEST.copy()
@@ -88,3 +88,25 @@ def test_a_chest_masked_to_the_lungs_passes(tmp_path):
     lungs = np.where(CHEST < -800, CHEST, np.int16(-2000))
     lungs[:, 9:12, 5:8] = 30  # vessels
     assert read_volume(save(tmp_path / "ct.nii.gz", lungs)).array.min() == -1024
+
+
+def test_what_lies_at_the_limit_of_padding_stays_and_a_voxel_of_padding_is_not_worth_a_word():
+    array = CHEST.copy()
+    array[0, 0, :2] = -1500, -1501
+    volume = check_hounsfield(Volume(array, GRID))
+    assert volume.array[0, 0, :2].tolist() == [-1500, -1024]
+    assert volume.warnings == ()
+
+
+def test_little_air_beside_some_bone_is_not_taken_for_a_flipped_sign():
+    array = np.full_like(CHEST, 40)
+    array[:, :1, :5], array[:, 16:19, 8:11] = -900, 900
+    volume = Volume(array, GRID)
+    assert np.mean(array == 900) > np.mean(array == -900)
+    assert check_hounsfield(volume) is volume
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 0.8, 120.0), (0.0007, 0.0008, 0.0025)])
+def test_a_spacing_in_another_unit_is_refused(tmp_path, spacing):
+    with pytest.raises(GeometryError, match="is it in another unit"):
+        read_volume(save(tmp_path / "ct.nrrd", grid=Geometry(GRID.size, spacing)))

@@ -13,6 +13,7 @@ from COVIDLesionSegLib.errors import ModelError
 from COVIDLesionSegLib.files import sha256_file
 from COVIDLesionSegLib.models.card import read_card
 from COVIDLesionSegLib.models.registry import ModelRegistry
+from COVIDLesionSegLib.networks import NETWORKS
 from COVIDLesionSegLib.resources import load_json, resource, resources_folder
 
 # --- the list that ships ----------------------------------------------------------------------------------------------
@@ -23,6 +24,7 @@ def test_the_list_that_ships_follows_its_schema():
     jsonschema.Draft202012Validator.check_schema(schema)
     for name in ("Models.json", "LungModels.json"):
         jsonschema.validate(load_json(name), schema)
+        assert {model["network"] for model in load_json(name)["models"]} <= set(NETWORKS)
 
 
 def test_ids_and_addresses_of_the_list_are_unique():

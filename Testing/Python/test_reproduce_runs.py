@@ -14,7 +14,7 @@ from COVIDLesionSegLib.errors import CancelledError
 from COVIDLesionSegLib.learning import TrainingConfig
 from COVIDLesionSegLib.learning.log import read_log
 from COVIDLesionSegLib.learning.trainer import Trainer
-from COVIDLesionSegLib.reproduction import estimating
+from COVIDLesionSegLib.reproduction import study
 from COVIDLesionSegLib.reproduction.catalog import load_table
 from COVIDLesionSegLib.reproduction.figures import Outcome, false_lesion, figures
 from COVIDLesionSegLib.reproduction.planning import Cell
@@ -31,12 +31,12 @@ def test_an_estimate_is_not_misled_by_the_overhead_of_a_small_step(monkeypatch, 
         measured.append(count * math.prod(size))
         return [overhead + per_voxel * measured[-1]] * steps
 
-    monkeypatch.setattr(estimating, "step_seconds", pretended)
+    monkeypatch.setattr(study, "step_seconds", pretended)
     data = {"cases": "cases.csv", "crop": [160, 160]}
     changes = {"ensembling": {"enabled": False}, "run": {"batch_size": 30}}
     config = TrainingConfig.from_dict({"data": data, **changes})
     row = load_table("tmi-3").row("dice")
-    estimate = estimating.seconds_per_step(row, config, 8, torch.device("cpu"))
+    estimate = study.seconds_per_step(row, config, 8, torch.device("cpu"))
     whole = 30 * 160 * 160
     # what is measured last is long, or a whole step
     assert overhead + per_voxel * measured[-1] >= 0.3 or measured[-1] == whole

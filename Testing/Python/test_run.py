@@ -29,6 +29,7 @@ def run(tmp_path, monkeypatch):
         if not script.PYTHON.exists():
             raise FileNotFoundError(script.PYTHON)
         script.calls += ["install"] if "install" in command else []
+        script.calls += [command[2:]] if "mkdocs" in command else []
         return SimpleNamespace(returncode=0 if script.pip_runs else 1)
 
     monkeypatch.setattr(script.venv, "create", create)
@@ -60,3 +61,8 @@ def test_an_environment_whose_python_is_gone_is_made_anew(run):
     run.calls.clear()
     run.install("test")
     assert run.calls == ["venv", "install"]
+
+
+def test_docs_builds_the_site_strictly(run):
+    assert run.main(["docs", "--site-dir", "elsewhere"]) == 0
+    assert run.calls == ["venv", "install", ["mkdocs", "build", "--strict", "--site-dir", "elsewhere"]]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from COVIDLesionSegLib.learning import sick_lungs
-from COVIDLesionSegLib.learning.sick_lungs import paint_disease, smooth_noise
+import sick_lungs
+from sick_lungs import paint_disease, smooth_noise
 
 SPACING = (4.0, 2.5, 2.5)
 DENSE = ["dependent", "lobar", "white_lung", "patches"]

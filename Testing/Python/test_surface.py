@@ -188,6 +188,17 @@ def test_a_percentile_alone_is_that_of_all_distances(lesions_with_a_far_island, 
     assert alone == tuple(float(np.percentile(found, percent)) for found in everything)
 
 
+def test_a_percentile_between_the_last_near_point_and_the_first_far_one_knows_both():
+    reference = np.zeros((1, 1, 400), bool)
+    reference[..., :60:3] = True
+    prediction = reference.copy()
+    prediction[..., [300, 304]] = True
+    # of 22 points, two of them far, the percentile lies between the 20th and the 21st
+    to_reference, _ = distances_by_brute_force(prediction, reference, (1.0, 1.0, 1.0))
+    assert sorted(to_reference)[19] == 0 < sorted(to_reference)[20]
+    assert_agrees_with_brute_force(prediction, reference, (1.0, 1.0, 1.0))
+
+
 def test_the_smaller_surface_may_have_the_larger_percentile():
     reference, spacing = np.zeros((20, 40, 80), bool), (1.0, 1.0, 1.0)
     reference[2:14, 4:30, 4:40] = True

@@ -7,9 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from COVIDLesionSegLib.learning.augmentation import AugmentationSettings, SyntheticDisease
+from COVIDLesionSegLib.learning.augmentation import (
+    LEAST_DISEASED,
+    MOST_DISEASED,
+    AugmentationSettings,
+    SyntheticDisease,
+    paint_disease,
+    smooth_noise,
+)
 from COVIDLesionSegLib.learning.config import DataSettings
-from COVIDLesionSegLib.learning.disease import LEAST_DISEASED, MOST_DISEASED, paint_disease, smooth_noise
 from COVIDLesionSegLib.learning.sampling import BatchSource
 from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.models import Preprocessing

@@ -235,7 +235,7 @@ def test_another_base_model_is_another_run(cases, a_run, tmp_path):
 
 
 class Follower(TrainingCallback):
-    """Remembers what it is told; what docs/training.md shows is made like it."""
+    """Remembers what it is told; what docs/extending.md shows is made like it."""
 
     def __init__(self):
         self.told = []
@@ -350,7 +350,7 @@ def test_the_follower_that_the_docs_show_feeds_mlflow(cases, tmp_path, monkeypat
     mlflow.log_metrics = lambda metrics, step: told.append((tuple(metrics), step))
     mlflow.log_image = lambda image, artifact_file: told.append((artifact_file, image.shape[2]))
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    page = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
     (example,) = [block for block in page.split("```python\n")[1:] if block.startswith("import mlflow")]
     code = example.split("```")[0]
     assert len([line for line in code.splitlines() if line.startswith("    ")]) <= 10

@@ -13,9 +13,9 @@ import torch
 from training_fixtures import tiny_config, write_pictures
 
 from COVIDLesionSegLib.learning import TrainingConfig, mean_entropy, pseudo_label
-from COVIDLesionSegLib.learning.audit import LabelAudit
 from COVIDLesionSegLib.learning.config import LabelNoiseSettings, OptimizerSettings
 from COVIDLesionSegLib.learning.data import read_cases, read_pictures
+from COVIDLesionSegLib.learning.noise_robust import LabelAudit
 from COVIDLesionSegLib.learning.optimizers import learning_rate, make_optimizer
 from COVIDLesionSegLib.learning.training_data import add_label_noise
 from COVIDLesionSegLib.measurement import dice

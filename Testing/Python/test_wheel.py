@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import email
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
 
 MAKE_CT = """
 from COVIDLesionSegLib.imaging import write_volume
@@ -41,16 +46,38 @@ def test_the_wheel_holds_the_resources_and_no_tests(a_wheel):
     assert not [name for name in names if "test" in name.lower()]
 
 
-def test_installed_in_an_empty_environment_it_segments(a_wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+@pytest.fixture(scope="module")
+def licenses():
+    """The script that follows the requirements of packages."""
+    path = REPOSITORY / "Testing" / "tools" / "licenses.py"
+    specification = importlib.util.spec_from_file_location("licenses", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def link_requirements(licenses, wheel, environment):
+    """Link what a wheel's requirements lead to, and nothing else that is installed here, into an empty environment."""
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
+    stated = email.message_from_bytes(zipfile.ZipFile(wheel).read(name)).get_all("Requires-Dist")
+    found, absent = licenses.needed(map(Requirement, stated), set())
+    assert found and not absent
+    (folder,) = environment.glob("Lib/site-packages") if os.name == "nt" else environment.glob("lib/*/site-packages")
+    for package in found:
+        distribution = metadata.distribution(package)
+        tops = {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}
+        for top in tops:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(distribution.locate_file(top))
+
+
+def test_installed_in_an_environment_of_its_requirements_alone_it_segments(a_wheel, licenses, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    link_requirements(licenses, a_wheel, tmp_path / "venv")
     binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COVIDLESIONSEG"))}
-    install = [binaries / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*install, "-c", REPOSITORY / "constraints.txt", a_wheel], capture_output=True, text=True, env=environment
-    )
-    if done.returncode and ("connection" in done.stderr.lower() or "No matching distribution" in done.stderr):
-        pytest.skip("no package registry can be reached to fill an empty environment")
+    pip = [sys.executable, "-m", "pip", "--python", binaries / "python", "install", "-q", "--no-deps"]
+    done = subprocess.run([*pip, a_wheel], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
     def run(*words):
@@ -65,3 +92,17 @@ def test_installed_in_an_empty_environment_it_segments(a_wheel, tmp_path):
     assert (tmp_path / "out" / "ct_lesions.nii.gz").is_file()
     assert "bundled" in run(binaries / "covid-lesion-seg", "models", "list")
     assert run(binaries / "python", "-m", "COVIDLesionSegLib", "--version").startswith("covid-lesion-seg")
+    absent = subprocess.run([binaries / "python", "-c", "import pydicom"], capture_output=True, env=environment)
+    assert absent.returncode == 1
+
+
+def test_the_page_of_dependencies_names_each_requirement_in_the_version_that_is_tested(licenses):
+    page = licenses.PAGE.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\S+) \| ([^+ ]+)\S* \| [^|]+ \| `[0-9a-f]{64}` \|$", page, re.MULTILINE))
+    named = set(rows) | set(
+        re.findall(r"[\w-]+", " ".join(re.findall(r"^Not installed .*: (.*)\.$", page, re.MULTILINE)))
+    )
+    wanted = {requirement.name.lower() for group in licenses.declared().values() for requirement in group}
+    assert wanted - {"covid-lesion-seg"} <= named
+    pinned = re.findall(r"^([\w-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert {name.lower(): version for name, version in pinned if name.lower() in rows}.items() <= rows.items()

@@ -37,6 +37,8 @@ from COVIDLesionSegLib.inference import Predictor
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 from COVIDLesionSegLib.models import ModelCard, load_checkpoint, save_model
 from COVIDLesionSegLib.models.card import read_card
+from COVIDLesionSegLib.networks import NETWORKS
+from COVIDLesionSegLib.networks.factory import network_class
 from COVIDLesionSegLib.resources import resource
 
 PATIENTS = ("001", "002", "004", "005", "006", "007", "008", "009")
@@ -75,7 +77,7 @@ AUGMENTATION = {
     "scale": {"change": 0.2},
     "contrast": {"contrast": 0.1, "brightness": 0.08},
     "gamma": {"log2": 0.25},
-    "noise": {"sd": 0.04, "grain": 1.5},
+    "noise": {"sd": 0.025, "grain": 1.5},
     "blur": {"sd": 0.8},
     "sharpening": {"share": 1.0},
     "window_shift": {"hu": 30.0},
@@ -124,12 +126,7 @@ def write_pictures(folder: Path) -> list[str]:
 def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
     """The recipe; the manifest holds training cases only, so nobody is chosen to validate."""
     plain = arguments.plain_dice
-    width = arguments.width
-    own: dict[str, Any] = (
-        {"channels": [width * 2**level for level in range(5)]}
-        if arguments.network == "coplenet"
-        else {"base_channels": width}
-    )
+    own = network_class(arguments.network).scaled(arguments.width)
     return TrainingConfig.from_dict(
         {
             "data": {
@@ -246,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "judge", "table", "publish"))
     parser.add_argument("training", nargs="?", choices=tuple(LEFT_OUT), default="final")
-    parser.add_argument("--network", choices=("coplenet", "caresunet"), default="coplenet")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="coplenet")
     parser.add_argument("--width", type=int, default=16, help="channels of the first level (default: 16)")
     parser.add_argument("--slices", type=int, choices=tuple(OFFSETS), default=1, help="that the network sees at once")
     parser.add_argument(

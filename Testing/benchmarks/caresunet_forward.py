@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,21 +91,37 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--measure", choices=("ours", "unfold"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure:
+        print_growth(arguments)
+        return
+    found = measure(arguments)
+    print(f"{arguments.slices} slice(s) of {arguments.side} x {arguments.side}, {arguments.threads} thread(s), float32")
+    print(f"largest difference of the logits: {found['difference']:.1e}")
+    for what, unit in (("time", "s"), ("upsampling", "s"), ("memory", "MB")):
+        ours, unfold = found[what]
+        print(f"{what}: ours {ours:.3g} {unit}, unfold {unfold:.3g} {unit}, ratio {unfold / ours:.2f}")
+
+
+def print_growth(arguments: argparse.Namespace) -> None:
+    """Print what one forward pass adds to this process's memory, MB."""
     torch.set_num_threads(arguments.threads)
     image = torch.rand(arguments.slices, 1, arguments.side, arguments.side)
-
     with torch.inference_mode():
-        if arguments.measure:
-            network = make_network(arguments.measure, arguments.base)
-            # libraries load at the first call; a small one does that
-            network(image[:1, :, :32, :32])
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = memory_mb("VmRSS")
-            network(image)
-            print(json.dumps(memory_mb("VmHWM") - before))
-            return
+        network = make_network(arguments.measure, arguments.base)
+        # libraries load at the first call; a small one does that
+        network(image[:1, :, :32, :32])
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory_mb("VmRSS")
+        network(image)
+    print(json.dumps(memory_mb("VmHWM") - before))
 
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Largest difference of the logits, and (ours, unfold) of time and up-sampling (s) and memory (MB)."""
+    torch.set_num_threads(arguments.threads)
+    image = torch.rand(arguments.slices, 1, arguments.side, arguments.side)
+    with torch.inference_mode():
         forms = {form: make_network(form, arguments.base) for form in ("ours", "unfold")}
         difference = (forms["ours"](image) - forms["unfold"](image)).abs().max().item()
         whole = seconds({name: lambda n=network: n(image) for name, network in forms.items()}, arguments.repeats)
@@ -121,16 +138,8 @@ def main() -> None:
             {name: lambda p=part: [module(x) for module, x in p] for name, part in parts.items()}, arguments.repeats
         )
     memory = {name: growth_in_mb(name, arguments) for name in forms}
-
-    print(f"{arguments.slices} slice(s) of {arguments.side} x {arguments.side}, {arguments.threads} thread(s), float32")
-    print(f"largest difference of the logits: {difference:.1e}")
-    for what, values, unit in (
-        ("whole network, time", whole, "s"),
-        ("up-sampling alone, time", upsampling, "s"),
-        ("whole network, peak memory", memory, "MB"),
-    ):
-        ratio = values["unfold"] / values["ours"]
-        print(f"{what}: ours {values['ours']:.3g} {unit}, unfold {values['unfold']:.3g} {unit}, ratio {ratio:.2f}")
+    found = {"time": whole, "upsampling": upsampling, "memory": memory}
+    return {"difference": difference, **{name: (v["ours"], v["unfold"]) for name, v in found.items()}}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The picture of synthetic disease in docs/training.md, painted on the synthetic chest, since shared CTs are not shown.
+"""The picture of synthetic disease in docs/augmentation.md, painted on the synthetic chest: shared CTs are not shown.
 
 python Testing/benchmarks/disease_picture.py docs/synthetic-disease.png
 """
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from COVIDLesionSegLib.imaging import lung_box
-from COVIDLesionSegLib.learning.disease import paint_disease
+from COVIDLesionSegLib.learning.augmentation import paint_disease
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
 SEEDS = (1, 4, 8, 13, 16, 21)

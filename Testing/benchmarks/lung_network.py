@@ -34,6 +34,7 @@ sys.path[:0] = [
 ]
 
 from shared_data import LCTSC, NEGATIVES, ct_seg, ct_seg_names
+from sick_lungs import paint_disease
 
 from COVIDLesionSegLib.files import sha256_file, write_json
 from COVIDLesionSegLib.imaging import (
@@ -54,7 +55,6 @@ from COVIDLesionSegLib.learning import DiceCrossEntropyLoss
 from COVIDLesionSegLib.learning.config import OptimizerSettings
 from COVIDLesionSegLib.learning.optimizers import learning_rate, make_optimizer
 from COVIDLesionSegLib.learning.randomness import Purpose, draw, draw_integer
-from COVIDLesionSegLib.learning.sick_lungs import paint_disease
 from COVIDLesionSegLib.measurement import dice, sensitivity
 from COVIDLesionSegLib.models import ModelCard, save_model
 from COVIDLesionSegLib.networks import COPLENet

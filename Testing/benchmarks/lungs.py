@@ -24,6 +24,7 @@ sys.path[:0] = [
     str(Path(__file__).resolve().parents[1] / "Python"),
 ]
 
+from quantification import stretched
 from shared_data import DATA, LCTSC, NEGATIVES, ct_seg, ct_seg_names
 
 from COVIDLesionSegLib.errors import LungsNotFoundError
@@ -148,12 +149,14 @@ def real() -> bool:
 
 
 def speed() -> bool:
-    """Print the seconds for a whole CT; whether the bar is held."""
+    """Whether the bar for a whole CT is held."""
+    return seconds_of_a_ct() <= SPEED_BAR
+
+
+def seconds_of_a_ct(shape: tuple[int, int, int] = SPEED_SHAPE) -> float:
+    """Print and return the seconds of the processor for lungs and verdict."""
     chest = synthetic_chest(oblique=False)
-    index = [np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(chest.lungs.shape, SPEED_SHAPE, strict=True)]
-    volume = Volume(
-        np.ascontiguousarray(chest.volume.array[np.ix_(*index)]), Geometry(SPEED_SHAPE[::-1], (0.7, 0.7, 1.0))
-    )
+    volume = Volume(stretched(chest.volume.array, shape), Geometry(shape[::-1], (0.7, 0.7, 1.0)))
     begin, started = time.process_time(), time.perf_counter()
     labels = find_lungs(volume)
     found = time.process_time()
@@ -161,10 +164,10 @@ def speed() -> bool:
     end = time.process_time()
     # other work on the machine lengthens the clock's time, so the processor's is held to the bar
     print(
-        f"{' x '.join(map(str, SPEED_SHAPE[::-1]))}: lungs {found - begin:.1f} s and verdict {end - found:.1f} s of the"
+        f"{' x '.join(map(str, shape[::-1]))}: lungs {found - begin:.1f} s and verdict {end - found:.1f} s of the"
         f" processor, {time.perf_counter() - started:.1f} s by the clock; load {os.getloadavg()[0]:.1f}"
     )
-    return end - begin <= SPEED_BAR
+    return end - begin
 
 
 def main() -> None:

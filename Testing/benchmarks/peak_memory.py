@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,25 +36,36 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, help="a real CT instead of the synthetic one")
     parser.add_argument("rest", nargs="*", help="further arguments of `segment`, after --")
     arguments = parser.parse_args()
+    found = measure(**vars(arguments))
+    size = f"{arguments.side}x{arguments.side}x{arguments.slices}" if arguments.ct is None else arguments.ct.name
+    print(f"{size}: peak {found['gb']:.2f} GB (limit {LIMIT_GB} GB), {found['seconds']:.1f} s")
 
-    size = (arguments.slices, arguments.side, arguments.side)
+
+def measure(
+    slices: int = 300,
+    side: int = 512,
+    model: str | None = None,
+    ct: Path | None = None,
+    rest: Sequence[str] = (),
+) -> dict[str, float]:
+    """Largest resident memory (GB) and seconds of the command in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.ct
+        path = ct
         if path is None:
             path = Path(folder) / "synthetic.nii.gz"
+            size = (slices, side, side)
             spacing = tuple(field / n for field, n in zip(FIELD_MM, size, strict=True))
             chest = synthetic_chest(size=size, spacing=spacing).volume
             write_volume(chest.array, path, chest.geometry)
             del chest
         command = [sys.executable, "-m", "COVIDLesionSegLib", "segment", str(path), "-o", str(Path(folder) / "out")]
-        command += ["--device", "cpu", "--quiet", *(["--model", arguments.model] if arguments.model else [])]
+        command += ["--device", "cpu", "--quiet", *(["--model", model] if model else [])]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "COVIDLesionSeg")}
         start = time.perf_counter()
-        subprocess.run([*command, *arguments.rest], check=True, env=environment)
+        subprocess.run([*command, *rest], check=True, env=environment, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
-    print(f"{'x'.join(map(str, size[::-1]))}: peak {peak:.2f} GB (limit {LIMIT_GB} GB), {seconds:.1f} s")
+    return {"gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9, "seconds": seconds}
 
 
 if __name__ == "__main__":

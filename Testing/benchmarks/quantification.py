@@ -25,57 +25,62 @@ from COVIDLesionSegLib.measurement.quantification import quantify
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 
 SHAPE = (300, 512, 512)
+FIELD_MM = (358.4, 358.4, 300.0)  # x, y, z
 REPEATS = 5
 
 
-def stretched(array: np.ndarray) -> np.ndarray:
-    """Nearest-neighbor copy of an array (z, y, x) at SHAPE."""
-    index = [np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(array.shape, SHAPE, strict=True)]
+def stretched(array: np.ndarray, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Nearest-neighbor copy of an array (z, y, x) at a shape."""
+    index = [np.linspace(0, n - 1, m).round().astype(int) for n, m in zip(array.shape, shape, strict=True)]
     return np.ascontiguousarray(array[np.ix_(*index)])
 
 
-def seconds(work) -> float:
-    """Best of REPEATS."""
+def seconds(work) -> list[float]:
+    """Of REPEATS calls."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lesion", type=Path, help="lesion mask to use instead of the synthetic chest's")
-    arguments = parser.parse_args()
+    found = measure(**vars(parser.parse_args()))
+    for name, bar in (("both lungs", 2), ("one label", 2), ("lobes", 2), ("rigid", 20), ("affine", 20)):
+        print(f"{name:12} {min(found[name]):6.2f} s   (bar: {bar} s)")
+    print(f"lesions by runs: {max(found['times_faster_labelling']):.0f} times faster than ndimage.label")
+
+
+def measure(lesion: Path | None = None, shape: tuple[int, int, int] = SHAPE) -> dict[str, list[float]]:
+    """Seconds of each run of quantify and compare_timepoints, and how much faster lesions are labelled."""
     from scipy import ndimage
 
     chest = synthetic_chest(oblique=False)
-    geometry = Geometry(SHAPE[::-1], (0.7, 0.7, 1.0))
-    volume = Volume(stretched(chest.volume.array), geometry)
-    lesion = stretched(read_labels(arguments.lesion).mask() if arguments.lesion else chest.lesion)
-    lungs, lobes = stretched(chest.lungs), stretched(chest.lobes)
-    voxels = np.argwhere(lesion)
-    box = tuple(slice(a, b) for a, b in zip(voxels.min(axis=0), voxels.max(axis=0) + 1, strict=True))
-    inside = np.ascontiguousarray(lesion[box])
-
-    print(f"512 x 512 x 300, lesion {len(voxels) * geometry.voxel_ml:.0f} mL in a box of {inside.shape}")
-    both = seconds(lambda: quantify(volume, lesion, lungs))
-    one = seconds(lambda: quantify(volume, lesion, lungs > 0))
-    with_lobes = seconds(lambda: quantify(volume, lesion, lungs, lobes))
-    runs = seconds(lambda: find_components(inside))
+    geometry = Geometry(shape[::-1], tuple(field / n for field, n in zip(FIELD_MM, shape[::-1], strict=True)))
+    volume = Volume(stretched(chest.volume.array, shape), geometry)
+    mask = stretched(read_labels(lesion).mask() if lesion else chest.lesion, shape)
+    lungs, lobes = stretched(chest.lungs, shape), stretched(chest.lobes, shape)
+    voxels = np.argwhere(mask)
+    inside = np.ascontiguousarray(
+        mask[tuple(slice(a, b + 1) for a, b in zip(voxels.min(0), voxels.max(0), strict=True))]
+    )
+    found = {
+        "both lungs": seconds(lambda: quantify(volume, mask, lungs)),
+        "one label": seconds(lambda: quantify(volume, mask, lungs > 0)),
+        "lobes": seconds(lambda: quantify(volume, mask, lungs, lobes)),
+    }
     usual = seconds(lambda: ndimage.label(inside, np.ones((3, 3, 3))))
-    print(f"quantify, lungs with two labels          {both:6.2f} s   (bar: 2 s)")
-    print(f"quantify, lungs with one label           {one:6.2f} s   (bar: 2 s)")
-    print(f"quantify, with lobes                     {with_lobes:6.2f} s   (bar: 2 s)")
-    print(f"lesions by runs / by ndimage.label       {runs:6.2f} s / {usual:.2f} s = {usual / runs:.0f} times faster")
-
-    moved = Geometry(geometry.size, geometry.spacing, (10.0, -8.0, 12.0))
-    later = Volume(volume.array + np.int16(1), moved)
+    runs = seconds(lambda: find_components(inside))
+    found["times_faster_labelling"] = [theirs / ours for theirs, ours in zip(usual, runs, strict=True)]
+    later = Volume(volume.array + np.int16(1), Geometry(geometry.size, geometry.spacing, (10.0, -8.0, 12.0)))
     for kind in ("rigid", "affine"):
         start = time.perf_counter()
-        compare_timepoints((volume, lesion, lungs), (later, lesion, lungs), registration=kind)
-        print(f"compare two time points, {kind:6}          {time.perf_counter() - start:6.1f} s   (bar: 20 s)")
+        compare_timepoints((volume, mask, lungs), (later, mask, lungs), registration=kind)
+        found[kind] = [time.perf_counter() - start]
+    return found
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -72,19 +73,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     arguments = parser.parse_args()
+    found = measure(arguments.steps, arguments.batch)
+    plain, ours, ensembled = (found[name] for name in ("plain_seconds", "seconds", "ensembling_seconds"))
+    print(f"threads {torch.get_num_threads()}, batch {arguments.batch} of 224 x 224")
+    print(f"plain loop             {statistics.median(plain):.3f} s a step")
+    print(f"trainer                {statistics.median(ours):.3f} s a step", end=": ")
+    print(f"{statistics.median(plain) / statistics.median(ours):.2f} times faster")
+    print(f"  waiting for data     {found['waiting']:.1%} of the time")
+    print(f"  with self-ensembling {statistics.median(ensembled):.3f} s a step", end=": ")
+    print(f"{statistics.median(ensembled) / statistics.median(ours):.2f} times plain training")
+    print("losses, plain loop | trainer: " + ", ".join(f"{a:.4f} | {b:.4f}" for a, b in found["losses"]))
+
+
+def measure(steps: int = 8, batch: int = 8, crop: int = 224) -> dict[str, Any]:
+    """Seconds of each step but the first two, fraction of the time spent waiting for data, and pairs of losses."""
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
         write_cases(base / "cases")
         config = TrainingConfig.from_dict(
             {
-                "data": {"cases": "cases", "cache": "slices", "validation_patients": ["two"]},
+                "data": {"cases": "cases", "cache": "slices", "validation_patients": ["two"], "crop": [crop, crop]},
                 "optimizer": {"schedule": "constant"},
                 "ensembling": {"enabled": False},
                 "run": {
-                    "steps": arguments.steps,
-                    "batch_size": arguments.batch,
-                    "validation_interval": arguments.steps,
-                    "checkpoint_interval": arguments.steps,
+                    "steps": steps,
+                    "batch_size": batch,
+                    "validation_interval": steps,
+                    "checkpoint_interval": steps,
                 },
             }
         )
@@ -93,20 +108,13 @@ def main() -> None:
             replace(config, ensembling=replace(config.ensembling, enabled=True)), base / "e", base
         )
         plain, plain_losses = plain_loop(config, base / "plain", base)
-
-    def median(values: list[float]) -> float:
-        return statistics.median(values[2:])
-
-    print(f"threads {torch.get_num_threads()}, batch {arguments.batch} of 224 x 224")
-    print(f"plain loop             {median(plain):.3f} s a step")
-    print(f"trainer                {median(ours):.3f} s a step: {median(plain) / median(ours):.2f} times faster")
-    print(f"  waiting for data     {sum(waiting[2:]) / sum(ours[2:]):.1%} of the time")
-    cost = median(ensembled) / median(ours)
-    print(f"  with self-ensembling {median(ensembled):.3f} s a step: {cost:.2f} times plain training")
-    print(
-        "losses, plain loop | trainer: "
-        + ", ".join(f"{a:.4f} | {b:.4f}" for a, b in zip(plain_losses, losses, strict=True))
-    )
+    return {
+        "plain_seconds": plain[2:],
+        "seconds": ours[2:],
+        "ensembling_seconds": ensembled[2:],
+        "waiting": sum(waiting[2:]) / sum(ours[2:]),
+        "losses": list(zip(plain_losses, losses, strict=True)),
+    }
 
 
 if __name__ == "__main__":

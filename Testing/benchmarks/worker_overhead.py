@@ -29,7 +29,7 @@ from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 from COVIDLesionSegLib.worker import BlockingLoop, Client, WorkerSettings, wait
 from COVIDLesionSegLib.worker.protocol import geometry_to_json
 
-SLICES = slice(150, 152)
+SLICES = 2
 EDITS = 12
 
 
@@ -75,52 +75,62 @@ def seconds(work) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    measure(**vars(parser.parse_args()))
+
+
+def measure(rounds: int = 3, shape: tuple[int, int, int] = SHAPE, edits: int = EDITS) -> dict[str, list[float]]:
+    """Print and return seconds: overhead of each round by file and by pipe, and each update of the table."""
+    chest = synthetic_chest(oblique=False)
+    geometry = Geometry(shape[::-1], (0.7, 0.7, 1.0))
+    volume = Volume(stretched(chest.volume.array, shape), geometry)
+    lesion, lungs = stretched(chest.lesion, shape), stretched(chest.lungs, shape)
+    found = {transport: overhead(transport, volume, lungs, rounds) for transport in ("file", "pipe")}
+    return found | {"table": table(volume, lesion, lungs, edits)}
+
+
+def overhead(transport: str, volume: Volume, lungs: np.ndarray, rounds: int) -> list[float]:
+    """Seconds of each round that the worker takes outside of the predictor."""
     from COVIDLesionSegLib.inference import Predictor
 
-    chest = synthetic_chest(oblique=False)
-    geometry = Geometry(SHAPE[::-1], (0.7, 0.7, 1.0))
-    volume = Volume(stretched(chest.volume.array), geometry)
-    lesion, lungs = stretched(chest.lesion), stretched(chest.lungs)
-    few = np.zeros_like(lungs)
-    few[SLICES] = lungs[SLICES]
-    grid = geometry_to_json(geometry)
-
+    few, middle = np.zeros_like(lungs), len(lungs) // 2
+    few[middle : middle + SLICES] = lungs[middle : middle + SLICES]
     predictor = Predictor(device="cpu")
     predictor.segment(volume, few)
-    for transport in ("file", "pipe"):
-        client, loop = made("lesions", transport=transport)
-        parameters = {"geometry": grid, "device": "cpu"}
-        arrays = {"volume": volume.array, "lungs": few}
+    client, loop = made("lesions", transport=transport)
+    parameters = {"geometry": geometry_to_json(volume.geometry), "device": "cpu"}
 
-        def through(client=client, parameters=parameters, arrays=arrays):
-            return wait(client.request("segment", parameters, arrays))
+    def through():
+        return wait(client.request("segment", parameters, {"volume": volume.array, "lungs": few}))
 
-        first = seconds(through)
-        loop.longest = 0.0
-        direct, worker, outside = [], [], []
-        for _ in range(arguments.rounds):
-            direct.append(seconds(lambda: predictor.segment(volume, few)))
-            start = time.perf_counter()
-            reply = through()
-            worker.append(time.perf_counter() - start)
-            outside.append(worker[-1] - reply.values["summary"]["seconds"])
-        same = np.array_equal(reply.arrays["mask"] != 0, predictor.segment(volume, few).mask)
-        client.kill()
-        bar = "   (bar: 1 s)" if transport == "file" else ""
-        print(f"arrays by {transport}: direct {min(direct):.2f} s, worker {min(worker):.2f} s", end=" ")
-        print(f"warm, {first:.2f} s cold; overhead {min(outside):.2f} s{bar}; same mask: {same};", end=" ")
-        print(f"caller held {1000 * loop.longest:.0f} ms at most")
+    first = seconds(through)
+    loop.longest = 0.0
+    direct, worker, outside = [], [], []
+    for _ in range(rounds):
+        direct.append(seconds(lambda: predictor.segment(volume, few)))
+        start = time.perf_counter()
+        reply = through()
+        worker.append(time.perf_counter() - start)
+        outside.append(worker[-1] - reply.values["summary"]["seconds"])
+    same = np.array_equal(reply.arrays["mask"] != 0, predictor.segment(volume, few).mask)
+    client.kill()
+    bar = "   (bar: 1 s)" if transport == "file" else ""
+    print(f"arrays by {transport}: direct {min(direct):.2f} s, worker {min(worker):.2f} s", end=" ")
+    print(f"warm, {first:.2f} s cold; overhead {min(outside):.2f} s{bar}; same mask: {same};", end=" ")
+    print(f"caller held {1000 * loop.longest:.0f} ms at most")
+    return outside
 
+
+def table(volume: Volume, lesion: np.ndarray, lungs: np.ndarray, edits: int) -> list[float]:
+    """Seconds from each edit to the figures in the caller's hands."""
     client, loop = made("measurement")
-    reference = np.roll(lesion, 2, axis=1)
-    arrays = {"volume": volume.array, "lungs": lungs, "lesion": lesion, "reference": reference}
-    opening = seconds(lambda: wait(client.request("open", {"study": "a", "geometry": grid}, arrays)))
+    arrays = {"volume": volume.array, "lungs": lungs, "lesion": lesion, "reference": np.roll(lesion, 2, axis=1)}
+    given = {"study": "a", "geometry": geometry_to_json(volume.geometry)}
+    opening = seconds(lambda: wait(client.request("open", given, arrays)))
     generator = np.random.default_rng(0)
     times = []
     loop.longest = 0.0
-    for _ in range(EDITS):
-        z, y, x = (int(generator.integers(n // 3, 2 * n // 3)) for n in SHAPE)
+    for _ in range(edits):
+        z, y, x = (int(generator.integers(n // 3, 2 * n // 3)) for n in lesion.shape)
         box = [[z, z + 3], [y, y + 40], [x, x + 40]]
         stroke = np.ones((3, 40, 40), np.uint8)
 
@@ -129,9 +139,10 @@ def main() -> None:
 
         times.append(seconds(edit))
     client.kill()
-    ml = np.count_nonzero(lesion) * geometry.voxel_ml
-    print(f"table: open {opening:.2f} s; after an edit {np.median(times):.2f} s (median of {EDITS}),", end=" ")
+    ml = np.count_nonzero(lesion) * volume.geometry.voxel_ml
+    print(f"table: open {opening:.2f} s; after an edit {np.median(times):.2f} s (median of {edits}),", end=" ")
     print(f"{max(times):.2f} s at most   (bar: 0.5 s); lesion {ml:.0f} mL; caller held {1000 * loop.longest:.0f} ms")
+    return times
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from COVIDLesionSegLib.learning.settings import to_plain, toml_value  # noqa: E4
 
 HEAD = """# Every setting of a training
 
-Made from the code by `Testing/tools/configuration_page.py`; [training.md](training.md) says what the methods do.
+Made from the code by `Testing/tools/configuration_page.py`; [training](training.md) says how to use it.
 
 ```
 covid-lesion-seg train my.toml -o runs/mine --set optimizer.learning_rate=1e-3 augmentation.rotation.degrees=15

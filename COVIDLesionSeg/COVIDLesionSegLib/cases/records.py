@@ -144,7 +144,7 @@ class ReviewItem:
     Attributes:
         case: id.
         slice: index on the case's axial view, from the feet.
-        score: how doubtful, see ``learning.audit.DoubtfulLabel``.
+        score: how doubtful, see ``learning.noise_robust.DoubtfulLabel``.
         reason: as a sentence.
         round: of the training that found it.
         label_sha256: of the label that it is about; a newer label settles it.

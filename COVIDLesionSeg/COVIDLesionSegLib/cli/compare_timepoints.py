@@ -26,24 +26,8 @@ HELP = "compare the lesions of two CTs of one patient: change, new and resolved 
 _NEEDED = ("earlier_ct", "earlier_lesion", "later_ct", "later_lesion")
 _MASKS = ("earlier_lungs", "later_lungs", "earlier_lobes", "later_lobes")
 _TEXT = ("label",)
-# what the screen shows; the JSON has everything
-_SHOWN = (
-    "lesion_volume_change",
-    "lesion_volume_change_percent",
-    "involvement_change",
-    "ground_glass_volume_change",
-    "consolidation_volume_change",
-    "severity_by_zones_change",
-    "lesions_new",
-    "lesions_grown",
-    "lesions_stable",
-    "lesions_shrunk",
-    "lesions_resolved",
-    "lesions_not_imaged",
-    "lung_dice",
-    "lung_surface_distance",
-    "common_coverage",
-)
+# beside the changes, what the screen shows; the JSON has everything
+_SHOWN = ("lesions_not_imaged", "lung_dice", "lung_surface_distance", "common_coverage")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,9 +171,10 @@ def _write_tables(arguments: argparse.Namespace, results: Mapping[str, dict[str,
 
 def _text(result: Mapping[str, Any]) -> str:
     from ..measurement.catalog import catalog, display_unit, status_text
+    from ..measurement.longitudinal import CHANGES, COUNTS
 
     lines = [f"{result['case']} (later minus earlier)"]
-    for name in _SHOWN:
+    for name in (*CHANGES, *COUNTS, *_SHOWN):
         entry = result["changes"][name]
         digits = catalog()["quantities"][name]["digits"]
         value = "-" if entry["value"] is None else f"{float(entry['value']):.{digits}f}"

@@ -106,9 +106,11 @@ def _listed(kind: str) -> dict[str, str]:
     if kind == "configurations":
         return {name: f"{table.title}: {row.title}" for name, (table, row) in protocols().items()}
     if kind == "networks":
-        from ..networks.factory import NETWORKS
+        from ..networks import NETWORKS
+        from ..networks.factory import network_class
 
-        return {name: _described(network, network) for name, network in NETWORKS.items()}
+        classes = {name: network_class(name) for name in NETWORKS}
+        return {name: _described(network, network) for name, network in classes.items()}
     if kind == "losses":
         from ..learning.losses import LOSSES
 

@@ -76,7 +76,7 @@ class Geometry:
         matrix = self.matrix
         if not np.isfinite(matrix).all() or not all(np.isfinite(self.origin)):
             raise GeometryError("The image's position or orientation holds NaN or infinity; export it again.")
-        if abs(np.linalg.det(matrix)) < 0.5 or np.abs(matrix.T @ matrix - np.eye(3)).max() > _ORTHOGONAL_TOLERANCE:
+        if np.abs(matrix.T @ matrix - np.eye(3)).max() > _ORTHOGONAL_TOLERANCE:
             raise GeometryError(
                 f"The image's axes {np.round(matrix, 4).tolist()} are singular or sheared (gantry tilt?); "
                 "a grid with three perpendicular axes is needed.",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ..documents import read_toml
 from ..errors import ReadError
 from ..models.card import are_slice_offsets
+from ..networks import NETWORKS
 from .augmentation import AugmentationSettings
 from .settings import from_mapping, merged, refuse, require_named, to_plain, toml_value
 from .settings import require as _require
@@ -34,7 +35,6 @@ LOSS_NAMES = (
 )
 # so much of the base costs the other patients at most 0.01 of Dice, see docs/case-store.md
 _KEPT_OF_BASE = 0.85
-NETWORK_NAMES = ("coplenet", "caresunet", "external")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class NetworkSettings:
     batch_norm: Literal["auto", "estimated", "frozen"] = "auto"
 
     def __post_init__(self) -> None:
-        require_named("network.name", self.name, NETWORK_NAMES)
+        require_named("network.name", self.name, (*NETWORKS, "external"))
 
     @property
     def freezes_batch_norm(self) -> bool:

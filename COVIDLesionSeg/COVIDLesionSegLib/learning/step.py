@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,21 +140,15 @@ class TrainingStep:
             for module in batch_norms(self.network):
                 module.eval()
         entry: dict[str, float] = {"step": number, "learning_rate": rate}
-        if not self._scaler.is_enabled():
-            result = self._attempt(entry, image, label, places, slices, self._autocast)
-        else:
-            result = self._attempts_in_float16(entry, image, label, places, slices)
+        attempt = functools.partial(self._attempt, entry, image, label, places, slices)
+        in_float16 = self._scaler.is_enabled()
+        result = self._attempts_in_float16(entry, attempt) if in_float16 else attempt(self._autocast)
         if self.ensembling is not None:
             entry |= self.ensembling.update(entry["student_loss"])
         return result
 
     def _attempts_in_float16(
-        self,
-        entry: dict[str, float],
-        image: Tensor,
-        label: Tensor,
-        places: Sequence[int],
-        slices: Sequence[tuple[str, int]],
+        self, entry: dict[str, float], attempt: Callable[[torch.dtype | None], StepResult]
     ) -> StepResult:
         """A step in float16: tried again with a smaller scale where a gradient overflows, at last in float32."""
         norms, weights = batch_norms(self.network), self._reweighting
@@ -161,7 +156,7 @@ class TrainingStep:
         window = weights.state_dict() if weights else {}
         for overflows in range(_FLOAT16_ATTEMPTS):
             try:
-                result = self._attempt(entry, image, label, places, slices, self._autocast)
+                result = attempt(self._autocast)
             except _OverflowError as error:
                 # what the attempt has left behind would count twice
                 for buffer, before in buffers:
@@ -174,7 +169,7 @@ class TrainingStep:
                 entry["overflows"] = float(overflows)
                 return result
         entry["overflows"] = float(overflows + 1)
-        return self._attempt(entry, image, label, places, slices, None)
+        return attempt(None)
 
     def _attempt(
         self,

@@ -33,6 +33,22 @@ _DIFFERENCES = {
     "severity_by_lobes_change": "severity_by_lobes",
 }
 _PERCENTS = {"lesion_volume_change_percent": "lesion_volume", "lung_volume_change_percent": "lung_volume"}
+# what is shown first of all changes, and of how many lesions did what
+CHANGES = (
+    "lesion_volume_change",
+    "lesion_volume_change_percent",
+    "involvement_change",
+    "ground_glass_volume_change",
+    "consolidation_volume_change",
+    "severity_by_zones_change",
+)
+COUNTS = (
+    "lesions_new",
+    "lesions_grown",
+    "lesions_stable",
+    "lesions_shrunk",
+    "lesions_resolved",
+)
 
 
 # LPS positions (mm, one row each) and labels of voxels

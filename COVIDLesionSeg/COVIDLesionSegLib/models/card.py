@@ -23,12 +23,16 @@ from ..errors import ModelError, ReadError
 from ..files import atomic_path, regular_file
 from ..imaging.volume import LUNG_WINDOW_LEVEL, LUNG_WINDOW_WIDTH
 from ..imports import is_import_path
+from ..networks import NETWORKS
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
+<<<<<<< HEAD
 # The key that only the card of a network for lungs has: the grid that it learned on.
 _LUNG_GRID = "lung_grid"
 NETWORKS = ("coplenet", "caresunet")
+=======
+>>>>>>> main
 ACTIVATIONS = ("softmax", "sigmoid")
 # A Gaussian wider than this would leave nothing of a lesion of an ordinary size.
 LARGEST_SMOOTHING_MM = 20.0
@@ -101,7 +105,7 @@ class ModelCard:
     Attributes:
         id: short name for commands and file names: lower-case letters, digits, ".", "_" and "-".
         name: name for people.
-        network: "coplenet", "caresunet", or "package.module:Name" of a class that is needed to load the model.
+        network: one of ``networks.NETWORKS``, or "package.module:Name" of a class that is needed to load the model.
         network_arguments: arguments of the network's constructor, as JSON values.
         version: version of the model, free text.
         preprocessing: how images are prepared; the predictor obeys it.

@@ -36,7 +36,7 @@ class ModelEntry:
     Attributes:
         id: short name for commands; also the file's name in the user's folder.
         name: name for people.
-        network: "coplenet" or "caresunet".
+        network: one of ``networks.NETWORKS``, or an import path.
         status: "bundled" (comes with the extension), "installed" (in the user's folder), "available" (can be
             downloaded), "manual" (the user fetches the file and imports it), "damaged" (see ``problem``).
         path: the file, when bundled or installed.

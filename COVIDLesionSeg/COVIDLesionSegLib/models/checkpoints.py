@@ -27,11 +27,16 @@ from torch import Tensor, nn
 from ..errors import DeviceError, InputError, ModelError
 from ..files import atomic_path
 from ..imports import is_import_path
-from ..networks import SliceNetwork, create_network
+from ..networks import NETWORKS, title_of
+from ..networks.factory import create_network, network_class
 from ..networks.imported import require_allowed
+<<<<<<< HEAD
 from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, no_lesion_model, read_header, require_model_size
+=======
+from ..networks.slices import Naming, SliceNetwork
+from .card import CARD_KEY, ModelCard, Preprocessing, read_header, require_model_size
+>>>>>>> main
 from .catalog import id_from_name
-from .foreign_keys import Naming, infer_arguments, recognize
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,12 +46,6 @@ _CONTAINER_KEYS = ("model_state_dict", "state_dict", "model", "network", "net")
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _COUNTER = ".num_batches_tracked"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_TITLES = {"coplenet": "COPLE-Net", "caresunet": "CARes-UNet"}
-# The CARes-UNet authors train on whole 8-bit slices of 256 x 256 in a lung-like window.
-_PREPROCESSING = {
-    "coplenet": Preprocessing(),
-    "caresunet": Preprocessing(lung_crop_margin=None, resize=(256, 256)),
-}
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,25 @@ class LoadedModel:
     card: ModelCard
 
 
+<<<<<<< HEAD
 def load_checkpoint(
     path: Path | str, network: str | None = None, device: torch.device | str = "cpu", *, lungs: bool = False
 ) -> LoadedModel:
     """Load weights of COPLE-Net or CARes-UNet, whoever wrote the file.
+=======
+def load_checkpoint(path: Path | str, network: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load weights of one of the networks, whoever wrote the file.
+>>>>>>> main
 
     Recognized by content, never by file name: our safetensors files; PyTorch files (zip or the older format) with the
-    names of COPLE-Net's authors, of its MONAI port, of CARes-UNet's authors, or ours, as a bare state dict or inside a
+    names of the network's authors, of its ports, or ours (``SliceNetwork.namings``), as a bare state dict or inside a
     container, with or without a ``module.`` prefix, unused tensors and batch counters. Family, widths and variant
     follow from the tensors' names and shapes. A container may carry a card as ``model_card``; a file without one gets a
     card that says so.
 
     Args:
         path: the file.
-        network: "coplenet" or "caresunet" to insist on a family; None takes what the file holds. The import path of a
+        network: one of ``networks.NETWORKS`` to insist on it; None takes what the file holds. The import path of a
             network of another package loads a file whose card names it; its code runs.
         device: where the network goes.
         lungs: whether a network for lungs is wanted; without, one is refused, since it finds no lesions.
@@ -93,40 +97,53 @@ def load_checkpoint(
         raise no_lesion_model(path.name)
     if card is not None and is_import_path(card.network):
         return _load_imported(path, tensors, card, network, device)
-    naming = recognize(tensors)
-    if naming is None:
-        raise ModelError(
-            f"{path.name} holds weights of neither COPLE-Net nor CARes-UNet (its first tensor is {min(tensors)})."
-        )
-    if network is not None and naming.family != network:
-        needed = _TITLES.get(network, network)
-        raise ModelError(f"{path.name} holds a {_TITLES[naming.family]}; {needed} is needed here.")
-    if card is not None and card.network != naming.family:
-        raise ModelError(
-            f"{path.name} holds the tensors of {_TITLES[naming.family]}, but its card says {_TITLES[card.network]}."
-        )
+    family, naming = _recognized(path, tensors)
+    title = title_of(family)
+    if network is not None and family != network:
+        raise ModelError(f"{path.name} holds a {title}; {title_of(network)} is needed here.")
+    if card is not None and card.network != family:
+        raise ModelError(f"{path.name} holds the tensors of {title}, but its card says {title_of(card.network)}.")
     try:
         state, unknown = _to_our_names(tensors, naming)
         arguments = (
             dict(card.network_arguments)
             if card
-            else infer_arguments(naming.family, {name: tuple(tensor.shape) for name, tensor in state.items()})
+            else network_class(family).arguments_from({name: tuple(tensor.shape) for name, tensor in state.items()})
         )
         # without memory first: whoever wrote the file may claim any width
         with torch.device("meta"):
-            expected = create_network(naming.family, **arguments).state_dict()
+            expected = create_network(family, **arguments).state_dict()
+        for name, tensor in state.items():
+            if name in expected and expected[name].dim() == 2 and tensor.shape[2:] == (1, 1):
+                # a 1 x 1 convolution of one pixel is our linear layer
+                state[name] = tensor.flatten(1)
         _require_fit(expected, state, unknown)
-        built = create_network(naming.family, **arguments)
+        built = create_network(family, **arguments)
         built.load_state_dict(state, strict=False)
     except InputError as error:
-        raise ModelError(f"{path.name} does not fit {_TITLES[naming.family]}. {error}") from error
+        raise ModelError(f"{path.name} does not fit {title}. {error}") from error
     except (RuntimeError, TypeError, ArithmeticError, ValueError) as error:
         raise ModelError(
-            f"{path.name} claims a {_TITLES[naming.family]} that can't be built; it is damaged, or no model of ours."
+            f"{path.name} claims a {title} that can't be built; it is damaged, or no model of ours."
         ) from error
     if card is None:
         card = _card_for(path, naming, built)
     return _on_device(built, card, device)
+
+
+def _recognized(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, Naming]:
+    """The network and the naming that know most of these tensors, and half of them at least."""
+    best: tuple[str, Naming] | None = None
+    known = 0
+    for family in NETWORKS:
+        for naming in network_class(family).namings():
+            count = len(naming.translate(tensors)) + sum(map(naming.is_dead, tensors))
+            if count > known:
+                best, known = (family, naming), count
+    if best is None or 2 * known < len(tensors):
+        titles = " nor ".join(listed.title for listed in NETWORKS.values())
+        raise ModelError(f"{path.name} holds weights of neither {titles} (its first tensor is {min(tensors)}).")
+    return best
 
 
 def _load_imported(
@@ -134,7 +151,7 @@ def _load_imported(
 ) -> LoadedModel:
     """A model whose network is of another package, which the user has named: nothing else may be imported."""
     if network is not None and network != card.network:
-        raise ModelError(f"{path.name} holds a network {card.network}; {_TITLES.get(network, network)} is needed here.")
+        raise ModelError(f"{path.name} holds a network {card.network}; {title_of(network)} is needed here.")
     try:
         if network is None:
             require_allowed(card.network, path.name)
@@ -345,13 +362,7 @@ def _parsed_card(path: Path, value: Any) -> ModelCard:
 def _to_our_names(tensors: Mapping[str, Tensor], naming: Naming) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under our names, and the names that the naming doesn't know."""
     translated = naming.translate(tensors)
-    state = {}
-    for ours, theirs in translated.items():
-        tensor = tensors[theirs]
-        if ".excitation." in ours and tensor.dim() == 4:
-            # a 1 x 1 convolution of one pixel is our linear layer
-            tensor = tensor.flatten(1) if tensor.shape[2:] == (1, 1) else tensor
-        state[ours] = tensor
+    state = {ours: tensors[theirs] for ours, theirs in translated.items()}
     known = set(translated.values())
     return state, [name for name in tensors if name not in known and not naming.is_dead(name)]
 
@@ -379,12 +390,12 @@ def _require_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], un
 
 def _card_for(path: Path, naming: Naming, network: SliceNetwork) -> ModelCard:
     return ModelCard(
-        id=id_from_name(path.name) or naming.family,
-        name=f"{_TITLES[naming.family]} ({path.stem})",
-        network=naming.family,
+        id=id_from_name(path.name) or network.family,
+        name=f"{title_of(network.family)} ({path.stem})",
+        network=network.family,
         network_arguments=network.arguments,
         version="unknown",
-        preprocessing=_PREPROCESSING[naming.family],
+        preprocessing=Preprocessing(**network.published_preprocessing),
         license="unknown",
         license_notice="The file states no license; ask its authors before you use it.",
         weights_sha256=weights_sha256(network.state_dict()),

@@ -7,7 +7,6 @@ broken download leaves the part and a note of where it came from, and the next t
 from __future__ import annotations
 
 import contextlib
-import email.message
 import errno
 import http.client
 import ipaddress
@@ -20,9 +19,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
-from typing import IO, Any, NoReturn
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from .. import __version__, locks
 from ..documents import read_object
@@ -32,18 +32,19 @@ from ..files import atomic_path, sha256_file, write_json
 MIRROR_VARIABLE = "COVIDLESIONSEG_MIRROR"
 # OpenSSL itself obeys SSL_CERT_FILE and SSL_CERT_DIR; these two are what other Python programs obey.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-BY_HAND = "You can also fetch the file with a browser and run `covid-lesion-seg models import FILE`."
-_LOCK_HINT = "Choose another folder for models with the environment variable COVIDLESIONSEG_MODELS."
+_BY_HAND = "You can also fetch the file with a browser and run `covid-lesion-seg models import FILE`."
+_FOLDER_HINT = "Choose another folder for models with the environment variable COVIDLESIONSEG_MODELS."
+_GO_ON = "What has arrived is kept: the same command goes on from there."
 _CHUNK_BYTES = 1 << 18
 _LONGEST_PAUSE_S = 30.0
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_NO_LOGIN = "may not be read without a login"
+_REFUSALS = {401: _NO_LOGIN, 403: _NO_LOGIN, 404: "is not there", 410: "is not there"}
 _HTML_TYPES = {"text/html", "application/xhtml+xml"}
 _HTML_START = re.compile(
     rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_CHECK_NETWORK = "Check the network, HTTPS_PROXY or the mirror."
-_GO_ON = "What has arrived is kept: the same command goes on from there."
 
 
 def download_file(
@@ -91,61 +92,35 @@ def download_file(
     """
     mirror = configured_mirror() if mirror is None else mirror
     address = mirrored(url, mirror) if mirror else url
-    named_host = urlsplit(mirror).hostname if mirror and urlsplit(mirror).scheme == "http" else None
-    check_address(address, named_host)
-    target = Path(target)
-    part = _Part(target.with_name(target.name + ".part"))
-    job = _Job(
-        url=address,
-        part=part,
-        opener=make_opener(named_host),
-        sha256=sha256,
-        size_bytes=size_bytes,
-        by_hand=by_hand or BY_HAND,
-        timeout_s=timeout_s,
-        progress=progress,
-        cancelled=cancelled,
+    named_host = urlsplit(mirror).hostname if mirror.startswith("http:") else None
+    _require_safe(address, named_host)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPSHandler(context=_certificates()),
+        _CarefulRedirects(named_host),
     )
+    target = Path(target)
+    part = target.with_name(target.name + ".part")
+    download = _Download(address, part, opener, sha256, size_bytes, by_hand or _BY_HAND, timeout_s, progress, cancelled)
     busy = f"{target.name} is being downloaded by another process; wait until that has finished."
-    with exclusive(part.path.with_name(part.path.name + ".lock"), busy):
-        _fetch_and_check(job, attempts, pause_s)
+    with exclusive(part.with_name(part.name + ".lock"), busy):
+        download.run(attempts, pause_s)
         with atomic_path(target) as temporary:
-            part.path.replace(temporary)
-        part.remove()
+            part.replace(temporary)
+        download.forget()
     return target
 
 
-@dataclass
-class _Part:
-    """The unfinished file, and beside it a note of where it comes from."""
-
-    path: Path
-
-    @property
-    def note_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".json")
-
-    @property
-    def size_bytes(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def note(self) -> dict[str, Any]:
-        """What the server said about the file when the part was begun; empty without a readable note."""
-        try:
-            return read_object(self.note_path)
-        except (FileNotFoundError, ReadError):
-            # no note or a torn one means only that the download begins anew
-            return {}
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.note_path.unlink(missing_ok=True)
+class _TransientError(Exception):
+    """A failure that another try may cure; the text is a sentence for the user."""
 
 
 @dataclass
-class _Job:
+class _Download:
+    """A file on its way: the unfinished part, and beside it a note of where that comes from."""
+
     url: str
-    part: _Part
+    part: Path
     opener: urllib.request.OpenerDirector
     sha256: str | None
     size_bytes: int | None
@@ -155,238 +130,225 @@ class _Job:
     cancelled: Callable[[], bool] | None
     was_continued: bool = False
 
-    @property
-    def place(self) -> str:
-        """Where the file comes from, for messages: without a query, which may hold a key."""
-        parts = urlsplit(self.url)
-        return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    def __post_init__(self) -> None:
+        self.note = self.part.with_name(self.part.name + ".json")
+        # for messages: without the query, which may hold a key
+        self.place = urlunsplit((*urlsplit(self.url)[:3], "", ""))
 
-    def report(self, done: int, total: int | None) -> None:
-        if self.progress:
-            self.progress("download", done, total or 0)
+    def forget(self) -> None:
+        """Remove the part and its note."""
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
 
-    def stop_if_cancelled(self) -> None:
+    def run(self, attempts: int, pause_s: float) -> None:
+        """Make the part the whole file, with the right hash."""
+        self._fetch(attempts, pause_s)
+        if not self._is_right() and self.was_continued:
+            # its pieces may come from two versions of the file
+            self.forget()
+            self._fetch(attempts, pause_s)
+        if not self._is_right():
+            self.forget()
+            raise DownloadError(
+                f"The file from {self.place} does not have the SHA-256 that is recorded for it "
+                f"({str(self.sha256)[:12]}...): it was changed or damaged, and was not kept.",
+                "Try again later or from another place; tell the maintainers if it stays so.",
+            )
+
+    def _is_right(self) -> bool:
+        return self.sha256 is None or sha256_file(self.part) == self.sha256.lower()
+
+    def _arrived(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def _stop_if_cancelled(self) -> None:
         if self.cancelled and self.cancelled():
             raise CancelledError(f"The download of {self.place} was stopped.", _GO_ON)
 
+    def _fetch(self, attempts: int, pause_s: float) -> None:
+        failures, furthest = 0, self._arrived()
+        while True:
+            self._stop_if_cancelled()
+            try:
+                return self._request()
+            except _TransientError as failure:
+                arrived = self._arrived()
+                failures = 1 if arrived > furthest else failures + 1
+                furthest = max(furthest, arrived)
+                if failures >= attempts:
+                    hint = _GO_ON if arrived else f"Check the network, HTTPS_PROXY or the mirror. {self.by_hand}"
+                    raise DownloadError(f"{failure} ({attempts} tries).", hint) from failure
+            deadline = time.monotonic() + min(pause_s * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+            while (left := deadline - time.monotonic()) > 0:
+                self._stop_if_cancelled()
+                time.sleep(min(left, 0.1))
 
-def _fetch_and_check(job: _Job, attempts: int, pause_s: float) -> None:
-    _fetch_with_retries(job, attempts, pause_s)
-    if job.sha256 is None or _has_hash(job):
-        return
-    job.part.remove()
-    if job.was_continued:
-        # its pieces may come from two versions of the file
-        _fetch_with_retries(job, attempts, pause_s)
-        if _has_hash(job):
-            return
-        job.part.remove()
-    raise DownloadError(
-        f"The file from {job.place} does not have the SHA-256 that is recorded for it ({job.sha256[:12]}...): "
-        "it was changed or damaged, and was not kept.",
-        "Try again later or from another place; tell the maintainers if it stays so.",
-    )
-
-
-def _has_hash(job: _Job) -> bool:
-    return job.sha256 is not None and sha256_file(job.part.path) == job.sha256.lower()
-
-
-def _fetch_with_retries(job: _Job, attempts: int, pause_s: float) -> None:
-    failures, furthest = 0, job.part.size_bytes
-    while True:
-        job.stop_if_cancelled()
+    def _request(self) -> None:
+        """Ask for the whole file, or for what is missing of it, and receive it."""
+        headers = {"User-Agent": f"COVIDLesionSeg/{__version__}", "Accept-Encoding": "identity"}
+        start, validator = self._begun()
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        if start and validator:
+            headers["If-Range"] = validator
+        # the scheme was checked: http(s) only
+        request = urllib.request.Request(self.url, headers=headers)  # noqa: S310
         try:
-            _fetch(job)
-            return
-        except TransientError as failure:
-            arrived = job.part.size_bytes
-            failures = 1 if arrived > furthest else failures + 1
-            furthest = max(furthest, arrived)
-            if failures >= attempts:
-                hint = _GO_ON if arrived else f"{_CHECK_NETWORK} {job.by_hand}"
-                raise DownloadError(f"{failure} ({attempts} tries).", hint) from failure
-        _pause(min(pause_s * 2 ** (failures - 1), _LONGEST_PAUSE_S), job)
-
-
-def _pause(seconds: float, job: _Job) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        job.stop_if_cancelled()
-        time.sleep(min(left, 0.1))
-
-
-def _fetch(job: _Job) -> None:
-    """One request: the whole file, or what is missing of it."""
-    start, headers = _resume_from(job)
-    # the scheme was checked: http(s) only
-    request = urllib.request.Request(job.url, headers=headers)  # noqa: S310
-    try:
-        with network_errors(job.url, job.timeout_s):
-            response = job.opener.open(request, timeout=job.timeout_s)
-    except urllib.error.HTTPError as answer:
-        with answer:
-            if answer.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-                if _total_of(answer.headers) == start and _is_same_file(answer.headers, job):
+            with self._network_errors():
+                response = self.opener.open(request, timeout=self.timeout_s)
+        except urllib.error.HTTPError as answer:
+            response = answer
+        with response:
+            is_same = _validator(response.headers) in ("", validator)
+            if response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+                if is_same and _total(response.headers) == start:
                     return
-                job.part.remove()
-                raise TransientError(f"{job.place} has another size than before") from answer
-            _refuse(answer, job)
-    with response:
-        _check_is_no_page(response.headers, b"", job)
-        if response.status == http.client.PARTIAL_CONTENT:
-            if not start or not _continues(response.headers, start, job):
-                job.part.remove()
-                raise TransientError(f"{job.place} was changed while it was being downloaded")
-            job.was_continued = True
-        else:
-            # the server knows no ranges, or the file is another one now: all of it comes anew
-            start = 0
-        _receive(response, start, job)
+                self.forget()
+                raise _TransientError(f"{self.place} has another size than before")
+            if isinstance(response, urllib.error.HTTPError):
+                self._refuse(response)
+            self._require_no_page(response.headers)
+            if response.status == http.client.PARTIAL_CONTENT:
+                span = response.headers.get("Content-Range", "").strip()
+                if not (start and is_same and span.startswith(f"bytes {start}-")):
+                    self.forget()
+                    raise _TransientError(f"{self.place} was changed while it was being downloaded")
+                self.was_continued = True
+            else:
+                # the server knows no ranges, or the file is another one now: all of it comes anew
+                start = 0
+            self._receive(response, start)
+
+    def _begun(self) -> tuple[int, str]:
+        """Bytes that are here already, and what the server is to compare; (0, "") when all must come anew."""
+        try:
+            note = read_object(self.note)
+        except (FileNotFoundError, ReadError):
+            # no note or a torn one means only that the download begins anew
+            return 0, ""
+        validator = str(note.get("validator") or "")
+        # without a validator only a known hash can tell whether both halves belong together
+        goes_on = note.get("url") == self.url and (validator or self.sha256) and self._arrived()
+        return (self._arrived(), validator) if goes_on else (0, "")
+
+    def _receive(self, response: Any, done: int) -> None:
+        total = _total(response.headers)
+        limit = self.size_bytes if total is None else total
+        if None not in (self.size_bytes, total) and total != self.size_bytes:
+            raise self._wrong_size(f"{total} bytes")
+        if total is not None:
+            # when all comes anew, the old part makes room
+            free = shutil.disk_usage(self.part.parent).free + (0 if done else self._arrived())
+            if total - done > free:
+                raise OutputError(
+                    f"{self.part.parent} has {free / 1e6:.0f} MB free where {(total - done) / 1e6:.0f} MB are needed.",
+                    f"Free some space. {_FOLDER_HINT}",
+                )
+        if not done:
+            # in this order: a note never describes another file's part
+            self.forget()
+            write_json(self.note, {"url": self.url, "validator": _validator(response.headers)})
+        with self._write_errors(), self.part.open("ab") as file:
+            self._report(done, limit)
+            while total is None or done < total:
+                self._stop_if_cancelled()
+                with self._network_errors():
+                    chunk = response.read1(_CHUNK_BYTES if total is None else min(_CHUNK_BYTES, total - done))
+                if not chunk:
+                    break
+                if not done:
+                    self._require_no_page(response.headers, chunk)
+                done += len(chunk)
+                if limit is not None and done > limit:
+                    raise self._wrong_size(f"more than {limit} bytes")
+                file.write(chunk)
+                self._report(done, limit)
+        if limit is not None and done < limit:
+            raise _TransientError(f"{self.place} broke off after {done} of {limit} bytes")
+        if not done:
+            self.forget()
+            raise DownloadError(f"{self.place} is empty.", self.by_hand)
+
+    def _report(self, done: int, total: int | None) -> None:
+        if self.progress:
+            self.progress("download", done, total or 0)
+
+    def _wrong_size(self, got: str) -> DownloadError:
+        self.forget()
+        return DownloadError(
+            f"{self.place} sends {got} where {self.size_bytes} bytes are recorded: it is not the file it was.",
+            self.by_hand,
+        )
+
+    def _require_no_page(self, headers: Message, beginning: bytes = b"") -> None:
+        if headers.get_content_type() in _HTML_TYPES or _HTML_START.match(beginning):
+            if beginning:
+                self.forget()
+            raise DownloadError(
+                f"{self.place} sent a web page, not the file (a login or a confirmation is asked for, "
+                "or the network shows a page of its own).",
+                self.by_hand,
+            )
+
+    def _refuse(self, answer: urllib.error.HTTPError) -> None:
+        # urllib's own reasons can have several lines
+        said = " ".join(f"{answer.code} {answer.reason}".split())
+        if answer.code in _TRANSIENT_STATUS:
+            raise _TransientError(f"{self.place} answered {said}") from answer
+        if answer.code == http.client.PROXY_AUTHENTICATION_REQUIRED:
+            raise _proxy_error() from answer
+        what = _REFUSALS.get(answer.code, "could not be fetched")
+        raise DownloadError(f"{self.place} {what}: the server answered {said}.", self.by_hand) from answer
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # a full disk hurts everything else on it, so the part doesn't stay
+                self.forget()
+                disk = f"The disk that holds {self.part.parent}"
+                raise OutputError(f"{disk} is full; nothing was kept. Free some space.") from error
+            raise OutputError(f"{self.part} could not be written: {error.strerror or error}.") from error
+
+    @contextlib.contextmanager
+    def _network_errors(self) -> Iterator[None]:
+        """Turn what the network can raise inside the block into our errors; answers with a status pass through."""
+        try:
+            yield
+        except urllib.error.HTTPError:
+            raise
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            cause: Any = error.reason if isinstance(error, urllib.error.URLError) else error
+            host = urlsplit(self.url).hostname
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise DownloadError(
+                    f"The certificate of {host} is not trusted ({cause.verify_message}).",
+                    "If your network has a certificate authority of its own, name its file in SSL_CERT_FILE.",
+                ) from error
+            if isinstance(cause, TimeoutError):
+                raise _TransientError(f"{host} did not answer within {self.timeout_s:g} s") from error
+            if "Tunnel connection failed: 407" in str(cause):
+                raise _proxy_error() from error
+            words = str(getattr(cause, "strerror", None) or cause or type(cause).__name__).removesuffix(".")
+            raise _TransientError(f"The connection to {host} failed: {words}") from error
 
 
-def _resume_from(job: _Job) -> tuple[int, dict[str, str]]:
-    """How many bytes are here already, and the headers that ask for the rest."""
-    headers = {"User-Agent": f"COVIDLesionSeg/{__version__}", "Accept-Encoding": "identity"}
-    note, start = job.part.note(), job.part.size_bytes
-    validator = note.get("validator")
-    # without a validator only a known hash can tell whether both halves belong together
-    if not start or note.get("url") != job.url or not (validator or job.sha256):
-        return 0, headers
-    headers["Range"] = f"bytes={start}-"
-    if validator:
-        headers["If-Range"] = validator
-    return start, headers
-
-
-def _continues(headers: email.message.Message, start: int, job: _Job) -> bool:
-    note = job.part.note()
-    given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip())
-    if not given or int(given[1]) != start:
-        return False
-    return note.get("total_bytes") in (None, _total_of(headers)) and _is_same_file(headers, job)
-
-
-def _is_same_file(headers: email.message.Message, job: _Job) -> bool:
-    return _validator(headers) in ("", job.part.note().get("validator"))
-
-
-def _validator(headers: email.message.Message) -> str:
+def _validator(headers: Message) -> str:
     """What a server may compare in If-Range: a strong entity tag, else a date."""
-    tag = headers.get("ETag", "").strip()
+    tag: str = headers.get("ETag", "").strip()
     return tag if tag.startswith('"') else headers.get("Last-Modified", "").strip()
 
 
-def _total_of(headers: email.message.Message) -> int | None:
+def _total(headers: Message) -> int | None:
     """Size of the whole file as the server states it; None when it doesn't."""
     span = headers.get("Content-Range", "").strip()
     text = span.rpartition("/")[2] if span else headers.get("Content-Length", "").strip()
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def _receive(response: http.client.HTTPResponse, start: int, job: _Job) -> None:
-    total = _total_of(response.headers)
-    if None not in (job.size_bytes, total) and total != job.size_bytes:
-        job.part.remove()
-        raise _wrong_size(f"{total} bytes", job)
-    _check_space(start, total, job)
-    if not start:
-        # in this order: a note never describes another file's part
-        job.part.remove()
-        note = {"url": job.url, "validator": _validator(response.headers), "total_bytes": total}
-        write_json(job.part.note_path, note)
-    with _write_errors(job), job.part.path.open("ab") as file:
-        done = _copy(response, file, start, total, job)
-    expected = job.size_bytes if total is None else total
-    if expected is not None and done < expected:
-        raise TransientError(f"{job.place} broke off after {done} of {expected} bytes")
-    if done == 0:
-        job.part.remove()
-        raise DownloadError(f"{job.place} is empty.", job.by_hand)
-
-
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None, job: _Job) -> int:
-    limit = job.size_bytes if total is None else total
-    job.report(done, limit)
-    while total is None or done < total:
-        job.stop_if_cancelled()
-        with network_errors(job.url, job.timeout_s):
-            chunk = response.read1(_CHUNK_BYTES if total is None else min(_CHUNK_BYTES, total - done))
-        if not chunk:
-            break
-        if done == 0:
-            _check_is_no_page(response.headers, chunk, job)
-        if limit is not None and done + len(chunk) > limit:
-            job.part.remove()
-            raise _wrong_size(f"more than {limit} bytes", job)
-        file.write(chunk)
-        done += len(chunk)
-        job.report(done, limit)
-    return done
-
-
-def _wrong_size(got: str, job: _Job) -> DownloadError:
-    return DownloadError(
-        f"{job.place} sends {got} where {job.size_bytes} bytes are recorded: it is not the file it was.", job.by_hand
-    )
-
-
-def _check_is_no_page(headers: email.message.Message, beginning: bytes, job: _Job) -> None:
-    if headers.get_content_type() in _HTML_TYPES or _HTML_START.match(beginning):
-        if beginning:
-            job.part.remove()
-        raise DownloadError(
-            f"{job.place} sent a web page, not the file (a login or a confirmation is asked for, "
-            "or the network shows a page of its own).",
-            job.by_hand,
-        )
-
-
-def _check_space(start: int, total: int | None, job: _Job) -> None:
-    if total is None:
-        return
-    free = shutil.disk_usage(job.part.path.parent).free
-    # when all comes anew, the old part makes room
-    free += 0 if start else job.part.size_bytes
-    if total - start > free:
-        raise OutputError(
-            f"{job.part.path.parent} has {free / 1e6:.0f} MB free where {(total - start) / 1e6:.0f} MB are needed.",
-            "Free some space or choose another folder with the environment variable COVIDLESIONSEG_MODELS.",
-        )
-
-
-@contextlib.contextmanager
-def _write_errors(job: _Job) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        folder = job.part.path.parent
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            # a full disk hurts everything else on it, so the part doesn't stay
-            job.part.remove()
-            raise OutputError(f"The disk that holds {folder} is full; nothing was kept. Free some space.") from error
-        raise OutputError(f"{job.part.path} could not be written: {error.strerror or error}.") from error
-
-
-def _refuse(answer: urllib.error.HTTPError, job: _Job) -> NoReturn:
-    # urllib's own reasons can have several lines
-    said = " ".join(f"{answer.code} {answer.reason}".split())
-    if answer.code in _TRANSIENT_STATUS:
-        raise TransientError(f"{job.place} answered {said}") from answer
-    if answer.code in (404, 410):
-        raise DownloadError(f"{job.place} is not there: the server answered {said}.", job.by_hand) from answer
-    if answer.code in (401, 403):
-        raise DownloadError(f"{job.place} may not be read without a login: {said}.", job.by_hand) from answer
-    if answer.code == 407:
-        raise DownloadError("The proxy asks for a user name and password.", "Give them in HTTPS_PROXY.") from answer
-    raise DownloadError(f"{job.place} could not be fetched: the server answered {said}.", job.by_hand) from answer
-
-
-# --- whom a download may talk to, and how ----------------------------------------------------------------------------
-
-
-class TransientError(Exception):
-    """A failure that another try may cure; the text is a sentence for the user."""
+# --- whom a download may talk to --------------------------------------------------------------------------------------
 
 
 def mirrored(url: str, mirror: str) -> str:
@@ -414,16 +376,10 @@ def configured_mirror() -> str:
     return os.environ.get(MIRROR_VARIABLE, "").strip()
 
 
-def check_address(url: str, named_host: str | None, came_from: str = "") -> None:
-    """Refuse what is not safe to fetch from.
+def _require_safe(url: str, named_host: str | None, came_from: str = "") -> None:
+    """Refuse an address with a password, of another scheme than http(s), or with plain http where https is needed.
 
-    Args:
-        url: the address.
-        named_host: the one host that may speak plain http, because the user named it as the mirror.
-        came_from: the address that redirects to this one, or "".
-
-    Raises:
-        DownloadError: neither http nor https, a password in the address, or plain http where https is needed.
+    ``named_host`` may speak plain http, because the user named it as the mirror; ``came_from`` redirects here.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -435,105 +391,42 @@ def check_address(url: str, named_host: str | None, came_from: str = "") -> None
     if came_from.startswith("https:"):
         raise DownloadError(
             f"{urlsplit(came_from).hostname} leads from https to plain http ({parts.hostname}), which is not safe.",
-            BY_HAND,
+            _BY_HAND,
         )
-    if parts.hostname != named_host and not _is_this_machine(parts):
-        raise DownloadError(f"{parts.hostname} is offered over plain http, which is not safe.", BY_HAND)
-
-
-@contextlib.contextmanager
-def network_errors(url: str, timeout_s: float) -> Iterator[None]:
-    """Turn what the network can raise inside the block into our errors; answers with an HTTP status pass through.
-
-    Args:
-        url: the address that is asked.
-        timeout_s: how long it is waited for, s.
-
-    Raises:
-        TransientError: another try may help.
-        DownloadError: it would not.
-    """
-    try:
-        yield
-    except urllib.error.HTTPError:
-        raise
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        host = urlsplit(url).hostname
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise DownloadError(
-                f"The certificate of {host} is not trusted ({cause.verify_message}).",
-                "If your network has a certificate authority of its own, name its file in SSL_CERT_FILE.",
-            ) from error
-        if isinstance(cause, TimeoutError):
-            raise TransientError(f"{host} did not answer within {timeout_s:g} s") from error
-        if "Tunnel connection failed: 407" in str(cause):
-            raise DownloadError(
-                "The proxy asks for a user name and password.", "Give them in HTTPS_PROXY or ask your administrator."
-            ) from error
-        raise TransientError(f"The connection to {host} failed: {_words(cause)}") from error
-
-
-def _words(cause: Any) -> str:
-    return str(getattr(cause, "strerror", None) or cause or type(cause).__name__).removesuffix(".")
-
-
-def _is_this_machine(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    is_this_machine = parts.hostname == "localhost"
+    with contextlib.suppress(ValueError):
+        is_this_machine = ipaddress.ip_address(parts.hostname).is_loopback
+    if parts.hostname != named_host and not is_this_machine:
+        raise DownloadError(f"{parts.hostname} is offered over plain http, which is not safe.", _BY_HAND)
 
 
 class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, named_host: str | None) -> None:
         self._named_host = named_host
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         try:
-            check_address(newurl, self._named_host, came_from=req.full_url)
+            _require_safe(newurl, self._named_host, came_from=req.full_url)
         except DownloadError:
             fp.close()
             raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def make_opener(named_host: str | None) -> urllib.request.OpenerDirector:
-    """What opens an address: through the environment's or system's proxy, with its certificates and careful redirects.
-
-    Args:
-        named_host: see :func:`check_address`.
-
-    Raises:
-        DownloadError: an environment variable names certificates that can't be read.
-    """
-    return urllib.request.build_opener(
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPSHandler(context=_certificates()),
-        _CarefulRedirects(named_host),
+def _proxy_error() -> DownloadError:
+    return DownloadError(
+        "The proxy asks for a user name and password.", "Give them in HTTPS_PROXY or ask your administrator."
     )
 
 
 def _certificates() -> ssl.SSLContext:
+    """The system's certificate authorities, and those that the environment names."""
     context = ssl.create_default_context()
     for variable in CERTIFICATE_VARIABLES:
-        bundle = os.environ.get(variable, "")
-        if not bundle:
+        if not (bundle := os.environ.get(variable, "")):
             continue
         try:
-            if Path(bundle).is_dir():
-                context.load_verify_locations(capath=bundle)
-            else:
-                context.load_verify_locations(cafile=bundle)
+            context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
         except OSError as error:
             raise DownloadError(
                 f"{variable} names {bundle}, which can't be read as a file of certificates.",
@@ -544,16 +437,6 @@ def _certificates() -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def exclusive(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Be the only process (and thread) inside the block that names this lock file, see :func:`~..locks.exclusive`.
-
-    Args:
-        path: the lock file; made if absent, with its folder.
-        busy: sentence for the error when somebody else holds the lock.
-        wait_s: how long to wait for it, s.
-
-    Raises:
-        ModelError: somebody else still holds the lock; the message is ``busy``.
-        OutputError: the lock file can't be made or locked here.
-    """
-    with locks.exclusive(path, ModelError(busy), wait_s, _LOCK_HINT):
+    """:func:`..locks.exclusive` beside the models: a ModelError that says ``busy`` when somebody else holds it."""
+    with locks.exclusive(path, ModelError(busy), wait_s, _FOLDER_HINT):
         yield

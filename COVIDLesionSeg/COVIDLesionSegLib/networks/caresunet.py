@@ -7,17 +7,33 @@ is raw logits: the code's sigmoid belongs to its loss and decision.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .carafe import CARAFE
-from .slices import SliceNetwork, require_bool, require_positive
+from .slices import Naming, SliceNetwork, kernel_shape, require_bool, require_positive
 
 UPSAMPLINGS = ("carafe", "deconvolution", "subpixel")
+
+# What a block is called inside, theirs -> ours.
+_PAIR = {"inc.0": "first.conv", "inc.1": "first.norm", "inc.3": "second.conv", "inc.4": "second.norm"}
+_UNIT = {
+    "bconv.conv": "entry.conv",
+    "bconv.bn": "entry.norm",
+    **{f"resnet.{theirs}": ours for theirs, ours in _PAIR.items()},
+}
+_REDUCTION = {
+    "0.conv": "entry.conv",
+    "0.bn": "entry.norm",
+    **{f"1.{theirs}": ours for theirs, ours in _PAIR.items()},
+}
+_CARAFE = {"down": "compress", "encoder": "encode", "out": "project"}
 
 
 class CAResUNet(SliceNetwork):
@@ -40,6 +56,8 @@ class CAResUNet(SliceNetwork):
     """
 
     family = "caresunet"
+    # the authors train on whole 8-bit slices of this size in a lung-like window
+    published_preprocessing: ClassVar = {"lung_crop_margin": None, "resize": (256, 256)}
 
     def __init__(
         self,
@@ -77,6 +95,36 @@ class CAResUNet(SliceNetwork):
             "base_channels": self.base_channels,
             "upsampling": self.upsampling,
             "residual": self.residual,
+        }
+
+    @classmethod
+    def scaled(cls, width: int) -> dict[str, Any]:
+        """The constructor's arguments of a network whose first level has this width."""
+        return {"base_channels": width}
+
+    @classmethod
+    def namings(cls) -> tuple[Naming, ...]:
+        """What this project and the authors call the tensors."""
+        own = r"(encoders|reductions|bottleneck|enlargements|decoders\.\d\.(entry|first|second)|output)\."
+        return (
+            Naming("COVIDLesionSeg", re.compile(own)),
+            Naming("the authors of CARes-UNet", _authors_modules(), dead=r"\.conv1x1\.[01]\.\w+$"),
+        )
+
+    @classmethod
+    def arguments_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The constructor's arguments that tensors of these shapes tell of, see :class:`SliceNetwork`."""
+        first, last = kernel_shape(shapes, "encoders.0.entry.conv.weight"), kernel_shape(shapes, "output.weight")
+        upsampling = "carafe"
+        if "enlargements.0.weight" in shapes:
+            upsampling = "deconvolution"
+        elif "enlargements.0.0.weight" in shapes:
+            upsampling = "subpixel"
+        return {
+            "in_channels": first[1],
+            "out_channels": last[0],
+            "base_channels": first[0],
+            "upsampling": upsampling,
         }
 
     def forward_slices(self, x: Tensor) -> Tensor:
@@ -145,3 +193,17 @@ def _upsampling(kind: str, in_channels: int, out_channels: int) -> nn.Module:
     if kind == "deconvolution":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     return nn.Sequential(nn.Conv2d(in_channels, 4 * out_channels, 3, padding=1), nn.PixelShuffle(2))
+
+
+def _authors_modules() -> dict[str, str]:
+    units = {f"encoder{level + 1}": f"encoders.{level}" for level in range(4)}
+    units["decoder5"] = "bottleneck"
+    units.update({name: f"decoders.{i}" for i, name in enumerate(("decoder6", "decoder7", "decoder8", "conv"))})
+    # the authors' own spelling
+    modules = {"classfier": "output"}
+    for theirs, ours in units.items():
+        modules.update({f"{theirs}.{inner}": f"{ours}.{own}" for inner, own in _UNIT.items()})
+    for i in range(4):
+        modules.update({f"down{i + 1}.{inner}": f"reductions.{i}.{own}" for inner, own in _REDUCTION.items()})
+        modules.update({f"up{i + 1}.{inner}": f"enlargements.{i}.{own}" for inner, own in _CARAFE.items()})
+    return modules

@@ -7,7 +7,8 @@ weights need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +17,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .slices import SliceNetwork, at_least_float32, require_bool
+from .slices import Naming, SliceNetwork, at_least_float32, kernel_shape, require_bool
 
 _NEGATIVE_SLOPE = 0.01
 _LEVELS = 5
 _DILATIONS = (1, 2, 4, 6)
+
+# What a block is called inside, theirs -> ours.
+_AUTHORS_BLOCK = {
+    "0": "first.conv",
+    "1": "first.norm",
+    "4": "second.conv",
+    "5": "second.norm",
+    "7.se_layers.1": "excitation.reduce",
+    "7.se_layers.3": "excitation.expand",
+}
+_MONAI_BLOCK = {
+    "0.conv": "first.conv",
+    "0.norm": "first.norm",
+    "2.conv": "second.conv",
+    "2.norm": "second.norm",
+    "3.fc.0": "excitation.reduce",
+    "3.fc.2": "excitation.expand",
+}
 
 
 class COPLENet(SliceNetwork):
@@ -93,6 +112,35 @@ class COPLENet(SliceNetwork):
             "aspp": self.aspp,
             "dual_pooling": self.dual_pooling,
             "bridge": self.bridge,
+        }
+
+    @classmethod
+    def scaled(cls, width: int) -> dict[str, Any]:
+        """The constructor's arguments of a network whose first level has this width."""
+        return {"channels": [width * 2**level for level in range(_LEVELS)]}
+
+    @classmethod
+    def namings(cls) -> tuple[Naming, ...]:
+        """What this project, the authors and MONAI's port call the tensors."""
+        own = r"(input|encoders|bridges|pyramid|decoders\.\d\.(project|block|shortcut)|output)\."
+        return (
+            Naming("COVIDLesionSeg", re.compile(own)),
+            Naming("the authors of COPLE-Net", _authors_modules()),
+            Naming("the MONAI port of COPLE-Net", _monai_modules()),
+        )
+
+    @classmethod
+    def arguments_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The constructor's arguments that tensors of these shapes tell of, see :class:`SliceNetwork`."""
+        first, last = kernel_shape(shapes, "input.first.conv.weight"), kernel_shape(shapes, "output.weight")
+        deeper = [kernel_shape(shapes, f"encoders.{i}.block.second.conv.weight")[0] for i in range(_LEVELS - 1)]
+        return {
+            "in_channels": first[1],
+            "out_channels": last[0],
+            "channels": [first[0], *deeper],
+            "aspp": any(name.startswith("pyramid.") for name in shapes),
+            "dual_pooling": "encoders.0.shortcut.weight" not in shapes,
+            "bridge": any(name.startswith("bridges.") for name in shapes),
         }
 
     def forward_slices(self, x: Tensor) -> Tensor:
@@ -228,3 +276,37 @@ def _checked_dropout(dropout: Sequence[float]) -> tuple[float, ...]:
     if len(values) != _LEVELS or not good:
         raise InputError(f"dropout is {values}; five probabilities in [0, 1) are needed, one for each level.")
     return tuple(float(v) for v in values)
+
+
+def _modules(block: str, inside: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    modules = dict(others)
+    for theirs, ours in inside.items():
+        modules[f"in_conv.{block}.{theirs}"] = f"input.{ours}"
+        for level in range(4):
+            modules[f"down{level + 1}.conv.{block}.{theirs}"] = f"encoders.{level}.block.{ours}"
+            modules[f"up{level + 1}.conv.{block}.{theirs}"] = f"decoders.{level}.block.{ours}"
+    return modules
+
+
+def _authors_modules() -> dict[str, str]:
+    others = {"aspp.conv_1x1.0": "pyramid.join.conv", "aspp.conv_1x1.1": "pyramid.join.norm", "out_conv": "output"}
+    for i in range(4):
+        others[f"bridge{i}.conv.0"] = f"bridges.{i}.conv"
+        others[f"bridge{i}.conv.1"] = f"bridges.{i}.norm"
+        others[f"aspp.conv_{i + 1}"] = f"pyramid.branches.{i}"
+        others[f"up{i + 1}.conv1x1"] = f"decoders.{i}.project"
+    return _modules("conv_conv", _AUTHORS_BLOCK, others)
+
+
+def _monai_modules() -> dict[str, str]:
+    others = {
+        "aspp.conv_k1.conv": "pyramid.join.conv",
+        "aspp.conv_k1.norm": "pyramid.join.norm",
+        "out_conv.conv": "output",
+    }
+    for i in range(4):
+        others[f"bridge{i}.conv"] = f"bridges.{i}.conv"
+        others[f"bridge{i}.norm"] = f"bridges.{i}.norm"
+        others[f"aspp.convs.{i}"] = f"pyramid.branches.{i}"
+        others[f"up{i + 1}.up.upsample.0"] = f"decoders.{i}.project"
+    return _modules("conv_conv_se", _MONAI_BLOCK, others)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
 from ..imports import is_import_path
-from .caresunet import CAResUNet
-from .coplenet import COPLENet
+from . import NETWORKS
 from .imported import ImportedNetwork, allow
 from .slices import SliceNetwork
 
-NETWORKS: dict[str, type[SliceNetwork]] = {network.family: network for network in (COPLENet, CAResUNet)}
+
+def network_class(name: str) -> type[SliceNetwork]:
+    """The class of a network of this program.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"There is no network {name!r}; there are {', '.join(sorted(NETWORKS))}.")
+    listed = NETWORKS[name]
+    found: type[SliceNetwork] = getattr(importlib.import_module(listed.module, __package__), listed.class_name)
+    return found
 
 
 def create_network(name: str, **arguments: Any) -> SliceNetwork:
     """A network with new, random weights.
 
     Args:
-        name: "coplenet", "caresunet", or the import path of a network of another package, whose code then runs.
-        arguments: what its constructor takes; see :class:`COPLENet` and :class:`CAResUNet`.
+        name: one of ``NETWORKS``, or the import path of a network of another package, whose code then runs.
+        arguments: what its constructor takes.
 
     Raises:
         InputError: an unknown name or argument, or a value that is not allowed.
@@ -29,9 +40,7 @@ def create_network(name: str, **arguments: Any) -> SliceNetwork:
     if is_import_path(name):
         allow(name)
         return ImportedNetwork(name, arguments)
-    if name not in NETWORKS:
-        raise InputError(f"There is no network {name!r}; there are {', '.join(sorted(NETWORKS))}.")
-    network = NETWORKS[name]
+    network = network_class(name)
     known = list(inspect.signature(network).parameters)
     unknown = sorted(set(arguments) - set(known))
     if unknown:

@@ -1,31 +1,64 @@
-"""What both networks share: they see axial slices, one by one."""
+"""What all networks share: they see axial slices, one by one, and say of themselves what the program must know."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 
 # Four halvings: each side of a slice must divide by this.
 SIDE_MULTIPLE = 16
 
 
+@dataclass(frozen=True)
+class Naming:
+    """One way of naming a network's tensors.
+
+    Attributes:
+        origin: whose names they are, for messages and cards.
+        modules: module name, theirs -> ours; or of our own names a pattern that they begin with.
+        dead: pattern of tensors that their network holds and never uses.
+    """
+
+    origin: str
+    modules: Mapping[str, str] | re.Pattern[str]
+    dead: str = r"(?!)"
+
+    def translate(self, names: Iterable[str]) -> dict[str, str]:
+        """Our name -> their name, for those of the names that this naming knows."""
+        if isinstance(self.modules, re.Pattern):
+            return {name: name for name in names if self.modules.match(name)}
+        split = [(*name.rpartition(".")[::2], name) for name in names]
+        return {f"{self.modules[module]}.{leaf}": name for module, leaf, name in split if module in self.modules}
+
+    def is_dead(self, name: str) -> bool:
+        """Whether their network never uses this tensor."""
+        return re.search(self.dead, name) is not None
+
+
 class SliceNetwork(nn.Module):
     """A 2-D segmentation network that also takes volumes, slice by slice.
 
+    A block whose attributes are named ``conv`` and ``norm`` computes norm(conv(x)): the predictor folds them into one.
     With ``.to(memory_format=torch.channels_last)`` all inner activations are laid out so whatever the input's layout;
     convolutions are faster that way, and batch normalization in training rounds a little more on the CPU.
 
     Attributes:
         family: the network's name in model cards and for ``create_network``.
+        published_preprocessing: settings of ``models.Preprocessing`` that the network's authors chose otherwise, for
+            weights without a card.
         in_channels: channels of the input.
         out_channels: classes, the background included.
     """
 
     family: ClassVar[str]
+    published_preprocessing: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -35,6 +68,27 @@ class SliceNetwork(nn.Module):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as JSON values: ``create_network(family, **arguments)`` is such a network."""
+        raise NotImplementedError
+
+    @classmethod
+    def scaled(cls, width: int) -> dict[str, Any]:
+        """The constructor's arguments of a network whose first level has this width."""
+        raise NotImplementedError
+
+    @classmethod
+    def namings(cls) -> tuple[Naming, ...]:
+        """What this project, first, and others call the network's tensors."""
+        raise NotImplementedError
+
+    @classmethod
+    def arguments_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The constructor's arguments that tensors of these shapes, under our names, tell of.
+
+        What leaves no trace in weights, such as dropout, gets the authors' values.
+
+        Raises:
+            ModelError: a tensor that decides about the network is missing or has the wrong number of axes.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,6 +129,19 @@ class SliceNetwork(nn.Module):
     def forward_slices(self, x: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of slices (N, C, H, W) whose shape was checked."""
         raise NotImplementedError
+
+
+def kernel_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    """Shape (out, in, H, W) of a convolution's weights.
+
+    Raises:
+        ModelError: it is missing, or has another number of axes.
+    """
+    if name not in shapes:
+        raise ModelError(f"The tensor {name} is missing.")
+    if len(shapes[name]) != 4:
+        raise ModelError(f"The tensor {name} has the shape {shapes[name]}; 4 axes are needed.")
+    return shapes[name]
 
 
 def channels_of(network: nn.Module) -> int:

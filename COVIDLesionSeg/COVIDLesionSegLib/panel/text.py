@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ModelError
 from ..models import read_card
 from ..models.catalog import AVAILABLE, BUNDLED, DAMAGED, INSTALLED, MANUAL, ModelEntry
+from ..networks import title_of
 
 try:
     from slicer.i18n import tr as _
@@ -96,7 +97,7 @@ def licenseText(entry: ModelEntry) -> str:
 def cardHtml(entry: ModelEntry) -> str:
     """A model's card as HTML without colors or sizes of its own; what its file says is added where it is here."""
     rows: list[tuple[str, str]] = [
-        (_("Network"), {"coplenet": "COPLE-Net", "caresunet": "CARes-UNet"}.get(entry.network, entry.network)),
+        (_("Network"), title_of(entry.network)),
         (_("Status"), entry.problem or statusText(entry)),
         (_("License"), f"{entry.license or _('unknown')}. {entry.license_notice}"),
         (_("Input"), entry.preprocessing),

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import write_text
 from ..inference.devices import choose_device, cpu_name, exact_float32, wait_for
 from ..measurement.tables import write_csv
-from ..networks import create_network
+from ..networks.factory import create_network, network_class
 from . import baselines
 from .catalog import Network, Row, Table
 from .planning import Options, chosen_rows, command
@@ -52,9 +52,7 @@ def build(network: Network, width: int | None) -> nn.Module:
     wide = min(width or network.width or 0, network.width or 0)
     if network.source != "own":
         return baselines.make_network(network, wide or None)
-    sizes = {"coplenet": {"channels": [wide * factor for factor in (1, 2, 4, 8, 16)]}}
-    arguments = sizes.get(network.family, {"base_channels": wide})
-    return create_network(network.family, **network.arguments, **arguments)
+    return create_network(network.family, **network.arguments, **network_class(network.family).scaled(wide))
 
 
 def cost(network: nn.Module, size: tuple[int, int], device: torch.device) -> Cost:

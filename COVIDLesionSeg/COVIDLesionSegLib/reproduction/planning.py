@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import InputError
 from ..learning.config import LabelNoiseSettings, TrainingConfig
 from ..learning.settings import merged, toml_value
+from ..networks.factory import network_class
 from .catalog import Row, Table, load_table, table_ids
 
 NATURAL = "natural"
@@ -176,10 +177,8 @@ def configuration(table: Table, cell: Cell, options: Options, facts: Facts) -> T
     network = cell.row.network
     width = min(options.width or network.width or 0, network.width or 0)
     values["network"] = {"name": network.family or "external", "arguments": dict(network.arguments)}
-    if network.family == "coplenet":
-        values["network"]["arguments"]["channels"] = [width * factor for factor in (1, 2, 4, 8, 16)]
-    elif network.family == "caresunet":
-        values["network"]["arguments"]["base_channels"] = width
+    if network.family:
+        values["network"]["arguments"] |= network_class(network.family).scaled(width)
     else:
         values["network"]["arguments"] = {"network": network.id} | ({"width": width} if width else {})
     data = values.setdefault("data", {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..errors import InputError, ReadError
 from ..files import write_json
 from ..inference.devices import choose_device, device_name
 from ..learning.config import TrainingConfig
+from ..learning.estimate import step_seconds
 from ..learning.log import read_log
 from ..learning.losses import make_criterion
 from ..learning.pseudo_labels import pseudo_label
@@ -32,7 +33,7 @@ from ..models import load_checkpoint
 from . import baselines, planning
 from .catalog import Row, Table
 from .data import Cases, Part, divide, find_cases
-from .estimating import Planned, seconds_per_step
+from .efficiency import build
 from .judging import Judged, TestingLoss, autocast_of, judge_pictures, judge_volumes
 from .pictures import normalized_cases
 from .planning import Cell, Facts, Options
@@ -407,3 +408,61 @@ def _by_epoch(losses: dict[str, float], epoch: int) -> dict[str, float]:
 def _training_seconds(folder: Path) -> float:
     logs = [path.parent for path in folder.rglob("log.jsonl")]
     return float(sum(entry.get("seconds", 0.0) for log in logs for entry in read_log(log) if entry["kind"] == "step"))
+
+
+# ---- how long cells take here ----------------------------------------------------------------------------------------
+
+# A step on this much is measured first. Steps as short as that of a narrow network are mostly overhead, so that larger
+# ones follow until one takes this many seconds; the last is scaled by the number of voxels.
+_SIDE, _TRIES = 64, 4
+_LONG_ENOUGH = 0.3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a plan.
+
+    Attributes:
+        name: of the cell.
+        status: "finished", "to do", or why it can't be done.
+        steps: of its training.
+        seconds: of its training, roughly; 0 where nothing is to do.
+    """
+
+    name: str
+    status: str
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def seconds_per_step(row: Row, config: TrainingConfig, width: int | None, device: torch.device) -> float:
+    """Roughly, from the fastest of some small steps."""
+    network = build_for(row, config, width).to(device).train()
+    autocast = autocast_of(config.run.precision, device)
+    batch = config.run.batch_size + config.run.pseudo_batch_size
+    for count, sides in _growing(batch, config.data.crop):
+        # the first step also sets things up, and other work on the machine only ever slows one down
+        seconds = min(step_seconds(config, network, device, autocast, count, sides, _TRIES))
+        if seconds >= _LONG_ENOUGH:
+            break
+    voxels = batch * math.prod(config.data.crop) / (count * math.prod(sides))
+    return seconds * voxels * (row.count + 1)
+
+
+def _growing(batch: int, crop: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Slices and their sides: two of a part of the crop, then 1, 2, 4 ... of the whole crop up to a whole batch."""
+    yield min(2, batch), (min(_SIDE, crop[0]), min(_SIDE, crop[1]))
+    count = 1
+    while count < batch:
+        yield count, crop
+        count *= 2
+    yield batch, crop
+
+
+def build_for(row: Row, config: TrainingConfig, width: int | None) -> torch.nn.Module:
+    """The row's network at the width asked for; a 3-D one for the configuration's patches."""
+    if row.network.builder == "dynunet3d":
+        from .baselines import make_network
+
+        return make_network(row.network, config.network.arguments.get("width"), (config.data.depth, *config.data.crop))
+    return build(row.network, width)

@@ -52,7 +52,10 @@ def fine_tune(
         config: TOML file.
         device: see ``TrainingConfig``.
         steps: of the training.
-        replay_share, validation, validation_share, by: of a case store only, see ``cases.training.FineTuning.run``.
+        replay_share: of a case store only, as are the next three; see ``cases.training.FineTuning.run``.
+        validation: validation patients.
+        validation_share: fraction of the patients that validate.
+        by: who starts it.
 
     Returns:
         For a case store what ``FineTuneResult.to_json`` gives: the round, the model, the gate's decision; else

@@ -251,8 +251,10 @@ class Measurements:
         Args:
             context: of the request.
             study: that is open.
-            lesion, reference: the whole mask, or that part of it in the box.
-            box, reference_box: ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), place of lesion and reference.
+            lesion: the whole mask, or that part of it in the box.
+            reference: likewise.
+            box: ``[[z0, z1], [y0, y1], [x0, x1]]`` (stops excluded), place of the lesion.
+            reference_box: place of the reference.
             drop: masks to take away.
         """
         if lesion is not None:
@@ -365,7 +367,8 @@ class Measurements:
             folder: for the files.
             kinds: "html", "csv", "json".
             earlier: a study to compare with, see :meth:`compare`.
-            registration, assume_same_patient: of the comparison.
+            registration: of the comparison.
+            assume_same_patient: of the comparison.
             notes: sentences to be added.
             record: of the run.
         """

@@ -20,7 +20,7 @@ from ...resources import resource
 from .. import zones
 from ..catalog import catalog, citations, consolidation_limit, display_unit, key_of, status_text
 from ..evaluation import QUANTITIES, evaluate
-from ..longitudinal import NEW, PERSISTING, RESOLVED, STATUSES, TimePoint, compare_timepoints
+from ..longitudinal import CHANGES, COUNTS, NEW, PERSISTING, RESOLVED, STATUSES, TimePoint, compare_timepoints
 from ..quantification import Entries, quantify
 from ..tables import plain
 from . import charts, pictures
@@ -50,21 +50,6 @@ _WHOLE = (
     "lesion_outside_lungs",
     "mean_hu",
     "sd_hu",
-)
-_CHANGES = (
-    "lesion_volume_change",
-    "lesion_volume_change_percent",
-    "involvement_change",
-    "ground_glass_volume_change",
-    "consolidation_volume_change",
-    "severity_by_zones_change",
-)
-_COUNTS = (
-    "lesions_new",
-    "lesions_grown",
-    "lesions_stable",
-    "lesions_shrunk",
-    "lesions_resolved",
 )
 _REGISTRATION = ("lung_dice", "lung_surface_distance", "common_coverage", "rotation", "translation", "volume_scale")
 
@@ -315,7 +300,7 @@ def _change_section(comparison: Mapping[str, Any] | None, shown: _Pictures | Non
         for one in groups[:LISTED_LESIONS]
     ]
     more = len(groups) - LISTED_LESIONS
-    rows = _remarked(changes, _CHANGES, signed=True) + _remarked(changes, _COUNTS)
+    rows = _remarked(changes, CHANGES, signed=True) + _remarked(changes, COUNTS)
     return section(
         "Change since the earlier study",
         tag("p", "Later minus earlier: positive means more at the later time.", class_="muted"),
