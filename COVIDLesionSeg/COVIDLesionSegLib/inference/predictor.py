@@ -25,7 +25,7 @@ from ..imaging import (
     lung_box,
 )
 from ..imaging.lungs.engines import NETWORK
-from ..models.card import NETWORKS
+from ..networks import NETWORKS
 from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, device_name, precision_name
 from .execution import TORCH, Execution, Plan, Sinks, Task

@@ -27,12 +27,8 @@ from ..networks import NETWORKS
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
-<<<<<<< HEAD
 # The key that only the card of a network for lungs has: the grid that it learned on.
 _LUNG_GRID = "lung_grid"
-NETWORKS = ("coplenet", "caresunet")
-=======
->>>>>>> main
 ACTIVATIONS = ("softmax", "sigmoid")
 # A Gaussian wider than this would leave nothing of a lesion of an ordinary size.
 LARGEST_SMOOTHING_MM = 20.0

@@ -30,12 +30,8 @@ from ..imports import is_import_path
 from ..networks import NETWORKS, title_of
 from ..networks.factory import create_network, network_class
 from ..networks.imported import require_allowed
-<<<<<<< HEAD
-from .card import CARD_KEY, NETWORKS, ModelCard, Preprocessing, no_lesion_model, read_header, require_model_size
-=======
 from ..networks.slices import Naming, SliceNetwork
-from .card import CARD_KEY, ModelCard, Preprocessing, read_header, require_model_size
->>>>>>> main
+from .card import CARD_KEY, ModelCard, Preprocessing, no_lesion_model, read_header, require_model_size
 from .catalog import id_from_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,15 +57,10 @@ class LoadedModel:
     card: ModelCard
 
 
-<<<<<<< HEAD
 def load_checkpoint(
     path: Path | str, network: str | None = None, device: torch.device | str = "cpu", *, lungs: bool = False
 ) -> LoadedModel:
-    """Load weights of COPLE-Net or CARes-UNet, whoever wrote the file.
-=======
-def load_checkpoint(path: Path | str, network: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
     """Load weights of one of the networks, whoever wrote the file.
->>>>>>> main
 
     Recognized by content, never by file name: our safetensors files; PyTorch files (zip or the older format) with the
     names of the network's authors, of its ports, or ours (``SliceNetwork.namings``), as a bare state dict or inside a
