@@ -125,3 +125,48 @@ def test_the_slicer_workflow_does_each_step_of_its_script():
     refused = subprocess.run(["bash", script], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("usage:")
+
+
+# Templates, policies, pre-commit
+
+
+def test_the_hook_before_a_commit_runs_the_ruff_that_is_tested():
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    pinned = re.search(r"^ruff==(\S+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert repository["rev"] == f"v{pinned[1]}"
+    assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_a_form_for_an_issue_is_as_github_reads_it(name):
+    form = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(form)
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert any(field.get("validations", {}).get("required") for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert all(field["attributes"]["label"] for field in fields)
+    for command in re.findall(r"`covid-lesion-seg (\w+)`", str(form)):
+        from COVIDLesionSegLib.cli import COMMANDS
+
+        assert command in COMMANDS
+
+
+POLICIES = [
+    *("SECURITY.md", "CODE_OF_CONDUCT.md", ".github/PULL_REQUEST_TEMPLATE.md", ".github/ISSUE_TEMPLATE/config.yml"),
+    *(".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/feature.yml"),
+]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_names_no_person_and_leads_to_places_that_exist(name):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert "@" not in text
+    assert not re.search(r"TODO|example\.(com|org)|\[insert|your[- ]name", text, re.IGNORECASE)
+    repository = PROJECT["urls"]["Homepage"]
+    for target in re.findall(r"(?<=\]\()[^)]+|https://[^\s)]+", text):
+        if "://" not in target:
+            assert (REPOSITORY / target).is_file(), target
+        elif target.startswith(f"{repository}/blob/main/"):
+            assert (REPOSITORY / target.removeprefix(f"{repository}/blob/main/")).is_file(), target
+        else:
+            assert target in (f"{repository}/security/advisories/new", "https://discourse.slicer.org"), target
