@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from COVIDLesionSegLib.errors import InputError
 from COVIDLesionSegLib.models import load_checkpoint
 from COVIDLesionSegLib.networks import CAResUNet, create_network
-from COVIDLesionSegLib.networks.carafe import CARAFE, Reassemble
+from COVIDLesionSegLib.networks.carafe import CARAFE, Reassemble, reassembled
 
 TAPS = {
     "encoder1": "encoders.0",
@@ -240,8 +240,9 @@ def test_reassembly_is_its_definition(shape):
     features = torch.randn(shape, generator=generator)
     kernels = torch.rand(batch, 100, height, width, generator=generator)
     expected = released.reassemble(features, torch.nn.functional.pixel_shuffle(kernels, 2))
-    found = Reassemble.apply(features.permute(0, 2, 3, 1), kernels.permute(0, 2, 3, 1).unflatten(3, (25, 4)))
-    assert largest_difference(found, expected) < 1e-5
+    arranged = features.permute(0, 2, 3, 1), kernels.permute(0, 2, 3, 1).unflatten(3, (25, 4))
+    assert largest_difference(Reassemble.apply(*arranged), expected) < 1e-5
+    assert largest_difference(reassembled(*arranged), expected) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 3), (1, 1, 1, 2), (1, 2, 5, 2)])

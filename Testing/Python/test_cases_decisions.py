@@ -15,6 +15,7 @@ from synthetic_dicom import small_chest, write_series
 from COVIDLesionSegLib.cases import Store, center_ras
 from COVIDLesionSegLib.cases.gate import CaseFigures, GateDecision, GateRule, decide
 from COVIDLesionSegLib.cases.queue import ORDERS
+from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.codec import from_json, to_json
 from COVIDLesionSegLib.errors import InputError, ModelError
 from COVIDLesionSegLib.models import read_card
@@ -50,6 +51,33 @@ def test_the_split_is_frozen_by_patient_and_new_patients_train(store, tmp_path):
     assert [act["act"] for act in store.split.history()] == ["freeze", "add"]
     with pytest.raises(InputError, match="frozen already"):
         store.split.freeze()
+
+
+def test_a_store_names_the_patients_who_choose_and_they_train_nothing(store, capsys):
+    labeled(store, 1, 2, 3, 4)
+    with pytest.raises(InputError, match="not frozen yet"):
+        store.split.choose_by(["case-0002"], "chief")
+    store.split.freeze(["case-0001"])
+    assert store.split.choosers() == set()
+    with pytest.raises(InputError, match="validates, and can't choose as well"):
+        store.split.choose_by(["case-0001"], "chief")
+    with pytest.raises(InputError, match="would be left to train"):
+        store.split.choose_by(["case-0002", "case-0003", "case-0004"], "chief")
+    chooser = store.case("case-0003").patient
+    command = ["cases", "split", str(store.folder), "--choose", "case-0003", "--by", "chief", "--reason", "typical"]
+    assert main(command) == 0
+    assert f"{chooser}  case-0003 (chooses)" in capsys.readouterr().out
+    assert store.split.choosers() == {chooser}
+    assert store.split.history()[-1]["why"] == "typical"
+    plan = store.training.plan()
+    assert plan.choosers == (chooser,)
+    assert plan.fresh == ("case-0002", "case-0004") and plan.cases["case-0003"] == "train"
+    # who validates doesn't choose
+    store.split.move("case-0003", "validation", "chief", "a second opinion")
+    assert store.split.choosers() == set()
+    store.split.choose_by(["case-0002"], "chief")
+    store.split.choose_by([], "chief")
+    assert store.split.choosers() == set() and store.training.plan().fresh == ("case-0002", "case-0004")
 
 
 def test_a_second_case_of_a_validation_patient_never_trains(tmp_path):

@@ -19,7 +19,8 @@ from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.codec import to_json
 from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError
 from COVIDLesionSegLib.imaging import read_labels
-from COVIDLesionSegLib.learning import TrainingConfig
+from COVIDLesionSegLib.learning import Trainer, TrainingConfig
+from COVIDLesionSegLib.learning.config import KEPT_OF_BASE, RegularizationSettings
 from COVIDLesionSegLib.models import read_card
 
 ANY_MODEL = GateRule(dice_margin=1.0, minimum_patients=1, lesion_free_gain_ml=1e9)
@@ -150,6 +151,60 @@ def test_the_next_round_mixes_new_corrections_with_a_replay_of_earlier_cases(a_t
     # the validation patient stayed where it was
     assert plan.cases["case-0004"] == "validation"
     assert result.gate.old == store.models.list()[0].id
+
+
+def test_who_chooses_for_the_store_trains_nothing(a_store):
+    a_store.split.freeze(["case-0004"])
+    a_store.split.choose_by(["case-0002"], "chief")
+    result = a_store.fine_tune(config=settings(), rule=ANY_MODEL)
+    (record,) = a_store.training.rounds()
+    chooser = a_store.case("case-0002").patient
+    assert record["config"]["data"]["selection_patients"] == [chooser]
+    assert {name: label["side"] for name, label in record["labels"].items()} == {
+        "case-0001": "train",
+        "case-0002": "selection",
+        "case-0003": "train",
+        "case-0004": "validation",
+    }
+    card = read_card(result.path)
+    assert set(card.metrics["selection"]["cases"]) == {"case-0002"}
+    trained = {a_store.case(name).ct.voxels_sha256 for name in ("case-0001", "case-0003")}
+    assert card.training_images == trained
+    # the network has not learned from it, so it is new when it trains again
+    a_store.split.choose_by([], "chief")
+    plan = a_store.training.plan()
+    assert (plan.fresh, plan.replayed) == (("case-0002",), ("case-0001", "case-0003"))
+
+
+def test_the_first_round_replays_what_its_base_was_trained_on(tmp_path, corrected, registry):
+    config = tiny_config(write_cases(tmp_path / "base", ("anna", "bert", "dora")), run={"steps": 1})
+    base = registry.import_file(Trainer(config, tmp_path / "run", tmp_path).run().model, "from-elsewhere").id
+    store = Store.create(tmp_path / "store")
+    # the same CTs and masks come to the store, and one more patient
+    store.import_cases(corrected / "data", rater="expert")
+    anna, bert, cleo, dora = (case.id for case in store.cases())
+    store.split.freeze([dora])
+    plan = store.training.plan(base)
+    assert (plan.fresh, plan.replayed, plan.missing) == ((cleo,), (anna, bert), 0)
+    assert f"{base} has learned from 2 cases of the store before." in plan.notes
+    assert store.training.plan().replayed == ()
+    # what was corrected here is new to the base
+    store.save_revision(bert, np.roll(expert(corrected, 2), 1, 1), "hans")
+    plan = store.training.plan(base)
+    assert (plan.fresh, plan.replayed, plan.missing) == ((bert, cleo), (anna,), 1)
+    holding = replace(settings(batch_size=4), regularization=RegularizationSettings(base_share=-1.0))
+    # the rate of the other tests is too high for a network whose batch norms stay those of one step
+    holding = replace(holding, optimizer=replace(holding.optimizer, learning_rate=1e-4))
+    result = store.fine_tune(base, config=holding, rule=ANY_MODEL)
+    config = store.training.rounds()[0]["config"]
+    assert (config["run"]["batch_size"], config["run"]["pseudo_batch_size"]) == (2, 2)
+    # half of what the base knows is replayed, so it stays in the weights as well
+    assert config["regularization"]["base_share"] == KEPT_OF_BASE
+    images = {store.case(name).ct.voxels_sha256 for name in (anna, bert, cleo)}
+    assert read_card(result.path).training_images == images
+    # from its own model the store goes on as before
+    store.save_revision(cleo, np.roll(expert(corrected, 3), 1, 1), "hans")
+    assert store.training.plan().missing == 0
 
 
 def test_a_high_share_of_replay_leaves_room_for_new_labels(a_trained_store, corrected):

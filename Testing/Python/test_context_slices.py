@@ -153,7 +153,7 @@ def test_a_network_with_neighbors_is_trained_saved_judged_tuned_and_used(tmp_pat
     config = replace(
         tiny_config(tmp_path / "cases", data={"slice_offsets_mm": OFFSETS}, run={"steps": 2}), augmentation=changes
     )
-    trainer = Trainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run", tmp_path)
     result = trainer.run()
     model = load_checkpoint(result.model)
     assert model.network.in_channels == 3
@@ -173,11 +173,11 @@ def test_a_network_with_neighbors_is_trained_saved_judged_tuned_and_used(tmp_pat
 
     base = replace(config.network, base_model=str(result.model), arguments={})
     own = replace(config, network=base, data=replace(config.data, slice_offsets_mm=()))
-    tuned = load_checkpoint(Trainer(own, tmp_path / "tuned").run().model)
+    tuned = load_checkpoint(Trainer(own, tmp_path / "tuned", tmp_path).run().model)
     assert tuned.card.preprocessing.slice_offsets_mm == OFFSETS
     other = replace(own, data=replace(own.data, slice_offsets_mm=(0.0,)))
     with pytest.raises(InputError, match=r"the base model sees slices at \[-5.0, 0.0, 5.0\] mm"):
-        Trainer(other, tmp_path / "other").run()
+        Trainer(other, tmp_path / "other", tmp_path).run()
 
 
 @pytest.mark.parametrize("network", [COPLENet(channels=(2, 4, 8, 16, 32)), CAResUNet(base_channels=2)])
@@ -193,10 +193,10 @@ def test_a_network_that_gets_channels_computes_what_it_did(network):
 def test_a_base_model_that_saw_slices_alone_learns_to_use_neighbors(tmp_path):
     write_cases(tmp_path / "cases")
     alone = replace(tiny_config(tmp_path / "cases", run={"steps": 1}), augmentation=STILL)
-    base = Trainer(alone, tmp_path / "alone").run().model
+    base = Trainer(alone, tmp_path / "alone", tmp_path).run().model
     settings = replace(alone.network, base_model=str(base), arguments={}, batch_norm="estimated")
     more = replace(alone, network=settings, data=replace(alone.data, slice_offsets_mm=OFFSETS))
-    model = load_checkpoint(Trainer(more, tmp_path / "more").run().model)
+    model = load_checkpoint(Trainer(more, tmp_path / "more", tmp_path).run().model)
     assert model.card.preprocessing.slice_offsets_mm == OFFSETS
     assert model.network.in_channels == 3
     weights = model.network.input.first.conv.weight

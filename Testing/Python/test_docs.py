@@ -11,6 +11,8 @@ import pytest
 from conftest import REPOSITORY
 from test_house import FLOORS
 
+from COVIDLesionSegLib import __version__
+
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in DOCS.rglob("*.md"))
 DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *PAGES]
@@ -63,8 +65,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    home = (tmp_path / "site" / "api" / "measurement.html").read_text(encoding="utf-8")
-    assert "hausdorff_distance_95" in home
+    api = (tmp_path / "site" / "api" / "measurement.html").read_text(encoding="utf-8")
+    assert "hausdorff_distance_95" in api
+    # steps are numbered through, as on GitHub
+    assert '<ol start="3">' in (tmp_path / "site" / "tutorial.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -80,3 +84,12 @@ def test_the_guides_parts_work_together():
     names: dict = {}
     exec(example, names)
     assert names["logits"].shape == (2, 2, 96, 96)
+
+
+def test_changelog_and_citation_name_the_version_of_the_library():
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changes, re.MULTILINE)
+    assert releases[0] == ("Unreleased", "")
+    assert releases[1][0] == __version__ and releases[1][1]
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == __version__

@@ -26,15 +26,18 @@ ENTRY_SCHEMA = {
     "required": ["$schema", "category", "scm_url"],
     "additionalProperties": False,
     "properties": {
-        "$schema": {"pattern": r"^https://.*/slicer-extension-catalog-entry-schema-v1\.0\.\d\.json#$"},
+        "$schema": {
+            "const": "https://raw.githubusercontent.com/Slicer/Slicer/main/Schemas/"
+            "slicer-extension-catalog-entry-schema-v1.0.2.json#"
+        },
         "category": {"enum": sorted(CATEGORIES)},
         "scm_url": {"pattern": r"^(https|git)://"},
         "scm_revision": {"type": "string"},
         "scm_type": {"enum": ["git", "local"]},
-        "build_dependencies": {"type": "array", "items": {"type": "string"}},
+        "build_dependencies": {"type": "array", "items": {"type": "string", "pattern": r"^\w+$"}},
         "build_subdirectory": {"type": "string"},
         "enabled": {"type": "boolean"},
-        "tier": {"enum": [1, 3, 5]},
+        "tier": {"enum": [1, 3, 5]},  # the schema allows 1 to 5; the index knows these
         "dicom_support_rule": {"type": "string"},
     },
 }
@@ -83,14 +86,35 @@ def test_the_entry_follows_the_schema_and_the_form_of_the_index():
     assert b"\r" not in raw
     assert b"\t" not in raw
     assert raw.endswith(b"}\n")
-    # as prettier writes it: two spaces, and a short list on one line
-    expected = re.sub(r"\[\s+([^\[\]]*?)\s+\]", r"[\1]", json.dumps(entry(), indent=2)) + "\n"
-    assert raw.decode() == expected
+    # as the index's prettier writes it: two spaces, each item of a list on a line of its own
+    assert raw.decode() == json.dumps(entry(), indent=2) + "\n"
+
+
+def broken(**changes):
+    return {name: value for name, value in (entry() | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        broken(category=None),
+        broken(category="Lungs"),
+        broken(scm_url="git@github.com:owner/SlicerName.git"),
+        broken(scmurl="https://github.com/owner/SlicerName.git"),
+        broken(tier="1"),
+        broken(tier=2),
+        broken(build_dependencies="PyTorch"),
+        broken(scm_type="svn"),
+    ],
+)
+def test_the_schema_refuses_what_the_index_refuses(wrong):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, ENTRY_SCHEMA)
 
 
 def test_names_are_as_the_index_wants_them():
     assert not NAME.lower().startswith("slicer")
-    assert urlsplit(entry()["scm_url"]).path.rsplit("/", 1)[1].startswith("Slicer")
+    assert re.fullmatch(rf"Slicer[-_]?{NAME}", urlsplit(entry()["scm_url"]).path.rsplit("/", 1)[1].removesuffix(".git"))
     project = re.search(r"project\s*\(\s*([^\s\)]+)", text("CMakeLists.txt"), re.IGNORECASE)
     assert project[1] == NAME
 
@@ -169,6 +193,20 @@ def test_the_repository_is_small():
     )
     assert clone.returncode == 0, clone.stderr
     assert sum(sizes.values()) // 10 < len(clone.stdout) < 100 * MEGABYTE
+
+
+def test_one_commit_fits_into_the_size_that_the_index_allows():
+    """It adds up all files of a clone, those of .git as well, and allows 100 MB."""
+    listed = git("ls-tree", "-r", "-l", "HEAD").splitlines()
+    files = sum(int(line.split()[3]) for line in listed)
+    tree = git("rev-parse", "HEAD^{tree}")
+    packed = subprocess.run(
+        ["git", "pack-objects", "--revs", "--stdout", "-q"], cwd=REPOSITORY, input=tree.encode(), capture_output=True
+    )
+    assert packed.returncode == 0, packed.stderr
+    assert files > 10 * MEGABYTE
+    assert len(packed.stdout) > files // 10
+    assert files + len(packed.stdout) < 100 * MEGABYTE
 
 
 def test_nothing_that_could_be_run_or_hold_a_patient_is_in_it():
@@ -251,8 +289,21 @@ def test_the_readme_has_a_picture_and_says_how_to_cite():
     assert all((REPOSITORY / picture).is_file() for picture in pictures if "://" not in picture)
     assert re.search(r"^## .*[Cc]it", readme, re.MULTILINE)
     for doi in ("10.1109/TMI.2020.3000314", "10.1002/mp.15231"):
-        assert doi in readme
+        assert f"](https://doi.org/{doi})" in readme
     assert re.search(r"research only", readme, re.IGNORECASE)
+
+
+def test_the_readme_has_the_name_a_short_description_and_a_sentence_on_each_module():
+    readme = text("README.md")
+    title, _, rest = readme.partition("\n\n")
+    assert title == f"# {NAME}"
+    description, _, _ = rest.partition("\n\n")
+    assert "3D Slicer extension" in description
+    assert len(re.findall(r"\.(?:\s|$)", description)) <= 2
+    modules = {path.stem for path in (REPOSITORY / NAME).glob("*.py")}
+    assert modules
+    assert all(re.search(rf"module {module}\b[^.]*\.", readme) for module in modules)
+    assert "](docs/tutorial.md)" in readme
 
 
 def test_the_tutorial_goes_step_by_step_and_says_where_data_come_from():

@@ -190,6 +190,27 @@ def test_many_lesions_leave_the_smaller_ones_together(mrml, ct):
 
 
 @pytest.mark.parametrize("view", ["lesion", "attenuation", "separate"])
+def test_a_result_that_is_known_in_a_box_is_shown_as_the_whole_one(mrml, ct, three_lesions, view):
+    whole = mrml.showLesions(ct, three_lesions, view=view)
+    z, y, x = (np.flatnonzero(three_lesions.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    box = tuple(slice(max(int(side[0]) - 1, 0), int(side[-1]) + 1) for side in (z, y, x))
+    assert np.prod([side.stop - side.start for side in box]) < three_lesions.size
+    node = mrml.showLesions(ct, three_lesions[box], box=box, view=view)
+    assert mrml.segmentsWithRole(node) == mrml.segmentsWithRole(whole)
+    for identity in mrml.segmentsWithRole(whole):
+        names = [shown.GetSegmentation().GetSegment(identity).GetName() for shown in (node, whole)]
+        assert names[0] == names[1]
+        expected = mrml.segmentMask(whole, identity, ct)
+        np.testing.assert_array_equal(mrml.segmentMask(node, identity, ct), expected)
+    with pytest.raises(GridMismatchError, match="lesion mask"):
+        mrml.showLesions(ct, three_lesions, box=box, view=view)
+    # where no probability was kept at all, there is no lesion
+    none = (slice(3, 3),) * 3
+    mrml.showLesions(ct, three_lesions[none], box=none, view=view, segmentationNode=node)
+    assert not mrml.lesionMask(node, ct).any()
+
+
+@pytest.mark.parametrize("view", ["lesion", "attenuation", "separate"])
 def test_no_lesion_is_an_empty_segment(mrml, ct, view):
     node = mrml.showLesions(ct, np.zeros(SHAPE, bool), view=view)
     assert ids(node)

@@ -36,6 +36,36 @@ def test_doubtful_labels_are_looked_at_and_decided(reviewed, page, panel, scene,
     assert ui.reviewList.count == 3 and "[to be fixed, anna]" in ui.reviewList.item(2).text()
 
 
+def test_after_a_decision_the_views_show_the_next_label_before_it_can_be_decided(reviewed, page, panel, monkeypatch):
+    from COVIDLesionSegLib import mrml
+
+    jumps, ui = [], page.ui
+    monkeypatch.setattr(mrml, "jumpTo", lambda ras: jumps.append(page.work.caseId))
+    panel.cases.jumpToNext()
+    panel.cases.decide("right")
+    wait_for(lambda: page.work.isOpen and is_at_rest(page), "the case")
+    assert jumps == ["case-0002"] and ui.reviewList.count == 3, "it was not seen yet"
+    panel.cases.decide("right")
+    wait_for(lambda: ui.reviewList.count == 2, "the decision")
+    # the next one is of a case that is not open
+    assert ui.reviewList.currentRow == -1
+    panel.cases.decide("right")
+    panel.cases.jumpToNext()
+    wait_for(lambda: page.work.caseId == "case-0001" and is_at_rest(page), "the other case")
+    panel.cases.decide("right")
+    wait_for(lambda: ui.reviewList.count == 1, "the decision")
+    rest(page)
+    assert jumps == ["case-0002", "case-0001", "case-0001"] and ui.reviewList.currentRow == 0
+    # a decided label that stays in the list is looked at already
+    ui.decidedCheck.click()
+    texts = [ui.reviewList.item(row).text() for row in range(ui.reviewList.count)]
+    ui.reviewList.setCurrentRow(next(row for row, text in enumerate(texts) if "slice 13" in text))
+    panel.cases.decide("fix")
+    wait_for(lambda: not reviewed.review.items(), "the decision")
+    rest(page)
+    assert len(jumps) == 3 and ui.reviewList.currentRow >= 0
+
+
 def test_a_double_click_jumps_once(reviewed, page, panel, monkeypatch):
     import qt
     from PySide6 import QtTest
@@ -134,3 +164,21 @@ def test_the_last_patient_of_a_side_stays_there(page, panel, store):
     page.ui.moveButton.click()
     wait_for_words(panel, "would leave nobody for validation")
     assert len(store.split.history()) == 1 and page.ui.moveReasonEdit.text == "by mistake"
+
+
+def test_the_fraction_of_replay_is_the_one_that_was_chosen(page, panel, store, monkeypatch):
+    from COVIDLesionSegLib.errors import InputError
+    from COVIDLesionSegLib.panel.training import TrainingLogic
+
+    given = {}
+
+    def start(_training, *_cases, **settings):
+        given.update(settings)
+        raise InputError("no training here")
+
+    monkeypatch.setattr(TrainingLogic, "fineTune", start)
+    panel.train.ui.replaySpin.setValue(25)
+    # its estimate was seen
+    panel.train._estimated = panel.train._wanted()
+    panel.train.onStart()
+    assert given["replayShare"] == 0.25 and given["by"] == "anna"

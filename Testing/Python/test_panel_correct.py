@@ -78,6 +78,15 @@ def test_all_views_jump_from_lesion_to_lesion(panel, segmentation, scene, ct, mr
         assert np.allclose(np.subtract(camera.GetPosition(), camera.GetFocalPoint()), away)
 
 
+def test_the_way_back_begins_with_the_last_lesion_and_stays_among_those_that_are_left(panel, segmentation):
+    ui, live = panel.correct.ui, panel.session.live
+    ui.previousLesionButton.click()
+    assert "Lesion 2 of 2" in ui.lesionLabel.text
+    live.quantities = {**live.quantities, "lesions": {**live.quantities["lesions"], "value": live.lesions[:1]}}
+    panel.correct.showLesions()
+    assert "Lesion 1 of 1" in ui.lesionLabel.text
+
+
 def test_the_answer_comes_back_in_one_lesion_only(panel, segmentation, ct, mrml):
     answer = chest()[1]
     first, second = np.s_[9:12, 22:30, 16:24], np.s_[13:15, 31:35, 52:56]

@@ -115,15 +115,15 @@ def test_cancel_answers_at_once_and_the_next_run_works(panel, phantom, scene):
 def test_children_end_with_their_last_user(slicer_gui):
     from COVIDLesionSegLib.panel.session import Session
 
-    session, replies = Session(), []
+    session = Session()
     session.attach("one")
     session.attach("two")
     masks = {name: np.ones((4, 5, 6), np.uint8) for name in ("prediction", "reference")}
     geometry = {"size": [6, 5, 4], "spacing": [1, 1, 1], "origin": [0, 0, 0], "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}
     client = session.client("measurement")
-    client.request("evaluate", {"geometry": geometry}, masks, finished=replies.append)
-    wait_for(lambda: replies, "the answer", seconds=60)
-    assert replies[0].values["evaluation"]["dice"]["value"] == 1
+    request = client.request("evaluate", {"geometry": geometry}, masks)
+    wait_for(lambda: request.done, "the answer", seconds=60)
+    assert request.result().values["evaluation"]["dice"]["value"] == 1
     pid = client._connection._process.pid
     session.detach("one")
     let_run(0.1)

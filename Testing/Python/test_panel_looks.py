@@ -292,3 +292,13 @@ def test_the_newest_message_is_in_view(panel, ct):
     panel.messages.note(Notice("The last one."))
     let_run(0.05)
     assert bar.maximum > 0 and bar.value == bar.maximum
+
+
+def test_times_and_changes_are_said_in_words(slicer_gui):
+    from COVIDLesionSegLib.panel.live import _signed
+    from COVIDLesionSegLib.panel.text import duration_text
+
+    said = {1: "a second", 7: "7 seconds", 43: "45 seconds", 89: "90 seconds", 90: "2 minutes", 600: "10 minutes"}
+    said |= {5399: "90 minutes", 5400: "2 hours", 4 * 3600: "4 hours"}
+    assert {seconds: duration_text(seconds) for seconds in said} == {s: f"about {text}" for s, text in said.items()}
+    assert [_signed(value, "mL")[0] for value in (1.5, 0.0)] == ["+", "0"]

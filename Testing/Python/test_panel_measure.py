@@ -83,6 +83,18 @@ def test_from_apply_to_the_table_the_ct_is_read_and_written_once(panel, ct, work
     assert not list(tmp_path.glob("*/array.npy"))
 
 
+def test_voxels_that_were_changed_in_place_are_measured_anew(panel, segmentation, worker, ct):
+    settle(panel)
+    opened = len(worker.named("open"))
+    ct.SetName("another name")
+    settle(panel)
+    assert len(worker.named("open")) == opened
+    slicer.util.arrayFromVolume(ct)[0, 0, 0] += 1
+    slicer.util.arrayFromVolumeModified(ct)
+    wait_for(lambda: len(worker.named("open")) == opened + 1, "the changed CT")
+    assert worker.named("open")[-1].arrays["volume"][0, 0, 0] == chest()[0][0, 0, 0] + 1
+
+
 def test_every_figure_explains_itself(panel, segmentation):
     table = panel.measure.ui.figureTable
     tips = {table.item(row, 0).text(): table.item(row, 0).toolTip() for row in range(table.rowCount)}

@@ -43,6 +43,8 @@ def test_all_models_are_listed_with_status_and_terms(page, panel):
     texts = [page.modelList.item(row).text() for row in range(page.modelList.count)]
     assert "COPLE-Net, trained on COVID-19-CT-Seg\ncomes with the extension, taken by default" in texts
     assert any("can be downloaded" in text for text in texts)
+    # it is no choice: it finds no lesions
+    assert "lungs-ctseg" not in panel.settings.models._entries and "lungs-ctseg" not in panel.segment._models
     choose(page, panel, "coplenet-uestc-monai")
     card = page.modelBrowser.toPlainText()
     assert "none stated" in card and "Wang G." in card and "How to get it" in card

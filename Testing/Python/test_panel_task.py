@@ -192,3 +192,23 @@ def test_a_signal_is_waited_for_once(room, world, tasks, errors):
     cancelled.cancel()
     signal.emit()
     assert done == [1] and not errors
+
+
+def test_a_child_that_does_not_end_is_killed_after_five_seconds(slicer_gui):
+    from COVIDLesionSegLib.panel.session import Session
+
+    child = SimpleNamespace(is_running=True, waited=0, killed_after=None)
+
+    def kill():
+        child.is_running, child.killed_after = False, child.waited
+
+    child.kill_tree = kill
+    waiting, done = [], []
+    session = Session(lambda *_: child, lambda milliseconds, call: waiting.append((milliseconds, call)))
+    session.spawn([], {})
+    session.whenEnded(lambda: done.append(child.is_running))
+    while waiting and child.waited < 20_000:
+        milliseconds, call = waiting.pop()
+        child.waited += milliseconds
+        call()
+    assert child.killed_after == 5000 and done == [False]

@@ -11,7 +11,9 @@ from torch import nn
 from COVIDLesionSegLib.errors import DeviceError, ModelError
 from COVIDLesionSegLib.imaging import apply_window
 from COVIDLesionSegLib.inference import Predictor, devices
-from COVIDLesionSegLib.inference.execution import Execution, Plan, Sinks, Task
+from COVIDLesionSegLib.inference import execution as execution_module
+from COVIDLesionSegLib.inference.execution import OPENVINO, TORCH, Execution, Plan, Sinks, Task
+from COVIDLesionSegLib.inference.openvino_engine import EngineError
 from COVIDLesionSegLib.models.card import Preprocessing
 from COVIDLesionSegLib.networks import COPLENet
 
@@ -204,3 +206,53 @@ def test_a_half_type_that_changes_the_result_is_not_used(monkeypatch):
     # who asks for it gets it
     forced = Predictor(a_model(Delicate()), "cpu", "bfloat16").segment(volume, lungs)
     assert forced.record.device["precision"] == "bfloat16"
+
+
+class Engine:
+    """Stands in for OpenVINO: computes with the network, turned round or failing where it is told so."""
+
+    def __init__(self, network, *_):
+        self.network = network
+
+    def __call__(self, x):
+        return self.network(x)
+
+
+def an_engine_plan(**changes):
+    plain = {"keep_results": False, "is_gpu": False, "engine": OPENVINO}
+    return Plan(**{"device": CPU, "dtype": torch.float32, "batch_size": 2} | plain | changes)
+
+
+def test_an_engine_that_runs_out_of_memory_gives_way_to_pytorch(monkeypatch):
+    monkeypatch.setattr(execution_module, "OpenVINONetwork", Engine)
+    plan = an_engine_plan()
+    run(Hungry(lambda slices, half: plan.engine == OPENVINO), plan)
+    assert (plan.batch_size, plan.engine) == (1, TORCH)
+    assert [rung.split(":")[1] for rung in plan.rungs] == [
+        " going on with 1 slices at once.",
+        " going on with PyTorch.",
+    ]
+
+
+def test_an_engine_that_fails_gives_way_to_pytorch_once_and_says_so(monkeypatch):
+    class Failing(Engine):
+        def __call__(self, x):
+            raise EngineError("OpenVINO could not compute this network: no such operation")
+
+    monkeypatch.setattr(execution_module, "OpenVINONetwork", Failing)
+    plan = an_engine_plan()
+    assert run(Hungry(lambda slices, half: False), plan, sample=3) == []
+    assert plan.engine == TORCH
+    assert plan.rungs == ["OpenVINO could not compute this network: no such operation. PyTorch was used."]
+
+
+def test_an_engine_that_changes_the_result_is_not_used(monkeypatch):
+    class Wrong(Engine):
+        def __call__(self, x):
+            return self.network(x).flip(1)
+
+    monkeypatch.setattr(execution_module, "OpenVINONetwork", Wrong)
+    plan = an_engine_plan()
+    (warning,) = run(Hungry(lambda slices, half: False), plan, sample=3)
+    assert warning == "float32 by OpenVINO changed this model's result too much; PyTorch's float32 was used."
+    assert (plan.engine, plan.dtype) == (TORCH, torch.float32)

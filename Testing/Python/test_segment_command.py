@@ -17,6 +17,7 @@ from COVIDLesionSegLib.imaging import read_labels, read_volume
 from COVIDLesionSegLib.models import ModelCard, save_model
 from COVIDLesionSegLib.models.card import Preprocessing
 from COVIDLesionSegLib.networks import COPLENet
+from COVIDLesionSegLib.resources import resource
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,8 @@ def test_a_study_given_twice_or_two_of_one_name_is_refused(a_study, a_tiny_model
         (["CT", "-o", "OUT", "--device", "tpu"], "device"),
         (["CT", "-o", "OUT", "--model", "coplenet-ctsg"], "coplenet-ctseg"),
         (["CT", "-o", "OUT", "--model", "CT"], "one_ct"),
+        (["CT", "-o", "OUT", "--model", "lungs-ctseg"], "lungs-ctseg finds lungs, not lesions"),
+        (["CT", "-o", "OUT", "--model", "LUNGS"], "lungs-ctseg.safetensors finds lungs, not lesions"),
         (["CT", "-o", "CT"], "input"),
         (["CT", "-o", "OUT/m.nii"], "unknown format"),
         (["CT", "-o", "OUT/m.nii.gz", "--format", "seg.nrrd"], "leave --format out"),
@@ -256,6 +259,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(a_study, a_tiny_model, tmp
     ct, _ = a_study
     _, other = write_study(tmp_path, "larger", size=(5, 40, 48))
     names = {"CT": ct, "OUT": tmp_path / "out", "MISSING": tmp_path / "missing.nii.gz", "OTHER": other}
+    names["LUNGS"] = resource("Models/lungs-ctseg.safetensors")
     before = files(tmp_path)
     filled = [str(names.get(word, word)).replace("OUT/", f"{tmp_path}/out/") for word in words]
     model = [] if "--model" in words else ["--model", a_tiny_model]

@@ -71,7 +71,7 @@ def test_it_trains_has_a_card_and_segments(tmp_path):
     config = tiny_config(
         write_cases(tmp_path / "cases"), network={"name": "third", "arguments": {"width": 2}}, run={"steps": 1}
     )
-    trained = Trainer(TrainingConfig.from_dict(config.to_dict()), tmp_path / "runs").run()
+    trained = Trainer(TrainingConfig.from_dict(config.to_dict()), tmp_path / "runs", tmp_path).run()
     card = read_card(trained.model)
     assert (card.network, card.network_arguments["width"]) == ("third", 2)
     entry = ModelRegistry(tmp_path / "models").import_file(trained.model, model_id="mine")

@@ -31,6 +31,7 @@ from COVIDLesionSegLib.learning.step import DivergedError, TrainingStep
 from COVIDLesionSegLib.learning.validation import WorstSlices
 from COVIDLesionSegLib.models import load_checkpoint
 from COVIDLesionSegLib.networks import create_network
+from COVIDLesionSegLib.resources import resource
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,14 @@ def test_fine_tune_prints_what_the_base_model_brings(cases, a_run, tmp_path, cap
     # the card's margin, not the default of 8
     assert (config.data.margin, config.optimizer.learning_rate, config.run.steps) == (2, 0.5, 300)
     assert config.network.base_model == str(model.resolve())
+
+
+@pytest.mark.parametrize("model", ["lungs-ctseg", str(resource("Models/lungs-ctseg.safetensors"))], ids=["id", "file"])
+def test_the_network_for_lungs_is_no_base_model(cases, tmp_path, capsys, model):
+    assert main(["fine-tune", str(cases), "--model", model, "-o", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "finds lungs, not lesions: it can't be used as a lesion model. Choose a lesion model" in said
+    assert not list(tmp_path.glob("run/*.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,46 @@ def test_the_wheel_holds_the_resources_and_no_tests(a_wheel):
     assert not [name for name in names if "test" in name.lower()]
 
 
+def metadata_of(wheel):
+    """What the wheel says of itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_the_wheel_says_what_an_index_of_packages_shows(a_wheel):
+    found = metadata_of(a_wheel)
+    assert found["Description-Content-Type"] == "text/markdown"
+    description = found.get_payload(decode=True).decode("utf-8")
+    assert description.startswith("# COVIDLesionSeg")
+    targets = re.findall(r"\]\(([^)]+)\)", description)
+    home = "https://github.com/COVIDLesionSeg/SlicerCOVIDLesionSeg"
+    assert [target for target in targets if not target.startswith("https://")] == []
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", description)
+    assert pictures and all(re.fullmatch(rf"{home}/raw/main/Resources/\S+\.png", picture) for picture in pictures)
+    for target in targets:
+        if target.startswith(home):
+            assert (REPOSITORY / re.sub(rf"^{home}/(raw|blob)/main/|#.*", "", target)).exists(), target
+    assert f"Homepage, {home}" in found.get_all("Project-URL")
+    assert found["Requires-Python"] == ">=3.11"
+    weights = {path.name for path in (REPOSITORY / "Resources/Models").glob("*.LICENSE.txt")}
+    assert {name.rpartition("/")[2] for name in found.get_all("License-File")} == {"LICENSE", *weights}
+    assert found["License-Expression"] == "Apache-2.0 AND LicenseRef-Bundled-Weights"
+
+
+def test_the_wheel_the_index_and_the_citation_say_the_same(a_wheel):
+    found = metadata_of(a_wheel)
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == found["Version"]
+    keywords = json.loads(re.search(r"^keywords: (\[.*\])$", citation, re.MULTILINE)[1])
+    assert sorted(keywords) == sorted(found["Keywords"].split(","))
+    description = (REPOSITORY / "COVIDLesionSeg.s4ext").read_text(encoding="utf-8")
+    homepage = re.search(r"^homepage (\S+)$", description, re.MULTILINE)[1]
+    status = re.search(r"^status (\S+)$", description, re.MULTILINE)[1]
+    assert f"Homepage, {homepage}" in found.get_all("Project-URL")
+    assert any(re.fullmatch(rf"Development Status :: \d - {status}", text) for text in found.get_all("Classifier"))
+
+
 @pytest.fixture(scope="module")
 def licenses():
     """The script that follows the requirements of packages."""
@@ -58,8 +98,7 @@ def licenses():
 
 def link_requirements(licenses, wheel, environment):
     """Link what a wheel's requirements lead to, and nothing else that is installed here, into an empty environment."""
-    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
-    stated = email.message_from_bytes(zipfile.ZipFile(wheel).read(name)).get_all("Requires-Dist")
+    stated = metadata_of(wheel).get_all("Requires-Dist")
     found, absent = licenses.needed(map(Requirement, stated), set())
     assert found and not absent
     (folder,) = environment.glob("Lib/site-packages") if os.name == "nt" else environment.glob("lib/*/site-packages")

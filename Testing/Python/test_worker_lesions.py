@@ -9,6 +9,7 @@ import pytest
 from worker_children import ON_POSIX, broken_torch, pump_until, save_tiny_model
 
 from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError
+from COVIDLesionSegLib.resources import resource
 from COVIDLesionSegLib.worker import WorkerFailedError, WorkerSettings, blocking_client, wait
 from COVIDLesionSegLib.worker import protocol as p
 
@@ -127,6 +128,13 @@ def test_a_damaged_model_file_is_a_model_error_and_the_child_goes_on(lesions, sl
     assert request.error.kind == "model"
     with pytest.raises(ModelError, match="no model 'unheard-of'"):
         wait(lesions.request("verify_model", {"model": "unheard-of"}))
+
+
+@pytest.mark.parametrize("model", ["lungs-ctseg", str(resource("Models/lungs-ctseg.safetensors"))], ids=["id", "file"])
+def test_the_network_for_lungs_is_no_lesion_model(lesions, slab, model):
+    given = {"geometry": p.geometry_to_json(slab.volume.geometry), "model": model}
+    with pytest.raises(ModelError, match="finds lungs, not lesions"):
+        wait(lesions.request("segment", given, {"volume": slab.volume.array, "lungs": slab.lungs}))
 
 
 def test_a_device_that_is_not_there_leads_to_the_cpu(lesions):

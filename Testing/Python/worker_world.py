@@ -104,15 +104,11 @@ class World:
         self.now = end
 
     def ask(self, task="segment", parameters=None, arrays=None, files=()):
-        return self.client.request(
-            task,
-            parameters,
-            arrays,
-            files=files,
-            progress=self.progress.append,
-            finished=self.replies.append,
-            failed=self.errors.append,
+        request = self.client.request(task, parameters, arrays, files=files, progress=self.progress.append)
+        request.subscribe(
+            lambda: self.errors.append(request.error) if request.error else self.replies.append(request.reply)
         )
+        return request
 
     def ready(self, **arguments):
         """A request that the child works on."""

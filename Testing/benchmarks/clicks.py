@@ -6,8 +6,7 @@ On real MRML, with the synthetic chest stretched to that size and a probability 
 off around them. A click is what happens from the placed point to the changed segment, with the saved state for undo.
 Each line gives the smallest and the largest time of some clicks in different lesions, in seconds of the processor, so
 that what else the machine does is left out, and the largest on the clock; the bar of 0.3 s is for the processor's. The
-first move of the sensitivity also looks whether the result was edited, and touches the memory of a whole mask for the
-first time.
+first move of the sensitivity also looks whether the result was edited.
 """
 
 from __future__ import annotations

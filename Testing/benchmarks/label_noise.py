@@ -136,14 +136,14 @@ def table(arguments: argparse.Namespace, rows: list[dict]) -> str:
         f"{arguments.steps} --seeds {arguments.seeds} --width {arguments.width} --validation {' '.join(cases)}"
     )
     device = cpu_name() if not torch.cuda.is_available() else torch.cuda.get_device_name()
-    return f"""# Training with wrong labels
+    return f"""# Training with noisy labels
 
 COPLE-Net of width {arguments.width} (the paper's is 32), {arguments.steps} steps of 8 crops of 224 x 224 at a rate
 of 1e-3, halved every 100 steps (the paper trains up to 100 000 steps of 30 slices): **a reduced experiment that
 shows that the parts work together, not a reproduction.** Six patients of COVID-19-CT-Seg and {len(NEGATIVES)}
-chests without COVID train (whole CTs), two patients judge; one fold, {arguments.seeds} seed(s). Synthetic errors:
+chests without COVID train (whole CTs), two patients validate; one fold, {arguments.seeds} seed(s). Synthetic errors:
 each training case gets one of dilation, erosion, vanished lesions or shift, about {NOISE["strength"]:.0f} pixels
-strong; the third column is the mean Dice of the spoilt labels to the given ones. Validation labels stay as they
+strong; the third column is the mean Dice of the noisy labels to the given ones. Validation labels stay as they
 are. "Best" is chosen on the validation patients themselves and so is optimistic; "last step" chooses nothing. The
 teacher is a mean over about its last 100 steps and, after so few, still holds much of an untrained network.
 

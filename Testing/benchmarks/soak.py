@@ -101,6 +101,8 @@ def measure(folder: Path, runs: int, rounds: int) -> dict[str, tuple[float, floa
         training = TrainingLogic(root=folder / "jobs")
 
         def tune() -> dict[str, float]:
+            # a worker that nobody needs for a quarter of an hour ends by itself
+            segment()
             given = {"config": folder / "config.toml", "device": "cpu", "steps": 2}
             job = training.fineTune(store, **given, **({} if store.split.is_frozen else {"validation": ["case-0004"]}))
             until(lambda: not job.status().is_active, 300)

@@ -27,7 +27,9 @@ SECTIONS = {
     "dicom": "DICOM SEG outside Slicer (extra `dicom`)",
     "report": "Figures (extra `report`)",
     "lungs": "Lobes (extra `lungs`)",
+    "openvino": "Faster networks on processors (extra `openvino`)",
     "baselines": "Networks to compare with (extra `baselines`)",
+    "docs": "This site (extra `docs`)",
     "test": "Tests (extra `test`)",
 }
 HEAD = """# Dependencies

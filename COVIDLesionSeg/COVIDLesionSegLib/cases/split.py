@@ -57,8 +57,12 @@ class StoreSplit:
             if case.patient in blind and not case.exclusion and all(revision.drafts for revision in case.revisions)
         ]
 
+    def choosers(self) -> set[str]:
+        """Training patients by whose cases the step and student or teacher are chosen; empty: trainings draw them."""
+        return set(self._values().get("choose", ())) if self.is_frozen else set()
+
     def history(self) -> list[dict[str, Any]]:
-        """Every act: freeze, add, move; with time, who, and why."""
+        """Every act: freeze, add, move, choose; with time, who, and why."""
         return list(self._values()["history"]) if self.is_frozen else []
 
     def freeze(
@@ -151,9 +155,44 @@ class StoreSplit:
             if len(set(values["patients"].values())) < 2:
                 raise InputError(f"Moving {key} would leave nobody for {before}; move another patient there first.")
             # who validates from now on was corrected from predictions like all that train
+            values["choose"] = sorted({*values.get("choose", ())} - {key})
             values["blind"] = sorted(({*values["blind"], key}) if side == "validation" else {*values["blind"]} - {key})
             act = {"act": "move", "when": now(), "by": by, "patient": key, "from": before, "to": side, "why": reason}
             values["history"].append(act)
+            write_json(self._files.layout.split_file, values)
+
+    def choose_by(self, patients: Sequence[str], by: str, reason: str = "") -> None:
+        """Name the training patients by whose cases the step and student or teacher are chosen; recorded.
+
+        They train no network from the next round on, and no model is validated on them: choosing is not judging.
+
+        Args:
+            patients: keys, or ids of their cases; none lets each training draw them again.
+            by: who.
+            reason: why.
+
+        Raises:
+            InputError: not frozen, an unknown patient or one who validates, or nobody with lesion is left to train.
+        """
+        check_rater(by)
+        with self._files.locks.changing("split"):
+            values, cases = self._values(), usable(self._files.cases())
+            keys = {self._patient(name, cases) for name in patients}
+            if validating := sorted(key for key in keys if values["patients"].get(key) == "validation"):
+                raise InputError(
+                    f"{', '.join(validating)} validates, and can't choose as well.",
+                    "Name training patients, or move the patient to train first.",
+                )
+            training = {
+                case.patient
+                for case in cases
+                if values["patients"].get(case.patient, "train") == "train"
+                and not (case.label_revision and case.label_revision.lesion_free)
+            }
+            if keys and not training - keys:
+                raise InputError("No training patient with lesion would be left to train; name fewer patients.")
+            act = {"act": "choose", "when": now(), "by": by, "patients": sorted(keys), "why": reason}
+            values |= {"choose": sorted(keys), "history": [*values["history"], act]}
             write_json(self._files.layout.split_file, values)
 
     def set_patient(self, case_id: str, patient: str, by: str) -> Case:

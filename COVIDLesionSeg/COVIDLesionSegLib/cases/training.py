@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..codec import from_json, to_json
-from ..errors import CancelledError, COVIDLesionSegError, InputError, ReadError
+from ..errors import CancelledError, COVIDLesionSegError, InputError, ModelError, ReadError
 from ..files import sha256_file, write_json, write_text
 from ..models import read_card
 from .agreement import make_consensus
@@ -48,6 +48,8 @@ class TrainingPlan:
         replayed: ids of training cases that an earlier round has learned from, with the same label.
         excluded: (case id, axial slice) marked "fix it": no batch draws them.
         notes: what a person should know, one sentence each.
+        choosers: training patients whose cases choose the step and student or teacher, and train nothing; empty: drawn.
+        missing: how many CTs a base model from elsewhere is known to have learned from that are not replayed.
     """
 
     cases: Mapping[str, str]
@@ -55,6 +57,8 @@ class TrainingPlan:
     replayed: tuple[str, ...]
     excluded: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
+    choosers: tuple[str, ...] = ()
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,8 @@ class FineTuning:
         Args:
             base_model: id of the model to start from; None takes the active one.
             steps: to train; None takes the configuration's (300).
-            replay_share: fraction of each batch from cases that earlier rounds have learned from, so that the model
-                does not forget them, in [0, 1).
+            replay_share: fraction of each batch from cases that the base model or earlier rounds have learned from, so
+                that the model does not forget them, in [0, 1).
             validation: validation patients (keys, or ids of their cases), for the first call; empty draws them.
             validation_share: fraction of the drawn patients.
             device: see ``TrainingConfig``.
@@ -240,8 +244,11 @@ class FineTuning:
         file = self._models.path(base_model or self._models.default())
         return for_base_model(configured(config, steps, device), read_card(file), file, self._files.folder)
 
-    def plan(self) -> TrainingPlan:
+    def plan(self, base_model: str | None = None) -> TrainingPlan:
         """What a fine-tuning would train on now; makes consensus labels anew where raters saved later revisions.
+
+        Args:
+            base_model: id of the model to start from; None takes the active one.
 
         Raises:
             InputError: nothing trains or nothing validates.
@@ -254,17 +261,30 @@ class FineTuning:
         sides = self._split.sides()
         cases = {case.id: case for case in usable(self._files.cases())}
         placed = {name: sides.get(case.patient, "train") for name, case in cases.items()}
-        train = [name for name, side in placed.items() if side == "train"]
+        choosers = self._split.choosers() & {cases[name].patient for name, side in placed.items() if side == "train"}
+        train = [name for name, side in placed.items() if side == "train" and cases[name].patient not in choosers]
         if not any(not label_of(cases[name]).lesion_free for name in train):
             raise InputError(
                 "No training case has a label with lesion; correct or approve some cases first.",
-                "Cases of validation patients never train.",
+                "Cases of validation patients, and of those who choose, never train.",
             )
         if "validation" not in placed.values():
             raise InputError("No validation case has a label that counts; approve or include one.")
-        seen = self._seen()
-        fresh = [name for name in train if seen.get(name) != label_of(cases[name]).sha256]
-        replayed = [name for name in train if name not in fresh]
+        seen, base = self._seen(), base_model or self._models.default()
+        known, voxels = self._known_to(base), {name: case.ct.voxels_sha256 for name, case in cases.items()}
+        # a label that was corrected here is new to the base, whatever it has learned of the CT
+        remembered = [
+            name
+            for name in train
+            if name not in seen and voxels[name] in known and label_of(cases[name]).kind == "import"
+        ]
+        replayed = [name for name in train if name in remembered or seen.get(name) == label_of(cases[name]).sha256]
+        fresh = [name for name in train if name not in replayed]
+        if remembered:
+            notes.append(f"{base} has learned from {counted(len(remembered), 'case')} of the store before.")
+        # a model of this store has been through this in its first round
+        is_own = base in [model.id for model in self._models.list()]
+        missing = 0 if is_own else len(known - {voxels[name] for name in replayed})
         excluded = [(item.case, item.slice) for name in train for item in cases[name].slices_to_fix()]
         # a set without any lesion can't be drawn from by itself: then all cases are drawn alike
         for part in (fresh, replayed):
@@ -288,7 +308,9 @@ class FineTuning:
             notes.append(f"Validation cases that wait to be read blind: {', '.join(blind)}.")
         if warning := unnamed([cases[name] for name in placed]):
             notes.append(warning)
-        return TrainingPlan(placed, tuple(fresh), tuple(replayed), tuple(excluded), tuple(notes))
+        return TrainingPlan(
+            *(placed, tuple(fresh), tuple(replayed), tuple(excluded), tuple(notes)), tuple(sorted(choosers)), missing
+        )
 
     def estimate(
         self,
@@ -357,9 +379,9 @@ class FineTuning:
                 "Move single patients with `cases split --move` if you must; it is recorded.",
             )
         self._split.extend(by)
-        plan = self.plan()
         base = base_model or self._models.default()
         self._models.path(base)
+        plan = self.plan(base)
         number = self._claim()
         run_folder = Path(folder) if folder is not None else self._files.layout.rounds / f"{number:04d}" / "run"
         size = settings.run.batch_size
@@ -370,7 +392,11 @@ class FineTuning:
         cases = {case.id: case for case in self._files.cases() if case.id in plan.cases}
         self._write_inputs(run_folder, plan, cases)
         labels = {
-            name: {"revision": label_of(case).number, "sha256": label_of(case).sha256, "side": plan.cases[name]}
+            name: {
+                "revision": label_of(case).number,
+                "sha256": label_of(case).sha256,
+                "side": "selection" if case.patient in plan.choosers else plan.cases[name],
+            }
             for name, case in cases.items()
         }
         record = {
@@ -500,6 +526,14 @@ class FineTuning:
                 seen |= {name: label["sha256"] for name, label in record["labels"].items() if label["side"] == "train"}
         return seen
 
+    def _known_to(self, model: str) -> set[str]:
+        """Hashes of the voxels of the CTs that a model was trained on, as far as it has a card that says so."""
+        try:
+            return self._models.card(model).training_images
+        except ModelError:
+            # a file of another program has no card
+            return set()
+
     def _usable_or_consensus(self) -> list[Case]:
         """Cases that have a label, or would have one once their consensus is made."""
         return [
@@ -542,11 +576,18 @@ def configured(config: TrainingConfig | None, steps: int | None, device: str | N
 
 def _fitted(settings: TrainingConfig, plan: TrainingPlan, replayed: int) -> TrainingConfig:
     """Settings with the files that a plan is written to, and with so many slices of each batch for what is replayed."""
+    from ..learning.config import KEPT_OF_BASE
+
     data = replace(settings.data, split="split.json", validation_patients=(), pseudo_cases="", excluded_slices="")
     if replayed:
         data = replace(data, pseudo_cases="replay.csv")
     if plan.excluded:
         data = replace(data, excluded_slices="excluded.csv")
+    if plan.choosers:
+        data = replace(data, selection_patients=tuple(sorted({*data.selection_patients, *plan.choosers})))
+    if replayed and plan.missing and settings.regularization.base_share < 0:
+        # a replay of part of what the base knows keeps that part alone
+        settings = replace(settings, regularization=replace(settings.regularization, base_share=KEPT_OF_BASE))
     size = settings.run.batch_size
     run = replace(settings.run, batch_size=size - replayed, pseudo_batch_size=replayed)
     return replace(settings, data=data, run=run)

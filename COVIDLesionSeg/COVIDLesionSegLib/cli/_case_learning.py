@@ -54,8 +54,14 @@ def _declare_split(action: argparse.ArgumentParser) -> None:
         "--share", type=float, default=0.2, help="fraction of patients that are drawn (default: %(default)s)"
     )
     action.add_argument("--move", nargs=2, metavar=("PATIENT", "SIDE"), help="move a patient to train or validation")
-    action.add_argument("--by", default="", help="who moves")
-    action.add_argument("--reason", default="", help="why the patient is moved")
+    action.add_argument(
+        "--choose",
+        nargs="*",
+        metavar="PATIENT",
+        help="training patients by whom the step is chosen, and who train nothing; none: each training draws them",
+    )
+    action.add_argument("--by", default="", help="who moves or chooses")
+    action.add_argument("--reason", default="", help="why")
 
 
 def _split(arguments: argparse.Namespace) -> int:
@@ -65,6 +71,8 @@ def _split(arguments: argparse.Namespace) -> int:
     if arguments.move:
         patient, side = arguments.move
         store.split.move(patient, side, arguments.by, arguments.reason)
+    if arguments.choose is not None:
+        store.split.choose_by(arguments.choose, arguments.by, arguments.reason)
     cases: dict[str, list[str]] = {}
     blind = set()
     for case in store.cases():
@@ -73,14 +81,14 @@ def _split(arguments: argparse.Namespace) -> int:
             blind.add(case.patient)
     if arguments.json:
         values = {"frozen": store.split.is_frozen, "patients": store.split.sides(), "history": store.split.history()}
-        values["blind"] = sorted(blind)
+        values |= {"blind": sorted(blind), "choose": sorted(store.split.choosers())}
         print(json.dumps(values, indent=2))
         return 0
     if not store.split.is_frozen:
         print("The split is not frozen yet; the first fine-tuning does it.")
         return 0
     for patient, side in sorted(store.split.sides().items(), key=lambda item: (item[1], item[0])):
-        mark = " (read blind)" if patient in blind else ""
+        mark = " (read blind)" if patient in blind else " (chooses)" if patient in store.split.choosers() else ""
         print(f"{side:<11} {patient}  {' '.join(cases.get(patient, []))}{mark}")
     for act in store.split.history():
         facts = ", ".join(

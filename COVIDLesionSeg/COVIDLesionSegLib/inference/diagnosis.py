@@ -27,6 +27,7 @@ _PACKAGES = {
     "pydicom": ("DICOM segmentations", "dicom"),
     "highdicom": ("DICOM segmentations", "dicom"),
     "lungmask": ("lobes", "lungs"),
+    "openvino": ("faster networks on processors", "openvino"),
 }
 
 

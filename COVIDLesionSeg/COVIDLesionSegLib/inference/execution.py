@@ -20,10 +20,13 @@ from ..models.card import Preprocessing
 from .augmentation import FLIPS, mean_over_flips
 from .devices import choose_precision, exact_float32, fastest_precision, precision_name
 from .memory import free_memory, is_out_of_memory, release_memory
+from .openvino_engine import EngineError, OpenVINONetwork
 from .optimize import optimized_copy
 from .slices import SlicePreparation, channels_last, lesion_probability
 
 _log = logging.getLogger(__name__)
+#: What computes the network: PyTorch, and on a processor OpenVINO where it is installed.
+TORCH, OPENVINO = "torch", "openvino"
 # On a processor a batch pays while a channel of its feature maps stays near the cache: one slice of about 360 x 360 in
 # float32, two in bfloat16.
 _PROCESSOR_BYTES = 2**19
@@ -49,6 +52,7 @@ class Plan:
         is_gpu: whether the processor is still to fall back to.
         precision: what the user asked for, "auto" or a name.
         rungs: the steps down so far, as sentences.
+        engine: what computes the network, :data:`TORCH` or, on the processor only, :data:`OPENVINO`.
     """
 
     device: torch.device
@@ -58,6 +62,7 @@ class Plan:
     is_gpu: bool
     precision: str = "auto"
     rungs: list[str] = field(default_factory=list)
+    engine: str = TORCH
 
     def step_down(self, cpu_batch_size: int) -> None:
         """Need less memory: a smaller batch, lower precision, results on the CPU, and at last the CPU itself.
@@ -73,6 +78,10 @@ class Plan:
         if self.batch_size > 1:
             self.batch_size //= 2
             rung = f"{where}: going on with {self.batch_size} slices at once."
+        elif self.engine != TORCH:
+            # it keeps its feature maps for the next slices, and weights laid out its own way
+            self.engine = TORCH
+            rung = f"{where}: going on with PyTorch."
         elif lower is not None:
             self.dtype = lower
             rung = f"{where}: going on in {precision_name(lower)}."
@@ -95,7 +104,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """Slices start to stop of a run; precise ones are computed in float32 whatever the plan says."""
+    """Slices start to stop of a run; precise ones are computed by PyTorch in float32 whatever the plan says."""
 
     start: int
     stop: int
@@ -113,7 +122,7 @@ class Task:
         tta: average over flips.
         uncertainty: "entropy", "mutual_information" or None.
         slice_spacing: distance of two slices, mm.
-        sample: the slice on which a half type is tried; None tries none.
+        sample: the slice on which a half type or another engine is tried; None tries none.
     """
 
     slices: NDArray[Any]
@@ -154,12 +163,13 @@ class Execution:
     Args:
         network: raw logits (n, classes, H, W) from (n, C, H, W).
         preprocessing: of its model card, whose slice offsets are the C channels.
+        weights_sha256: of its model card, under which an engine may keep what it makes of the network.
 
     Raises:
         ModelError: the network takes another number of channels.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, weights_sha256: str = "") -> None:
         offsets, channels = preprocessing.slice_offsets_mm, getattr(network, "in_channels", None)
         if channels not in (None, len(offsets)):
             raise ModelError(
@@ -168,7 +178,9 @@ class Execution:
             )
         self._network = network
         self._preprocessing = preprocessing
+        self._weights_sha256 = weights_sha256
         self._copies: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
+        self._converted: dict[tuple[torch.dtype, int], OpenVINONetwork] = {}
         self._preparation: SlicePreparation | None = None
 
     def batch_size(
@@ -184,11 +196,15 @@ class Execution:
         width = next((m.out_channels for m in self._network.modules() if isinstance(m, nn.Conv2d)), 1)
         return max(1, min(wanted, int(free * _MEMORY_SHARE) // (pixels * width * 4 * _MAPS)))
 
-    def seconds_per_slice(self, dtype: torch.dtype) -> float:
-        """Time that the network takes on the processor for a slice of 256 x 256 in a type of its convolutions, s."""
+    def seconds_per_slice(self, dtype: torch.dtype, engine: str = TORCH) -> float:
+        """Time that the network takes on the processor for a slice of 256 x 256 in a type of its convolutions, s.
+
+        Raises:
+            EngineError: the engine can't compute this network.
+        """
         cpu = torch.device("cpu")
         slices = np.arange(-1024, -1024 + 256, dtype=np.int16).repeat(256).reshape(1, 256, 256)
-        task, plan = Task(slices, 0.5), Plan(cpu, dtype, 1, keep_results=False, is_gpu=False)
+        task, plan = Task(slices, 0.5), Plan(cpu, dtype, 1, keep_results=False, is_gpu=False, engine=engine)
         start = time.perf_counter()
         self._compute(task, Part(0, 1), plan)
         return time.perf_counter() - start
@@ -226,9 +242,12 @@ class Execution:
         again: list[Part] = []
         done = 0
         _report(progress, 0, count)
-        if not self._half_type_is_good_enough(task, plan):
-            warnings.append(f"{precision_name(plan.dtype)} changed this model's result too much; float32 was used.")
-            plan.dtype, plan.precision = torch.float32, "float32"
+        if not self._is_good_enough(task, plan):
+            way, plain = precision_name(plan.dtype), "float32"
+            if plan.engine != TORCH:
+                way, plain = f"{way} by OpenVINO", "PyTorch's float32"
+            warnings.append(f"{way} changed this model's result too much; {plain} was used.")
+            plan.dtype, plan.precision, plan.engine = torch.float32, "float32", TORCH
         while todo:
             if cancelled is not None and cancelled():
                 raise CancelledError("The segmentation was cancelled.")
@@ -253,19 +272,23 @@ class Execution:
                 todo.appendleft(part)
                 release_memory(plan.device)
                 plan.step_down(self.batch_size(task.size, torch.device("cpu"), is_gpu=False))
+                if plan.engine == TORCH:
+                    self._converted.clear()
         if again:
             redone = sum(part.stop - part.start for part in again)
             warnings.append(f"{redone} of {count} slices overflowed in half precision; they were redone in float32.")
         return warnings
 
-    def _half_type_is_good_enough(self, task: Task, plan: Plan) -> bool:
-        """Try the half type on one lung of one slice, beside float32."""
-        if plan.dtype == torch.float32 or plan.precision != "auto" or task.sample is None:
+    def _is_good_enough(self, task: Task, plan: Plan) -> bool:
+        """Try the half type and the engine on one lung of one slice, beside PyTorch in float32."""
+        is_plain = plan.dtype == torch.float32 and plan.engine == TORCH
+        if is_plain or plan.precision != "auto" or task.sample is None:
             return True
         lung = task.slices[task.sample : task.sample + 1, :, : -(-task.size[1] // 2)]
         trial = Task(lung, task.threshold, probability=True)
         single = replace(plan, batch_size=1)
         results = [self._attempt(trial, Part(0, 1, precise), single) for precise in (False, True)]
+        plan.engine = single.engine
         maps = [result.probability for result in results if result is not None]
         # too little memory for the trial: the run itself finds out how to go on; overflow: it redoes those slices
         if len(maps) < 2 or maps[0] is None or maps[1] is None or not maps[0].isfinite().all():
@@ -276,6 +299,12 @@ class Execution:
         """Compute one part, or None if memory ran out; then nothing of the attempt is alive any more."""
         try:
             return self._compute(task, part, plan)
+        except EngineError as error:
+            # the list of rungs is the whole run's, also in a trial
+            plan.engine = TORCH
+            plan.rungs.append(f"{error}. PyTorch was used.")
+            _log.warning(plan.rungs[-1])
+            return self._attempt(task, part, plan)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -284,7 +313,7 @@ class Execution:
     def _compute(self, task: Task, part: Part, plan: Plan) -> _Computed:
         settings = self._preprocessing
         dtype = torch.float32 if part.precise else plan.dtype
-        network = self._copy(plan.device, dtype)
+        network = self._copy(plan.device, dtype, TORCH if part.precise else plan.engine)
         preparation = self._prepared(task, plan.device)
         # searching for the fastest algorithm is worth it only if shapes come back
         same_shapes = settings.resize is not None or settings.lung_crop_margin is None
@@ -319,7 +348,15 @@ class Execution:
             last = self._preparation = SlicePreparation(self._preprocessing, *wanted)
         return last
 
-    def _copy(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def _copy(self, device: torch.device, dtype: torch.dtype, engine: str) -> Callable[[Tensor], Tensor]:
+        if engine == OPENVINO:
+            threads = torch.get_num_threads()
+            if (dtype, threads) not in self._converted:
+                channels = len(self._preprocessing.slice_offsets_mm)
+                self._converted[dtype, threads] = OpenVINONetwork(
+                    self._network, channels, dtype, threads, self._weights_sha256
+                )
+            return self._converted[dtype, threads]
         key = (device, dtype)
         if key not in self._copies:
             self._copies[key] = optimized_copy(self._network, device, dtype)

@@ -120,8 +120,16 @@ class ProbabilityLevels:
             bool (z, y, x) on the CT's grid.
         """
         mask = np.zeros(self.shape, bool)
-        for box, part in self.result_in_parts(sensitivity, spacing, minimum_volume_ml):
-            mask[box] = part
+        mask[self.box] = self.result_inside(sensitivity, spacing, minimum_volume_ml)
+        return mask
+
+    def result_inside(
+        self, sensitivity: int, spacing: tuple[float, float, float], minimum_volume_ml: float = 0.0
+    ) -> Mask:
+        """The same in :attr:`box`, outside of which there is no lesion; no array of the CT's size is made."""
+        mask = self.levels >= _least_level(sensitivity)
+        if minimum_volume_ml > 0:
+            mask = apply_postprocessing(mask, spacing, PostProcessing(minimum_volume_ml=minimum_volume_ml))
         return mask
 
     def result_in_parts(
@@ -129,10 +137,7 @@ class ProbabilityLevels:
     ) -> Iterator[tuple[Box, Mask]]:
         """The same in boxes of some slices, outside of which there is no lesion."""
         least = _least_level(sensitivity)
-        whole = None
-        if minimum_volume_ml > 0:
-            settings = PostProcessing(minimum_volume_ml=minimum_volume_ml)
-            whole = apply_postprocessing(self.levels >= least, spacing, settings)
+        whole = self.result_inside(sensitivity, spacing, minimum_volume_ml) if minimum_volume_ml > 0 else None
         z, y, x = self.box
         for start in range(0, len(self.levels), _SLICES):
             part = slice(start, min(start + _SLICES, len(self.levels)))

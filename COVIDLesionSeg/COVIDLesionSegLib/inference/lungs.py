@@ -113,7 +113,7 @@ def find_lungs_by_network(
 @cache
 def lung_model() -> LoadedModel:
     """The lung network with its card, read once."""
-    return load_checkpoint(resource(WEIGHTS))
+    return load_checkpoint(resource(WEIGHTS), lungs=True)
 
 
 @cache

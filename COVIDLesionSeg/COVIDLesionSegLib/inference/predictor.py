@@ -25,13 +25,14 @@ from ..imaging import (
     lung_box,
 )
 from ..imaging.lungs.engines import NETWORK
+from ..networks import NETWORKS
 from .augmentation import binary_entropy, checked_uncertainty
 from .devices import Choice, choose_device, choose_precision, device_name, precision_name
-from .execution import Execution, Plan, Sinks, Task
+from .execution import TORCH, Execution, Plan, Sinks, Task
 from .levels import ProbabilityLevels, levels_of
 from .lung_engine import locate_lungs, lung_network
 from .postprocess import PostProcessing, apply_postprocessing, smooth_across_slices
-from .precision import faster_precision
+from .precision import fastest_way, ways_to_compute
 from .record import RunRecord, describe_input
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class Predictor:
     Args:
         model: a loaded model, the id or file of one, or None for the default model.
         device: "auto" (a GPU that works, else the processor), "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" (bfloat16 where the hardware has it and, on a processor, a measurement finds it faster;
-            float16 on older GPUs; else float32), "float32", "bfloat16" or "float16".
+        precision: "auto" (bfloat16 where the hardware has it, float16 on older GPUs, else float32; on a processor a
+            measurement chooses, and between PyTorch and OpenVINO where that is installed), or "float32", "bfloat16" or
+            "float16" by PyTorch.
         batch_size: slices computed at once; None takes what is fast and fits into memory.
 
     Attributes:
@@ -112,11 +114,16 @@ class Predictor:
         self._precision = precision
         self._batch_size = batch_size
         self.model: LoadedModel = _loaded(model)
-        self._execution = Execution(self.model.network, self.model.card.preprocessing)
-        is_open = precision == "auto" and self.device.device.type == "cpu" and self._dtype == torch.bfloat16
+        card = self.model.card
+        self._execution = Execution(self.model.network, card.preprocessing, card.weights_sha256)
+        self._engine = TORCH
         # a network that was never saved has no name to keep a measurement by
-        if is_open and self.model.card.weights_sha256:
-            self._dtype = faster_precision(self._execution, self.model.card)
+        if precision == "auto" and self.device.device.type == "cpu" and card.weights_sha256:
+            # what another package's network computes is not known
+            is_ours = card.network in NETWORKS
+            ways = ways_to_compute(self._dtype == torch.bfloat16, is_ours)
+            if len(ways) > 1:
+                self._engine, self._dtype = fastest_way(self._execution, card, ways)
 
     def segment(
         self,
@@ -253,6 +260,7 @@ class Predictor:
                 "name": self.device.name if stayed else device_name(plan.device),
                 "reason": self.device.reason,
                 "precision": precision_name(plan.dtype),
+                "engine": plan.engine,
                 "batch_size": batch_size,
                 "threads": torch.get_num_threads(),
                 "rungs": plan.rungs,
@@ -278,7 +286,15 @@ class Predictor:
         device = self.device.device
         is_gpu = device.type != "cpu"
         batch_size = self._batch_size or self._execution.batch_size(task.size, device, is_gpu, self._dtype)
-        return Plan(device, self._dtype, batch_size, keep_results=is_gpu, is_gpu=is_gpu, precision=self._precision)
+        return Plan(
+            device,
+            self._dtype,
+            batch_size,
+            keep_results=is_gpu,
+            is_gpu=is_gpu,
+            precision=self._precision,
+            engine=self._engine,
+        )
 
 
 def _loaded(model: LoadedModel | str | Path | None) -> LoadedModel:

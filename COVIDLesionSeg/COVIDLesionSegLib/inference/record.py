@@ -29,7 +29,7 @@ SCHEMA = 1
 _SOURCE_FACTS = ("format", "files", "sha256", "rescale", "seed")
 # Keys that the first records lack.
 _ADDED = ("lung_quality",)
-_PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "safetensors")
+_PACKAGES = ("torch", "openvino", "numpy", "scipy", "SimpleITK", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RunRecord:
             hash and the like) and ``warnings`` of the reader.
         model: id, name, version, network, weights_sha256, license.
         device: ``requested``, ``used``, ``name``, ``reason`` (why this one), ``precision`` ("float32", "bfloat16" or
-            "float16"), ``batch_size`` (slices), ``threads`` of the processor, and ``rungs``: the steps down that lack
-            of memory forced, none if empty.
+            "float16"), ``engine`` ("torch" or "openvino"; not in the first records), ``batch_size`` (slices),
+            ``threads`` of the processor, and ``rungs``: the steps down that lack of memory forced, none if empty.
         parameters: ``probability``, ``tta``, ``uncertainty``, ``lungs`` ("given" or "found"), ``box`` (the crop that
             the network saw: start and stop along z, y, x of the axial view), ``slices``, ``preprocessing`` (of the
             model card).

@@ -52,7 +52,7 @@ Generators = Callable[[Transform], np.random.Generator]
 
 @dataclass(frozen=True)
 class ThickSlices(Transform):
-    """Thicker slices: the mean of a slice and of as many neighbors on either side as are drawn; not for pictures.
+    """Thicker slices: the mean of a slice and of as many neighbors on either side as are drawn; not for 8-bit slices.
 
     Attributes:
         neighbors: most on either side.
@@ -71,7 +71,7 @@ class ThickSlices(Transform):
 
 @dataclass(frozen=True)
 class NeighborDropout(Transform):
-    """A slice without its neighbors on one side or on both, as at the ends of a CT, in thick slices and in pictures.
+    """A slice without its neighbors on one side or on both, as at the ends of a CT, in thick or 8-bit slices.
 
     Attributes:
         probability: fraction of the slices to which that happens, to both sides and to either one equally often.
@@ -91,7 +91,7 @@ class NeighborDropout(Transform):
 
 @dataclass(frozen=True)
 class SyntheticDisease(Transform):
-    """Disease painted on lung without lesion, see :func:`.disease.paint_disease`; not on pictures.
+    """Disease painted on lung without lesion, see :func:`.disease.paint_disease`; not on 8-bit slices.
 
     Attributes:
         probability: fraction of the slices without lesion that get disease.
@@ -124,7 +124,7 @@ class SyntheticDisease(Transform):
 
 @dataclass(frozen=True)
 class WindowShift(Transform):
-    """Another level of the intensity window (other scanners and calibrations); not for pictures.
+    """Another level of the intensity window (other scanners and calibrations); not for 8-bit slices.
 
     Attributes:
         hu: largest shift either way, HU.
@@ -197,7 +197,7 @@ class Consolidation(Transform):
     """Patches of the lesions as dense as soft tissue; what is denser already stays.
 
     Attributes:
-        probability: share of the slices in which lesions get such patches.
+        probability: fraction of the slices in which lesions get such patches.
     """
 
     LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
@@ -228,13 +228,13 @@ class Sharpening(Transform):
     """Sharp reconstruction kernels: details of about a pixel are amplified.
 
     Attributes:
-        share: largest share of the difference to a blurred copy that is added.
+        share: largest fraction of the difference to a blurred copy that is added.
     """
 
     share: float = 0.0
 
     def apply(self, images: Images, masks: Masks, generator: np.random.Generator) -> Images:  # noqa: ARG002
-        """Add a share of the details."""
+        """Add a fraction of the details."""
         from scipy import ndimage
 
         share = np.float32(generator.uniform(0, 1) * self.share)

@@ -34,7 +34,7 @@ LOSS_NAMES = (
     "cares",
 )
 # so much of the base costs the other patients at most 0.01 of Dice, see docs/case-store.md
-_KEPT_OF_BASE = 0.85
+KEPT_OF_BASE = 0.85
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class DataSettings:
             ``learning.data.read_cases``. Relative names count from the configuration's folder.
         split: the frozen split file; made at the first run if absent, then only read.
         validation_patients: patients to freeze for validation when the split is made; empty draws ``validation_share``.
-        validation_share: share of patients for validation when the split is made, in [0, 1). With 0 and no
-            ``validation_patients`` nobody judges.
+        validation_share: fraction of patients for validation when the split is made, in [0, 1). With 0 and no
+            ``validation_patients`` nobody validates.
         selection_patients: patients of the training side on whose cases the step and student or teacher are chosen;
             they do not train. Empty draws ``selection_fraction``.
         selection_fraction: fraction of the training patients with lesion that choose, rounded down, in [0, 1). Where
@@ -67,10 +67,10 @@ class DataSettings:
             of its input; 0, the slice itself, is one of them. Empty takes the base model's; without one the slice
             alone. A base model learns to use those that it doesn't see yet.
         zoom: size of a training pixel's side the other way round, in (0, 1]: at 0.5 a crop covers four times the area
-            in as much time. For the first part of a training; networks judge slices at full size.
-        foreground_share: share of crops centered on a lesion voxel of their slice, in [0, 1].
-        lesion_free_share: share of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes them
-            as often as they are.
+            in as much time. For the first part of a training; networks predict slices at full size.
+        foreground_share: fraction of crops centered on a lesion voxel of their slice, in [0, 1].
+        lesion_free_share: fraction of slices without lesion in a batch, in [0, 1); as far as there are any. -1 takes
+            them as often as they are.
     """
 
     cases: str = ""
@@ -288,7 +288,7 @@ class EnsemblingSettings:
         noise_sd: standard deviation of the Gaussian noise on the windowed image in [0, 1] (choice; 0.1 is 150 HU).
         noise_clip: largest absolute noise; 0 does not clip (choice).
         noise_varies: draw each image's standard deviation from [0, noise_sd) (choice). Off: always noise_sd; the
-            network then never sees an image as clean as those that it will judge, and misses the lesions in them.
+            network then never sees an image as clean as those that it will see, and misses the lesions in them.
     """
 
     enabled: bool = True
@@ -343,8 +343,8 @@ class LabelNoiseSettings:
 
     Attributes:
         kind: "none", "dilation", "erosion", "dropout" (whole lesions vanish), "shift", or "mixed" (one of them a case).
-        strength: pixels of dilation, erosion and shift; share of lesions that vanish for "dropout", in [0, 1].
-        share: share of cases (patients) whose labels get errors, in [0, 1].
+        strength: pixels of dilation, erosion and shift; fraction of lesions that vanish for "dropout", in [0, 1].
+        share: fraction of cases (patients) whose labels get errors, in [0, 1].
         seed: of the errors alone, so that runs with other seeds learn from the same labels.
     """
 
@@ -370,9 +370,10 @@ class RegularizationSettings:
             (L2-SP, Li et al., ICML 2018); "predictions": mean absolute difference between the probabilities and the
             base's on the same images without noise (learning without forgetting, Li and Hoiem, ECCV 2016).
         weight: how much that counts beside the loss on the labels, >= 0.
-        base_share: share of the base model in the weights of the network that is judged and kept, in [0, 1): the
+        base_share: fraction of the base model in the weights of the network that is kept, in [0, 1): the
             average of both forgets less than the one that was trained (Wortsman et al., CVPR 2022). -1, the default of
-            ``fine-tune``, is 0.85 where there is a base model and no case is replayed (docs/case-store.md), else 0.
+            ``fine-tune``, is 0.85 where there is a base model and no case is replayed, or only some of those that it is
+            known to have learned from (docs/case-store.md), else 0.
     """
 
     name: Literal["none", "weights", "predictions"] = "none"
@@ -431,7 +432,7 @@ class TrainingConfig:
         share = self.regularization.base_share
         if share >= 0 or not self.network.base_model:
             return max(share, 0.0)
-        return 0.0 if self.data.pseudo_cases else _KEPT_OF_BASE
+        return 0.0 if self.data.pseudo_cases else KEPT_OF_BASE
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

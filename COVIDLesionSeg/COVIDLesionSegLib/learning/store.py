@@ -33,6 +33,7 @@ from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError, ReadError
 from ..files import regular_file, sha256_file, write_json
 from ..imaging import body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
+from ..inference.record import sha256_array
 from ..inference.slices import resized, resized_labels
 from .data import TrainingCase
 
@@ -64,6 +65,8 @@ class StoredCase:
         resized: whether the slices have been resized already.
         lesion_slices: slices of the mask with lesion.
         first_slice: index of the first stored slice on the case's axial view.
+        voxels_sha256: of the CT's own voxels (``inference.record.sha256_array``), whatever file they came in; "" of
+            pictures, and of cases that judge.
     """
 
     id: str
@@ -77,6 +80,7 @@ class StoredCase:
     resized: bool
     lesion_slices: tuple[int, ...]
     first_slice: int
+    voxels_sha256: str = ""
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -257,7 +261,7 @@ def _prepare(
     case: TrainingCase, margin: int | None, resize: tuple[int, ...], judges: bool
 ) -> tuple[StoredCase, NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
     try:
-        image, label, lungs, corner, spacing = (
+        image, label, lungs, corner, spacing, voxels = (
             _picture(case) if case.kind == "picture" else _volume(case, margin, judges)
         )
     except InputError as error:
@@ -295,6 +299,7 @@ def _prepare(
         resized=bool(resize),
         lesion_slices=tuple(np.flatnonzero(label.any(axis=(1, 2))).tolist()),
         first_slice=first,
+        voxels_sha256=voxels,
     )
     return entry, np.ascontiguousarray(image), np.ascontiguousarray(label), np.ascontiguousarray(lungs)
 
@@ -304,12 +309,14 @@ def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
 
 
 _Loaded = tuple[
-    NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[int, int, int], tuple[float, float, float]
+    NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[int, int, int], tuple[float, float, float], str
 ]
 
 
 def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
-    """Images in their box, the whole mask, the lungs in the box, the box's corner in the mask, and the spacing."""
+    """Images in their box, the whole mask, the lungs in the box, the box's corner in the mask, the spacing, and the
+    hash of the voxels.
+    """
     volume = read_volume(case.image)
     view = volume.geometry.axial_view()
     if case.lesion is None:
@@ -332,7 +339,8 @@ def _volume(case: TrainingCase, margin: int | None, judges: bool) -> _Loaded:
             box = body_box(view.apply(volume.array), wanted, view.geometry.spacing_zyx, margin)
     hu = np.clip(np.rint(view.apply(volume.array)[box]), -32768, 32767).astype(np.int16)
     corner = (int(box[0].start or 0), int(box[1].start or 0), int(box[2].start or 0))
-    return hu, view.apply(mask), view.apply(lungs)[box], corner, view.geometry.spacing_zyx
+    voxels = "" if judges else sha256_array(volume.array)
+    return hu, view.apply(mask), view.apply(lungs)[box], corner, view.geometry.spacing_zyx, voxels
 
 
 def _picture(case: TrainingCase) -> _Loaded:
@@ -343,7 +351,7 @@ def _picture(case: TrainingCase) -> _Loaded:
             f"the picture is {image.shape[1]} x {image.shape[0]}, its mask {label.shape[1]} x {label.shape[0]} pixels; "
             "they must have the same size."
         )
-    return image[None].astype(np.int16), label[None], np.zeros_like(label)[None], (0, 0, 0), (1.0, 1.0, 1.0)
+    return image[None].astype(np.int16), label[None], np.zeros_like(label)[None], (0, 0, 0), (1.0, 1.0, 1.0), ""
 
 
 def read_picture_mask(path: Path) -> NDArray[np.uint8]:

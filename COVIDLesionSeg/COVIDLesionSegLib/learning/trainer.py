@@ -477,6 +477,9 @@ class Trainer:
         }
         if data.noise:
             metrics["label_noise"] = data.noise
+        # what a model has learned from, it can be made to remember; its base has not forgotten all of it
+        learned = data.images | (base.training_images if base is not None else set())
+        metrics["training_images"] = sorted(learned - {""})
         fields = asdict(base) if base is not None else {"id": "trained", "name": f"{config.network.name}, trained"}
         fields |= {
             "network": config.network.name,

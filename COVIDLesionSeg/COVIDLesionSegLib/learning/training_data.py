@@ -50,6 +50,7 @@ class TrainingData:
         clean_source: makes batches of the same slices without noise and augmentation.
         pseudo: batches of pseudo-labeled slices, or None.
         noise: what synthetic label noise did to each training case.
+        images: hashes of the voxels of the CTs that train, see :attr:`.store.StoredCase.voxels_sha256`.
         sha256: of all that the run depends on.
 
     Raises:
@@ -104,6 +105,7 @@ class TrainingData:
             BatchSource, self.store, self.train, run.batch_size, *still, labels, stream=2, excluded=own
         )
         self.pseudo: BatchSource | None = None
+        self.images = {self.store.cases[case].voxels_sha256 for case in self.train}
         hashes = dict(self.split.hashes)
         if pseudo:
             self._refuse_unfit(pseudo, pseudo_hashes)
@@ -112,6 +114,7 @@ class TrainingData:
             self.pseudo = BatchSource(store, ids, run.pseudo_batch_size, *drawn, stream=1, excluded=pseudo_excluded)
             excluded |= pseudo_excluded
             hashes |= {f"pseudo:{key}": value for key, value in pseudo_hashes.items()}
+            self.images |= {case.voxels_sha256 for case in store.cases.values()}
         updated = {case: hashlib.sha256(mask.tobytes()).hexdigest() for case, mask in sorted(labels.items())}
         used: dict[str, Any] = {"sets": self.split.sets, "selection": self.selection, "hashes": hashes}
         used |= {"labels": updated}

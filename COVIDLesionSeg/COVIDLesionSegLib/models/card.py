@@ -27,6 +27,8 @@ from ..networks import NETWORKS
 
 # The key under which a safetensors file's metadata holds the card.
 CARD_KEY = "model_card"
+# The key that only the card of a network for lungs has: the grid that it learned on.
+_LUNG_GRID = "lung_grid"
 ACTIVATIONS = ("softmax", "sigmoid")
 # A Gaussian wider than this would leave nothing of a lesion of an ordinary size.
 LARGEST_SMOOTHING_MM = 20.0
@@ -169,6 +171,17 @@ class ModelCard:
         )
         _require(good_hash, "weights_sha256", "64 hexadecimal digits or empty", self)
 
+    @property
+    def training_images(self) -> set[str]:
+        """Hashes of the voxels of the CTs that the weights were trained on, as far as the training has noted them."""
+        noted = self.metrics.get("training_images")
+        return set(map(str, noted)) if isinstance(noted, list | tuple) else set()
+
+    @property
+    def finds_lungs(self) -> bool:
+        """Whether the network marks the right and the left lung, and no lesions."""
+        return _LUNG_GRID in self.extra
+
     def to_json(self) -> dict[str, Any]:
         """The card as an object that ``json.dumps`` takes; unknown keys of newer versions stand beside our own."""
         value = asdict(self)
@@ -217,6 +230,14 @@ def read_card(path: Path | str) -> ModelCard:
         return ModelCard.from_json(metadata[CARD_KEY])
     except ModelError as error:
         raise ModelError(f"{path.name}: {error}") from error
+
+
+def no_lesion_model(name: str) -> ModelError:
+    """What to raise where a network for lungs was given as a model for lesions, by its id or its file's name."""
+    return ModelError(
+        f"{name} finds lungs, not lesions: it can't be used as a lesion model.",
+        "Choose a lesion model; this one finds the lungs with --lung-engine network.",
+    )
 
 
 def require_model_size(path: Path) -> int:

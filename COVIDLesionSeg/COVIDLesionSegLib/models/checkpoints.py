@@ -31,7 +31,7 @@ from ..networks import NETWORKS, title_of
 from ..networks.factory import create_network, network_class
 from ..networks.imported import require_allowed
 from ..networks.slices import Naming, SliceNetwork
-from .card import CARD_KEY, ModelCard, Preprocessing, read_header, require_model_size
+from .card import CARD_KEY, ModelCard, Preprocessing, no_lesion_model, read_header, require_model_size
 from .catalog import id_from_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -57,7 +57,9 @@ class LoadedModel:
     card: ModelCard
 
 
-def load_checkpoint(path: Path | str, network: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
+def load_checkpoint(
+    path: Path | str, network: str | None = None, device: torch.device | str = "cpu", *, lungs: bool = False
+) -> LoadedModel:
     """Load weights of one of the networks, whoever wrote the file.
 
     Recognized by content, never by file name: our safetensors files; PyTorch files (zip or the older format) with the
@@ -71,16 +73,19 @@ def load_checkpoint(path: Path | str, network: str | None = None, device: torch.
         network: one of ``networks.NETWORKS`` to insist on it; None takes what the file holds. The import path of a
             network of another package loads a file whose card names it; its code runs.
         device: where the network goes.
+        lungs: whether a network for lungs is wanted; without, one is refused, since it finds no lesions.
 
     Raises:
-        ModelError: no such file, damaged or cut short, of another network, with a wrong hash, or one that could only
-            be read by running code from it.
+        ModelError: no such file, damaged or cut short, of another network, with a wrong hash, a network for lungs, or
+            one that could only be read by running code from it.
         DeviceError: the device is unknown or not there.
     """
     path = Path(path)
     if network is not None and network not in NETWORKS and not is_import_path(network):
         raise InputError(f"There is no network {network!r}; there are {', '.join(NETWORKS)}.")
     tensors, card = _read(path)
+    if card is not None and card.finds_lungs and not lungs:
+        raise no_lesion_model(path.name)
     if card is not None and is_import_path(card.network):
         return _load_imported(path, tensors, card, network, device)
     family, naming = _recognized(path, tensors)

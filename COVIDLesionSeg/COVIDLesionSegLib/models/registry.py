@@ -20,7 +20,7 @@ from ..documents import read_object
 from ..errors import DownloadError, ModelError, OutputError, ReadError
 from ..files import atomic_path, sha256_file, user_path, write_json
 from ..resources import resource
-from .card import ModelCard, require_model_size
+from .card import ModelCard, no_lesion_model, require_model_size
 from .catalog import (
     BUNDLED,
     DAMAGED,
@@ -85,10 +85,12 @@ class ModelRegistry:
         """One model.
 
         Raises:
-            ModelError: there is no such model; the message names the nearest ids.
+            ModelError: there is no such model; the message names the nearest ids. Or it is the network for lungs.
         """
         entries = {entry.id: entry for entry in self.list()}
         if model_id not in entries:
+            if any(network.id == model_id for network in read_catalog(resource("LungModels.json"))):
+                raise no_lesion_model(model_id)
             near = difflib.get_close_matches(model_id.lower(), list(entries), n=3, cutoff=0.6)
             hint = f"Did you mean {' or '.join(near)}? {_LIST_HINT}" if near else _LIST_HINT
             raise ModelError(f"There is no model {model_id!r}.", hint)

@@ -42,8 +42,7 @@ class PointPlacement(VTKObservationMixin):
         """The next clicks place points."""
         if self.isOn:
             return
-        self._node = node = addNode(_POINT, "Click")
-        node.SetHideFromEditors(True)
+        self._node = node = addNode(_POINT, "Click", hidden=True)
         node.SetSaveWithScene(False)
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetPointLabelsVisibility(False)

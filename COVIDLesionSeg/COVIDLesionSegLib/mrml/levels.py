@@ -47,8 +47,7 @@ def keepLevels(segmentationNode: Any, volumeNode: Any, levels: ProbabilityLevels
         return None
     levels.require_shape(gridOfNode(volumeNode).shape)
     if node is None:
-        node = addNode(_VOLUME, "Probability of the network")
-        node.SetHideFromEditors(True)
+        node = addNode(_VOLUME, "Probability of the network", hidden=True)
     slicer.util.updateVolumeFromArray(node, levels.levels)
     node.SetIJKToRASMatrix(matrix_of_array(local_grid(volumeNode).cropped(levels.box).ijk_to_ras))
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
@@ -87,7 +86,7 @@ def redrawAt(
     *,
     undo: UndoStates | None = None,
     consolidationFrom: float | None = None,
-) -> NDArray[np.bool_]:
+) -> tuple[Box, NDArray[np.bool_]]:
     """Draw a whole result anew, as the run would have found it at another threshold; its run record says so.
 
     Args:
@@ -98,7 +97,7 @@ def redrawAt(
         consolidationFrom: HU from which lesion counts as consolidation; None takes the catalog's.
 
     Returns:
-        The lesions, bool (z, y, x).
+        Where the probability is kept, (z, y, x), and the lesions in that box, bool.
 
     Raises:
         InputError: no probability is kept, or a node that is not what it should be.
@@ -109,10 +108,11 @@ def redrawAt(
     view = viewOf(segmentationNode)
     volume = None if view == "lesion" else volumeFromNode(volumeNode, check=False)
     spacing = gridOfNode(volumeNode).spacing_zyx
-    mask = levels.result_at(sensitivity, spacing, _minimum_volume(segmentationNode))
+    mask = levels.result_inside(sensitivity, spacing, _minimum_volume(segmentationNode))
     showLesions(
         volumeNode,
         mask,
+        box=levels.box,
         view=view,
         segmentationNode=segmentationNode,
         volume=volume,
@@ -120,7 +120,7 @@ def redrawAt(
         consolidationFrom=consolidationFrom,
     )
     _remember(segmentationNode, levels, sensitivity)
-    return mask
+    return levels.box, mask
 
 
 def drawnSensitivity(segmentationNode: Any) -> int:

@@ -125,9 +125,13 @@ def changeStamp(node: Any) -> tuple[Any, ...]:
     return (node.GetMTime(), moved, 0 if image is None else image.GetMTime())
 
 
-def voxelStamp(segmentationNode: Any) -> tuple[Any, ...]:
-    """Another one once segments came, went, or have other voxels; names and colors do not count."""
-    segmentation = segmentationNode.GetSegmentation()
+def voxelStamp(node: Any) -> tuple[Any, ...]:
+    """Of a volume or segmentation: another one once voxels changed or segments came or went, not names or colors."""
+    if not hasattr(node, "GetSegmentation"):
+        image = node.GetImageData()
+        # the array's own time is part of it, which arrayFromVolumeModified moves
+        return (None if image is None else image.GetMTime(),)
+    segmentation = node.GetSegmentation()
     source = segmentation.GetSourceRepresentationName()
     found = []
     for identity in segmentation.GetSegmentIDs():

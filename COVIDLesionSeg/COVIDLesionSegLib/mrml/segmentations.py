@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -133,6 +133,7 @@ def showLesions(
     volumeNode: Any,
     mask: NDArray[np.bool_],
     *,
+    box: Box | None = None,
     view: LesionView = "lesion",
     segmentationNode: Any = None,
     volume: Volume | None = None,
@@ -144,6 +145,7 @@ def showLesions(
     Args:
         volumeNode: the CT that the mask was made from.
         mask: bool (z, y, x) on the CT's grid.
+        box: where in the CT the mask lies, (z, y, x); None: it has the CT's size.
         view: "lesion", "attenuation" (ground-glass opacity and consolidation by HU) or "separate" (one by one).
         segmentationNode: where to show it; None makes a new segmentation.
         volume: the CT's voxels where they are at hand; read from the node where they are needed and not given.
@@ -157,10 +159,18 @@ def showLesions(
         InputError: a node that is not what it should be or was deleted meanwhile, an unknown view.
         GridMismatchError: the mask is not on the CT's grid.
     """
-    _require_mask(mask, volumeNode, "lesion mask")
+    if box is None or not mask.size:
+        box, mask = None, mask if box is None else np.zeros(gridOfNode(volumeNode).shape, bool)
+        _require_mask(mask, volumeNode, "lesion mask")
+    else:
+        gridOfNode(volumeNode).cropped(box).require_shape(mask, "lesion mask")
     if view != "lesion" and volume is None:
         volume = volumeFromNode(volumeNode, check=False)
+    if box is not None and volume is not None:
+        volume = replace(volume, array=volume.array[box], geometry=volume.geometry.cropped(box))
     made = _lesion_contents(mask, view, volume, consolidationFrom)
+    if box is not None:
+        made = [replace(content, box=_shifted(content.box, box)) for content in made]
     return _show(made, volumeNode, segmentationNode, undo)
 
 

@@ -47,12 +47,35 @@ class CARAFE(nn.Module):
         # the image don't sum to 1.
         features = F.conv2d(x, self.project.weight).permute(0, 2, 3, 1)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):
-            result = Reassemble.apply(features.to(kernels.dtype), kernels, channels_last).to(features.dtype)
+        if torch.jit.is_tracing():
+            # other engines don't know functions of one's own
+            result = reassembled(features, kernels)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                result = Reassemble.apply(features.to(kernels.dtype), kernels, channels_last).to(features.dtype)
         if self.project.bias is not None:
             # not in place: autograd forbids it on a view that a function of one's own returned
             result = result + self.project.bias.to(result.dtype)[:, None, None]
         return result
+
+
+def reassembled(features: Tensor, kernels: Tensor) -> Tensor:
+    """What :class:`Reassemble` computes, of operations that any engine has; it makes the 25-fold tensor.
+
+    Args:
+        features: (N, H, W, C).
+        kernels: (N, H, W, 25, 4).
+
+    Returns:
+        (N, C, 2 H, 2 W).
+    """
+    batch, height, width, channels = features.shape
+    pixels = height * width
+    neighbors = F.unfold(features.permute(0, 3, 1, 2), _SIDE, padding=_MARGIN)
+    neighbors = neighbors.view(batch, channels, _SIDE**2, pixels).permute(0, 3, 1, 2)
+    phases = neighbors @ kernels.reshape(batch, pixels, _SIDE**2, _PHASES)
+    phases = phases.permute(0, 2, 3, 1).reshape(batch, channels * _PHASES, height, width)
+    return F.pixel_shuffle(phases, _SCALE)
 
 
 class Reassemble(torch.autograd.Function):

@@ -31,7 +31,7 @@ from .forms import (
 )
 from .messages import Notice, attempt, confirm, noticeOf
 from .store_client import StoreClient
-from .task import Tasks, turn
+from .task import Task, Tasks, turn
 from .text import _, number_text, table_html
 from .training import JobWatch, TrainingLogic, endOf, jobText
 
@@ -83,6 +83,8 @@ class CasesPage(Page):
         # doubtful labels as they are listed; the one that was clicked last, and when
         self._items: list[Mapping[str, Any]] = []
         self._jumped = "", 0.0
+        self._jumping: Task | None = None
+        self._decided = ""
         self._agreement = ""
         self.form, self.ui = loadForm("Cases", scene)
         self._fill()
@@ -384,9 +386,9 @@ class CasesPage(Page):
 
     def jump(self) -> None:
         """Open the chosen item's case and bring all views to its slice."""
-        item = self._item()
+        item, self._decided = self._item(), ""
         if item is not None:
-            self._start(self._jump(item))
+            self._jumping = self._tasks.start(self._jump(item))
 
     async def _jump(self, item: Mapping[str, Any]) -> None:
         await self._work.openCase(item["case"])
@@ -399,12 +401,32 @@ class CasesPage(Page):
             self.ui.reviewList.setCurrentRow((self.ui.reviewList.currentRow + 1) % len(self._items))
             self.jump()
 
+    def _goOn(self) -> None:
+        """After a decision: look at the item that has taken the decided one's place, or choose none.
+
+        Nothing is decided unseen, and to open another case is the reader's own act.
+        """
+        item, self._decided = self._item(), ""
+        if item is not None and self._work.isOpen and item["case"] == self._work.caseId:
+            self.jump()
+        else:
+            self.ui.reviewList.setCurrentRow(-1)
+
     def decide(self, decision: str) -> None:
-        """Remember what is thought of the chosen item: "right" or "fix"."""
+        """Remember what is thought of the chosen item, "right" or "fix"; the views go to the case's next one."""
         item = self._item()
-        if item is not None:
-            values = {"case": item["case"], "slice": item["slice"], "decision": decision, "by": self._store.reader}
-            self._start(self._store.ask("review_decide", values))
+        # what is still being opened was not seen yet
+        if item is not None and (self._jumping is None or self._jumping.done):
+            self._start(self._decide(item, decision))
+
+    async def _decide(self, item: Mapping[str, Any], decision: str) -> None:
+        self._decided = chosenKey(self.ui.reviewList)
+        values = {"case": item["case"], "slice": item["slice"], "decision": decision, "by": self._store.reader}
+        try:
+            await self._store.ask("review_decide", values)
+        except BaseException:
+            self._decided = ""
+            raise
 
     # ---- showing ----------------------------------------------------------------------------------------------------
 
@@ -422,6 +444,8 @@ class CasesPage(Page):
         decided = bool(ui.decidedCheck.checked)
         self._items = [item for item in store.overview.get("review", ()) if decided or not item["decision"]]
         fillList(ui.reviewList, [(f"{item['case']}/{item['slice']}", _itemText(item)) for item in self._items])
+        if self._decided and self._decided != chosenKey(ui.reviewList):
+            self._goOn()
         ui.agreementBrowser.setVisible(bool(self._agreement))
         self._showButtons()
 

@@ -322,7 +322,7 @@ class ClickCorrection(Page, VTKObservationMixin):
             self._growth, self._drawn = None, ()
             self._takeSurfaces(segmentationNode, undo)
             limit = None if self._parameters is None else self._parameters.consolidationFrom
-            mask = mrml.redrawAt(segmentationNode, volumeNode, wanted, consolidationFrom=limit)
+            _box, mask = mrml.redrawAt(segmentationNode, volumeNode, wanted, consolidationFrom=limit)
             self._drawn = mrml.voxelStamp(segmentationNode)
             if undo is not None:
                 self.removeObservers(self._onEdited)

@@ -166,11 +166,14 @@ class LiveMeasurement(VTKObservationMixin):
         volumeNode, lesions, lungs, reference = nodes
         for event in mrml.EDITED:
             self.addObserver(lesions.GetSegmentation(), event, self._onEdited)
-        self._voxels = {node: mrml.voxelStamp(node) for node in (lungs, reference) if node not in (None, lesions)}
-        for node in self._voxels:
+        masks = {lungs, reference} - {None, lesions}
+        self._voxels = {node: mrml.voxelStamp(node) for node in (volumeNode, *masks)}
+        for node in masks:
             for event in mrml.EDITED:
-                self.addObserver(node.GetSegmentation(), event, self._onMaskEdited)
-        self.addObserver(volumeNode, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onOtherEdited)
+                self.addObserver(node.GetSegmentation(), event, self._onVoxelsEdited)
+        # arrayFromVolumeModified touches the array and then the node, not the image
+        for event in (slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, "ModifiedEvent"):
+            self.addObserver(volumeNode, event, self._onVoxelsEdited)
         self.addObserver(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent, self._onOtherEdited)
 
     # ---- edits --------------------------------------------------------------------------------------------------
@@ -183,8 +186,8 @@ class LiveMeasurement(VTKObservationMixin):
         else:
             self._edit.emit()
 
-    def _onMaskEdited(self, *_ignored: Any) -> None:
-        """Lungs or reference are others, unless only a name or a color is."""
+    def _onVoxelsEdited(self, *_ignored: Any) -> None:
+        """The CT, the lungs or the reference are others, unless only a name or a color is."""
         if any(mrml.voxelStamp(node) != before for node, before in self._voxels.items()):
             self._onOtherEdited()
 

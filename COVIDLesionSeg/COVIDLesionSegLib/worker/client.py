@@ -169,10 +169,8 @@ class Client:
         *,
         files: Collection[str] = (),
         progress: Callable[[Progress], None] | None = None,
-        finished: Callable[[Reply], None] | None = None,
-        failed: Callable[[WorkerError], None] | None = None,
     ) -> Request:
-        """Ask for something; exactly one of ``finished`` and ``failed`` is called later, once.
+        """Ask for something; the answer is awaited, or waited for with :func:`wait`.
 
         Requests are worked on one after the other, in the order in which they were made.
 
@@ -184,8 +182,6 @@ class Client:
             files: names of parameters that may be a file of this machine. Behind a command prefix the bytes of such a
                 file travel to the other one, once (see :mod:`.transport`); what is no file here travels as it is.
             progress: called now and then.
-            finished: called with the answer.
-            failed: called with what went wrong.
 
         Raises:
             InputError: parameters or arrays that can't be sent.
@@ -203,8 +199,6 @@ class Client:
         estimate = _Estimate(task, self._seconds.setdefault(task, {}), self.clock)
         parcel = Parcel(self._count, task, plain, found, here)
         request = Request(self, parcel, self._cancel, estimate, progress)
-        if finished is not None or failed is not None:
-            request.subscribe(functools.partial(_call_back, request, finished, failed))
         self._secrets |= secrets(plain)
         self._queue.append(request)
         self._timer(0, self._next)
@@ -347,16 +341,6 @@ class Client:
 
 def _described(hello: p.Hello) -> str:
     return f"COVIDLesionSeg {hello.library}, Python {hello.python}, {hello.platform}"
-
-
-def _call_back(
-    request: Request, finished: Callable[[Reply], None] | None, failed: Callable[[WorkerError], None] | None
-) -> None:
-    """Tell those who do not await a request how it ended."""
-    if request.reply is not None and finished is not None:
-        finished(request.reply)
-    if request.error is not None and failed is not None:
-        failed(request.error)
 
 
 class Request:
