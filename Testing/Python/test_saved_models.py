@@ -256,26 +256,32 @@ def test_card_is_read_without_pytorch(tmp_path, small_network):
 
 # ---- the bundled models ---------------------------------------------------------------------------------------------
 
-# network, preprocessing, most bytes
+# network, preprocessing, most bytes, what names each source of training data in the terms of use
+NEIGHBORS = (-5.0, -2.5, 0.0, 2.5, 5.0)
+SOURCES = {"COVID-19-CT-Seg": "3757476", "COVID-CT-MD": "10.1038/s41597-021-00900-3"}
 BUNDLED = {
-    "coplenet-ctseg": ("coplenet", Preprocessing(resize=(192, 256)), 22e6),
-    "caresunet-ctseg": ("caresunet", Preprocessing(resize=(192, 256)), 12e6),
+    "coplenet-ctseg": (
+        "coplenet",
+        Preprocessing(resize=(192, 256), slice_offsets_mm=NEIGHBORS),
+        6e6,
+        SOURCES | {"LCTSC": "10.7937/k9/tcia.2017.3r3fvz08"},
+    ),
+    "caresunet-ctseg": ("caresunet", Preprocessing(resize=(192, 256)), 12e6, SOURCES),
 }
 
 
 @pytest.mark.parametrize("model", BUNDLED)
 def test_bundled_model_loads_and_states_its_license(model):
-    network, preprocessing, _size = BUNDLED[model]
+    network, preprocessing, _size, sources = BUNDLED[model]
     card = load_checkpoint(resource(f"Models/{model}.safetensors"), network=network).card
     assert card.id == model
     assert "non-commercial" in card.license_notice.lower()
-    sources = {"3757476": "COVID-19-CT-Seg", "10.1038/s41597-021-00900-3": "COVID-CT-MD"}
-    assert [data["name"] for data in card.training_data] == list(sources.values())
+    assert [data["name"] for data in card.training_data] == list(sources)
     assert card.preprocessing == preprocessing
     # slices cut to the lungs are all that it knows
     assert card.keep_inside_lungs_mm == 5.0
     notice = resource(f"Models/{model}.LICENSE.txt").read_text(encoding="utf-8").lower()
-    assert all(word in notice for word in ("non-commercial", *sources))
+    assert all(word in notice for word in ("non-commercial", *sources.values()))
 
 
 @pytest.mark.parametrize("model", BUNDLED)
