@@ -4,7 +4,7 @@
 
 Parts: ``matmul`` (the card's bfloat16 rate), ``exactness`` (both networks against the CPU, in all precisions),
 ``speed`` (a CT of 300 slices against batch size, with the fraction of that rate), ``memory`` (the predictor under a
-real limit of memory), ``training`` (steps per second of both papers' protocols at full size, with the loader's fraction) and
+real limit of memory), ``training`` (steps per second of both papers' full protocols, with the loader's fraction) and
 ``covid_semiseg`` (one CARes-UNet of full width for as many epochs as the time left holds, judged on the test slices).
 
 Each part has a time budget and stops itself; the JSON is written after every part. What hangs beyond the limit is cut
