@@ -16,7 +16,6 @@ shows that the script works, and nothing else. COVID-SemiSeg is looked for in da
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import statistics
@@ -300,9 +299,12 @@ def training_configuration(bench: Bench, key: str) -> TrainingConfig:
 def trained_steps(config: TrainingConfig, base: Path, until: float) -> list[dict[str, Any]]:
     """What the log says of each step until the time is over."""
     trainer = Trainer(config, base / "run", base)
-    # where the time is over, the steps so far are the figure
-    with contextlib.suppress(CancelledError):
+    try:
         trainer.run(cancelled=lambda: time.monotonic() > until)
+    except CancelledError:
+        # where the time is over, the steps so far are the figure; a signal is no figure
+        if time.monotonic() <= until:
+            raise
     return [entry for entry in read_log(base / "run") if entry["kind"] == "step"]
 
 
