@@ -1,6 +1,6 @@
 """How a model does on the real data of the shared folder, through the library's own journey (lungs found, not given).
 
-    python Testing/benchmarks/accuracy.py [--model ID|FILE] [--smooth-across-slices MM] [--cases 3] [--json FILE]
+    python Testing/benchmarks/accuracy.py [--model ID|FILE] [--smooth-across-slices MM] [--threshold P] ...
 
 Prints, for P001 (COVID-CT-MD), the agreement by slice with its label file (positive: above 20 mm2 of lesion) and the
 fraction of the lesion in marks that a single slice has; that fraction and Dice for the demo's synthetic chest; for the
@@ -188,24 +188,25 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(probability - lesion).sum() / total.sum())
 
 
-def add_smoothing(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--smooth-across-slices``."""
+def add_postprocessing(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--smooth-across-slices`` and ``--threshold``."""
     parser.add_argument("--smooth-across-slices", type=float, metavar="MM", help="instead of what the card says")
+    parser.add_argument("--threshold", type=float, help="of the probability, instead of what the card says")
 
 
-def smoothing_of(arguments: argparse.Namespace) -> PostProcessing:
+def postprocessing_of(arguments: argparse.Namespace) -> PostProcessing:
     """The settings after the network that were asked for."""
-    return PostProcessing(smooth_across_slices_mm=arguments.smooth_across_slices)
+    return PostProcessing(smooth_across_slices_mm=arguments.smooth_across_slices, threshold=arguments.threshold)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="id or file; the default model if absent")
-    add_smoothing(parser)
+    add_postprocessing(parser)
     parser.add_argument("--cases", type=int, default=8, help="how many cases of COVID-19-CT-Seg (default: 8)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    predictor, settings = Predictor(arguments.model), smoothing_of(arguments)
+    predictor, settings = Predictor(arguments.model), postprocessing_of(arguments)
     print(f"model {predictor.model.card.id}, {predictor.device.device}", flush=True)
     figures: dict[str, dict[str, float]] = {}
 

@@ -1,7 +1,7 @@
 """How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
 
     python Testing/benchmarks/bundled_models.py train fold1 -o runs/bundled [--network coplenet] [--width 16] ...
-    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ... [--smooth-across-slices MM]
+    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ... [--smooth-across-slices MM] [--threshold P]
     python Testing/benchmarks/bundled_models.py table -o runs/bundled
     python Testing/benchmarks/bundled_models.py publish final -o runs/bundled ... --card CARD.json
 
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from accuracy import add_smoothing, chest_without_covid, coronacase, picture_as_ct, smoothing_of
+from accuracy import add_postprocessing, chest_without_covid, coronacase, picture_as_ct, postprocessing_of
 from shared_data import DATA, NEGATIVES, ct_seg
 
 from COVIDLesionSegLib.files import sha256_file, write_json
@@ -194,7 +194,7 @@ def train(arguments: argparse.Namespace) -> Path:
 def judge(arguments: argparse.Namespace) -> dict[str, Any]:
     """A training on the patients and chests that it never saw; kept in ``judged.json`` beside its model."""
     folder = folder_of(arguments)
-    predictor, settings = Predictor(folder / "best.safetensors"), smoothing_of(arguments)
+    predictor, settings = Predictor(folder / "best.safetensors"), postprocessing_of(arguments)
     figures = {
         "patients": {
             number: coronacase(predictor, f"coronacases_{number}", settings) for number in LEFT_OUT[arguments.training]
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="bfloat16", choices=("auto", "float32", "bfloat16"))
-    add_smoothing(parser)
+    add_postprocessing(parser)
     parser.add_argument("--card", type=Path, help="of the model to publish, as JSON")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
