@@ -1,7 +1,7 @@
 """How the bundled models were trained and judged, on the shared data; every figure of their cards comes from here.
 
     python Testing/benchmarks/bundled_models.py train fold1 -o runs/bundled [--network coplenet] [--width 16] ...
-    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled ... [--smooth-across-slices MM] [--threshold P]
+    python Testing/benchmarks/bundled_models.py judge fold1 -o runs/bundled [--smooth-across-slices MM] [--threshold P]
     python Testing/benchmarks/bundled_models.py table -o runs/bundled
     python Testing/benchmarks/bundled_models.py publish final -o runs/bundled ... --card CARD.json
 
