@@ -84,8 +84,9 @@ def check_target(target: Path | str) -> Path:
     """
     target = Path(target)
     try:
-        # /dev/stdout and the like are links to what a process has open
-        special = target.is_symlink() and str(target.readlink()).startswith(("/proc/", "/dev/"))
+        # /dev/stdout and the like are links to what a process has open; /dev/shm is a file system of plain files
+        leads = str(target.readlink()) if target.is_symlink() else ""
+        special = leads.startswith(("/proc/", "/dev/")) and not leads.startswith("/dev/shm/")  # noqa: S108
         status = target.stat()
     except FileNotFoundError:
         status = None

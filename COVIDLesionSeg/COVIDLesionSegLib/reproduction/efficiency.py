@@ -56,9 +56,9 @@ def build(network: Network, width: int | None) -> nn.Module:
 
 
 def cost(network: nn.Module, size: tuple[int, int], device: torch.device) -> Cost:
-    """Count and time a network on one slice of random intensities, float32."""
+    """Count and time a network on one slice of random intensities, with as many channels as it takes, float32."""
     network = network.to(device).eval()
-    image = torch.rand((1, 1, *size), device=device)
+    image = torch.rand((1, getattr(network, "in_channels", 1), *size), device=device)
     with torch.inference_mode(), exact_float32(device):
         counter = FlopCounterMode(display=False)
         with counter:
