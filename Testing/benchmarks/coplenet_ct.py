@@ -4,9 +4,10 @@
 
 The CT is covid_P001 of the shared data, or the synthetic chest where they are absent. The plain loop is the same
 network in float32, as it was loaded, slice by slice over the same crop: window, resizing where the model asks for it,
-padding, forward, softmax, threshold. Ours is ``Predictor.segment`` with the lungs given, everything included. Both are
-warm (each computes a few slices before) and run in turns. Prints seconds per phase (the smallest of the rounds), the
-ratio of each round, and the agreement of the masks. With --json one object of the same figures.
+padding, neighboring slices as channels, forward, softmax, threshold. Ours is ``Predictor.segment`` with the lungs
+given, everything included. Both are warm (each computes a few slices before) and run in turns. Prints seconds per phase
+(the smallest of the rounds), the ratio of each round, and the agreement of the masks. With --json one object of the
+same figures.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from COVIDLesionSegLib.imaging import (
     write_labels,
 )
 from COVIDLesionSegLib.inference import PostProcessing, Predictor
+from COVIDLesionSegLib.inference.slices import planes_at
 from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.models import LoadedModel
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
@@ -46,7 +48,7 @@ from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
 SHARED = Path(os.environ.get("COVIDLESIONSEG_SHARED", REPOSITORY.parent / "shared"))
 WARM_UP_SLICES = 3
 # as the plain loop does
-KEEP_ALL = PostProcessing(keep_inside_lungs_mm=1000)
+KEEP_ALL = PostProcessing(keep_inside_lungs_mm=1000, smooth_across_slices_mm=0)
 
 
 def main() -> None:
@@ -159,22 +161,28 @@ def plain_loop(model: LoadedModel, volume: Volume, lungs: np.ndarray) -> np.ndar
     inner = settings.resize or size
     margins = [-n % settings.pad_multiple for n in inner]
     top, left = (m // 2 for m in margins)
+    planes = planes_at(settings.slice_offsets_mm, view.geometry.spacing_zyx[0], range(len(slices)), len(slices))
     with torch.no_grad():
-        for index, image in enumerate(slices):
+        ready = []
+        for image in slices:
             x = torch.from_numpy(apply_window(image, settings.window_width, settings.window_level))
             x = _resized(x, inner).numpy()
             x = np.pad(x, [(m // 2, m - m // 2) for m in margins], mode="reflect")
-            probability = model.network(torch.from_numpy(x)[None, None]).softmax(1)[0, 1]
+            ready.append(torch.from_numpy(x))
+        for index, channels in enumerate(planes):
+            probability = model.network(torch.stack([ready[plane] for plane in channels])[None]).softmax(1)[0, 1]
             probability = _resized(probability[top : top + inner[0], left : left + inner[1]], size)
             out[index] = probability.numpy() > model.card.threshold
     return mask
 
 
 def _resized(image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """A slice (h, w) on another grid of the same extent, linear."""
+    """A slice (h, w) on another grid of the same extent, linear, and averaged where it shrinks."""
     if image.shape == size:
         return image
-    return torch.nn.functional.interpolate(image[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return torch.nn.functional.interpolate(
+        image[None, None], size=size, mode="bilinear", align_corners=False, antialias=True
+    )[0, 0]
 
 
 def middle(volume: Volume, lungs: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
