@@ -85,10 +85,12 @@ def test_segment_measure_and_evaluate(logic, phantom, mrml, slicer_gui):
     assert parameters.lesionSegmentation is node and parameters.inputVolume is ct
     probability = slicer_gui.util.arrayFromVolume(parameters.probabilityVolume)
     # the bundled model's card limits lesion to the lungs, not the probability
-    reach = mrml.recordOf(node).postprocessing["keep_inside_lungs_mm"]
+    steps = mrml.recordOf(node).postprocessing
+    reach, threshold = steps["keep_inside_lungs_mm"], steps["threshold"]
     near = distance_transform_edt(phantom.lungs == 0, sampling=phantom.volume.geometry.spacing_zyx) <= reach
     assert reach == 5.0
-    assert np.array_equal((probability > 0.5) & near, mask)
+    assert threshold == 0.6
+    assert np.array_equal((probability > threshold) & near, mask)
     figures = logic.measure(ct, node, lungs)
     assert figures["lesion_volume"]["value"] == pytest.approx(mask.sum() * phantom.volume.geometry.voxel_ml)
     assert 0 < figures["involvement"]["value"] < 100
