@@ -118,7 +118,7 @@ def _sentence(error: OSError) -> str:
 def _tell_error(sentence: str) -> None:
     # what a file put into it must neither break the line nor steer the terminal
     shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in sentence)
-    sys.stderr.write(f"error: {shown}\n")  # one write: processes side by side share the stream
+    print(f"error: {shown}", file=sys.stderr)
 
 
 def _unforeseen(error: Exception) -> str:
