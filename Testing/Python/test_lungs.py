@@ -6,7 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
-from lung_chests import PRONE_TABLE, Chest, as_volume, assert_lungs, ellipsoid, millimeters
+from lung_chests import (
+    PRONE_TABLE,
+    Chest,
+    as_volume,
+    assert_lungs,
+    coarse_chest,
+    ellipsoid,
+    millimeters,
+    overlap,
+)
+from scipy import ndimage
 
 from COVIDLesionSegLib.errors import CancelledError, IntensityError, LungsNotFoundError
 from COVIDLesionSegLib.imaging import Geometry, Volume, find_lungs
@@ -120,6 +130,21 @@ def test_stomach_and_bowel_gas_beneath_the_lungs_is_left_out():
     chest.hu[gas] = -990
     found = find_lungs(chest.volume(20))
     assert np.count_nonzero(found[gas]) < 0.02 * np.count_nonzero(gas)
+
+
+def test_food_in_the_stomach_is_no_piece_of_lung():
+    """Mixed with gas it is as dense as lung, and it lies as near to the lung as a piece that is cut off."""
+    chest = coarse_chest("haze", oblique=False)
+    geometry = chest.volume.geometry
+    k, j, i = np.indices(chest.lungs.shape, sparse=True)
+    x, y, z = (origin + step * n for origin, step, n in zip(geometry.origin, geometry.spacing, (i, j, k), strict=True))
+    stomach = ellipsoid((z, y, x), (40, 20, -90), (24, 24, 24))
+    stomach &= ndimage.distance_transform_edt(chest.lungs == 0, sampling=geometry.spacing_zyx) > 7
+    mottle = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(stomach.shape), 1)
+    hu = np.where(stomach, np.where(mottle > 0, -700, 30), chest.volume.array).astype(np.int16)
+    found = find_lungs(Volume(hu, geometry))
+    assert not found[stomach].any()
+    assert overlap(found > 0, chest.lungs > 0) > 0.95
 
 
 @pytest.mark.parametrize("side", [1, 2])

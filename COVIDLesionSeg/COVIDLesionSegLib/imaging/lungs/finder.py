@@ -52,6 +52,8 @@ _PARTING = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 25.0)
 
 # A piece that a consolidation cuts off lies within this of the rest, mm.
 _PIECE_GAP = 12.0
+# ... and of the ribs. What a stomach holds is as dense as lung, and lies deeper; so do the bronchi of the hilum.
+_PIECE_DEPTH = 45.0
 # Vessels and fissures up to twice this wide are taken back into the lung, mm.
 _CLOSING = 6.0
 # Ground glass too dense for _AIR is taken back up to this far from the rest, mm.
@@ -311,7 +313,7 @@ def _find_regions(volume: ReducedVolume, check: Callable[[], None]) -> _LungRegi
         return None
     check()
     polar = _between_lungs(sides, spacing, height, midline)
-    air_sides = _attach_pieces(volume, sides, free & (pairs[part] > 0), polar)
+    air_sides = _attach_pieces(volume, sides, free & (pairs[part] > 0), polar, cage)
     check()
     sides = _fill(volume, air_sides, outside | airway, polar, check)
     if cage is not None:
@@ -551,12 +553,14 @@ def free_gas(volume: ReducedVolume) -> tuple[Mask, Mask]:
     return gas, gas | (dilate(gas, spacing, 1.01 * max(spacing[1:])) & (volume.hu < _AIR) & ~volume.padding)
 
 
-def _attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, polar: Polar) -> NDArray[np.uint8]:
+def _attach_pieces(
+    volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, polar: Polar, cage: RibCage | None
+) -> NDArray[np.uint8]:
     """Add aerated pieces that a consolidation cuts off from the rest.
 
-    Bowel beneath the diaphragm must not come with them, so a piece lies either towards the chest wall, or behind a
-    layer of the rest of the lung thinner than the diaphragm and the wall of a bowel. ``free`` is air inside the body
-    that is no airway.
+    Stomach and bowel beneath the diaphragm must not come with them, so a piece lies either towards the chest wall, or
+    behind a layer of the rest of the lung thinner than the diaphragm and the wall of a bowel; and most of it lies near
+    the ribs, where they are seen. ``free`` is air inside the body that is no airway.
     """
     spacing = volume.spacing
     thin_layer = 1.5 * max(spacing)
@@ -577,6 +581,10 @@ def _attach_pieces(volume: ReducedVolume, sides: NDArray[np.uint8], free: Mask, 
         outer = (share(gap < _PIECE_GAP) > 0) & (share(outwards) > 0.6)
         adjacent = (share(gap < thin_layer) > 0) & (share(hu < -550.0) > 0.5)
         ours = (outer | adjacent) & (share(hu > _GAS) > 0.6)
+        if cage is not None:
+            to_axis, bearing = cage.coordinates(*voxels)
+            depth = cage.wall[voxels[0], bearing] - to_axis
+            ours &= share(np.isfinite(depth) & (depth > _PIECE_DEPTH)) < 0.5
         if not ours.any():
             break
         nearest = grow(sides, to_lungs <= _PIECE_GAP)[voxels]
