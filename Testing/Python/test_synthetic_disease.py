@@ -11,7 +11,9 @@ from COVIDLesionSegLib.learning.augmentation import (
     LEAST_DISEASED,
     MOST_DISEASED,
     AugmentationSettings,
+    Inflation,
     SyntheticDisease,
+    inflate,
     paint_disease,
     smooth_noise,
 )
@@ -120,6 +122,57 @@ def test_smooth_noise_has_unit_spread_and_the_scale_it_is_asked_for():
     assert correlations[0] > 0.95
     assert 0.1 < correlations[1] < 0.6
     assert abs(correlations[2]) < 0.1
+
+
+@pytest.fixture(scope="module")
+def inflated():
+    """A slab with a lesion and a vessel, and many draws on it: HU, lungs, lesion, [planes]."""
+    hu, lungs, positions = a_slab()
+    lesion = np.zeros_like(lungs)
+    lesion[:, 35:45, 20:32] = 1
+    hu[lesion > 0] += 300
+    hu[:, 40, 80:100] = 60
+    return hu, lungs, lesion, [inflate(hu, lesion, lungs, positions, np.random.default_rng(seed)) for seed in range(60)]
+
+
+def test_lungs_hold_less_air_or_more_and_nothing_else_changes(inflated):
+    hu, lungs, lesion, draws = inflated
+    normal = (lungs > 0) & (lesion == 0) & (hu < -700)
+    changes = [np.median(planes[normal] - hu[normal]) for planes in draws]
+    assert max(changes) > 100
+    assert min(changes) < -50
+    assert 0.4 < np.mean(np.array(changes) > 0) < 0.8
+    for planes in draws:
+        assert np.array_equal(planes[lungs == 0], hu[lungs == 0])
+        # vessels are no air
+        assert np.array_equal(planes[:, 40, 82:98], hu[:, 40, 82:98])
+        assert planes.min() >= min(hu.min(), -1000)
+
+
+def test_emphysema_spares_lesions_and_expiration_does_not(inflated):
+    hu, lungs, lesion, draws = inflated
+    normal = (lungs > 0) & (lesion == 0) & (hu < -700)
+    for planes in draws:
+        change = planes - hu
+        if np.median(change[normal]) < 0:
+            assert np.array_equal(planes[lesion > 0], hu[lesion > 0])
+            # patches and holes
+            assert change[normal].max() <= 0
+        else:
+            assert change[normal].min() >= 0
+            assert np.median(change[lesion > 0]) > 0
+
+
+def test_other_lungs_keep_their_label():
+    hu, lungs, positions = a_slab()
+    lesion = (lungs == 1).astype(np.uint8)
+    planes, mask = Inflation(1.0).paint(hu, lesion, lungs, positions, np.random.default_rng(0))
+    assert mask is lesion
+    assert not np.array_equal(planes, hu)
+    planes, mask = Inflation(0.0).paint(hu, lesion, lungs, positions, np.random.default_rng(0))
+    assert planes is hu
+    planes, _ = Inflation(1.0).paint(hu, lesion, np.zeros_like(lungs), positions, np.random.default_rng(0))
+    assert np.array_equal(planes, hu)
 
 
 def test_only_slices_without_lesion_are_painted_and_their_labels_tell(a_store):

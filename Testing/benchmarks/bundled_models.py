@@ -144,6 +144,7 @@ def config_of(arguments: argparse.Namespace, cases: str) -> TrainingConfig:
             | {
                 "neighbor_dropout": {"probability": WITHOUT_NEIGHBORS if arguments.slices > 1 else 0.0},
                 "synthetic_disease": {"probability": arguments.synthetic},
+                "inflation": {"probability": arguments.inflation},
             },
             "network": {"name": arguments.network, "batch_norm": "estimated"}
             | ({"base_model": str(arguments.base.absolute())} if arguments.base else {"arguments": own}),
@@ -172,6 +173,7 @@ def folder_of(arguments: argparse.Namespace) -> Path:
     name = f"{arguments.network}{arguments.width}-{arguments.training}-{arguments.steps}-{arguments.slices}slices"
     name += "-continued" if arguments.base else ""
     name += f"-synthetic{arguments.synthetic:g}" if arguments.synthetic else ""
+    name += f"-inflation{arguments.inflation:g}" if arguments.inflation else ""
     for option in ("pictures", "plain_dice"):
         if getattr(arguments, option):
             name += f"-{option}"
@@ -248,6 +250,13 @@ def main() -> None:
     parser.add_argument("--slices", type=int, choices=tuple(OFFSETS), default=1, help="that the network sees at once")
     parser.add_argument(
         "--synthetic", type=float, default=0.0, metavar="FRACTION", help="of the slices without lesion that get disease"
+    )
+    parser.add_argument(
+        "--inflation",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="of the slices: less air or more in the lungs",
     )
     parser.add_argument("--pictures", action="store_true", help="the 50 labeled slices of COVID-SemiSeg train, too")
     parser.add_argument("--plain-dice", action="store_true", help="Dice loss without teacher, instead of the framework")

@@ -91,7 +91,7 @@ class NeighborDropout(Transform):
 
 @dataclass(frozen=True)
 class SyntheticDisease(Transform):
-    """Disease painted on lung without lesion, see :func:`.disease.paint_disease`; not on 8-bit slices.
+    """Disease painted on lung without lesion, see :func:`paint_disease`; not on 8-bit slices.
 
     Attributes:
         probability: fraction of the slices without lesion that get disease.
@@ -120,6 +120,31 @@ class SyntheticDisease(Transform):
         if generator.random() >= self.probability or masks.any():
             return hu, masks
         return paint_disease(hu, lungs, positions, generator)
+
+
+@dataclass(frozen=True)
+class Inflation(Transform):
+    """Lungs that hold less air or more, as in expiration and emphysema: :func:`inflate`; not on 8-bit slices.
+
+    Attributes:
+        probability: fraction of the slices to which that happens.
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {"probability": 1.0}
+    probability: float = 0.0
+
+    def paint(
+        self,
+        hu: NDArray[Any],
+        masks: Masks,
+        lungs: NDArray[np.uint8],
+        positions: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+        generator: np.random.Generator,
+    ) -> tuple[NDArray[Any], Masks]:
+        """Planes in HU with other lungs, and their masks as they are; arguments as of :class:`SyntheticDisease`."""
+        if generator.random() >= self.probability:
+            return hu, masks
+        return inflate(hu, masks, lungs, positions, generator), masks
 
 
 @dataclass(frozen=True)
@@ -333,6 +358,7 @@ class AugmentationSettings:
         thick_slices: thicker slices.
         neighbor_dropout: slices without neighbors.
         synthetic_disease: disease on healthy lung.
+        inflation: lungs that hold less air or more.
         window_shift: other calibrations.
         flip: left-right and front-back.
         rotation: in the plane.
@@ -350,6 +376,7 @@ class AugmentationSettings:
     thick_slices: ThickSlices = ThickSlices()
     neighbor_dropout: NeighborDropout = NeighborDropout()
     synthetic_disease: SyntheticDisease = SyntheticDisease()
+    inflation: Inflation = Inflation()
     window_shift: WindowShift = WindowShift()
     flip: Flip = Flip()
     rotation: Rotation = Rotation()
@@ -553,8 +580,7 @@ def _likeliness(sick: NDArray[np.bool_], positions: Any, generator: np.random.Ge
 
     patch = generator.uniform(*_PATCH_MM)
     noise = smooth_noise(positions, patch, generator) + np.float32(0.35) * smooth_noise(positions, patch / 3, generator)
-    rows = np.flatnonzero(sick.any(axis=(0, 2)))
-    back = np.clip((np.arange(sick.shape[1]) - rows[0]) / max(np.ptp(rows), 1), 0, 1).astype(np.float32)
+    back = _to_the_back(sick)
     steps = [_step(axis) for axis in positions[1:]]
     inner = ndimage.gaussian_filter(sick.astype(np.float32), (0, *(_PLEURA_MM / step for step in steps)))
     pleura = 2 * (1 - inner)
@@ -566,6 +592,14 @@ def _likeliness(sick: NDArray[np.bool_], positions: Any, generator: np.random.Ge
     )
 
 
+def _to_the_back(lungs: NDArray[np.bool_]) -> Field:
+    """For each row of planes (planes, rows, columns) how far back it lies: 0 in front of the lungs, 1 behind them."""
+    rows = np.flatnonzero(lungs.any(axis=(0, 2)))
+    if not rows.size:
+        return np.zeros(lungs.shape[1], dtype=np.float32)
+    return np.clip((np.arange(lungs.shape[1]) - rows[0]) / max(np.ptp(rows), 1), 0, 1).astype(np.float32)
+
+
 def _with_haze(planes: Field, weight: Field, positions: Any, generator: np.random.Generator) -> Field:
     """Ground-glass opacity, a textured lift of what is aerated; sometimes with the ridges of crazy paving."""
     texture = smooth_noise(positions, generator.uniform(*_TEXTURE_MM), generator)
@@ -574,8 +608,12 @@ def _with_haze(planes: Field, weight: Field, positions: Any, generator: np.rando
         # the surfaces on which smooth noise is zero enclose cells, as thickened septa do
         ridges = np.exp(-np.square(smooth_noise(positions, generator.uniform(*_PAVING_MM), generator) / 0.25))
         lift = lift + np.float32(generator.uniform(*_PAVING_HU)) * ridges
-    aerated = np.clip((_TISSUE_HU - planes) / (_TISSUE_HU - _AERATED_HU), 0, 1)
-    return np.asarray(planes + weight * lift * aerated, dtype=np.float32)
+    return np.asarray(planes + weight * lift * _aerated(planes), dtype=np.float32)
+
+
+def _aerated(planes: Field) -> Field:
+    """How much of each voxel is air, as far as its density tells: 0 in tissue, 1 in lung."""
+    return np.asarray(np.clip((_TISSUE_HU - planes) / (_TISSUE_HU - _AERATED_HU), 0, 1), dtype=np.float32)
 
 
 def _with_consolidation(
@@ -598,6 +636,78 @@ def _with_consolidation(
         # a bronchus is darker than the haze that was there
         return np.asarray(planes + dense * sick * (target - planes) * ((planes < target) | (tubes > 0.3)), np.float32)
     return np.asarray(planes + dense * sick * np.maximum(target - planes, 0), dtype=np.float32)
+
+
+# ---- lungs that hold less air or more --------------------------------------------------------------------------------
+#
+# Haze is what is denser than the lung around it. A network that knows lungs at full inspiration alone (about -850 HU)
+# takes those that are not, and what emphysema leaves of healthy lung, for haze.
+
+_EXPIRED = 0.6
+# lift of aerated lung in expiration, HU; how it varies over the lung, and from the front to the back
+_EXPIRATION_HU, _EXPIRATION_MM, _VARIES, _DEPENDENT = (20.0, 150.0), (60.0, 150.0), 0.25, (-0.3, 1.0)
+# loss of density in emphysema all over, in patches and in holes of a few mm, HU; size and share of both
+_INFLATION_HU, _THIN_HU, _HOLE_HU = (0.0, 50.0), (30.0, 130.0), (30.0, 120.0)
+_THIN_MM, _THIN = (10.0, 50.0), (0.1, 0.9)
+_HAS_HOLES, _HOLE_MM, _HOLES = 0.5, (4.0, 10.0), (0.02, 0.2)
+# what lies as near to a lesion is thinned less, mm
+_SPARED_MM = 4.0
+_AIR_ALONE_HU = -1000.0
+
+
+def inflate(
+    hu: NDArray[Any],
+    masks: Masks,
+    lungs: NDArray[np.uint8],
+    positions: tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.floating[Any]]],
+    generator: np.random.Generator,
+) -> Field:
+    """Lift the density of both lungs as expiration does, or lower it outside of lesions as emphysema does.
+
+    Vessels and walls stay, and neither is a lesion.
+
+    Args:
+        hu: (planes, rows, columns), Hounsfield units, rows to the back.
+        masks: of the same shape, 0 or 1: lesions.
+        lungs: of the same shape, 0 outside.
+        positions: of planes, rows and columns, mm.
+        generator: of everything that is drawn.
+
+    Returns:
+        The planes, float32, unchanged outside the lungs.
+    """
+    planes = np.asarray(hu, dtype=np.float32)
+    if generator.random() < _EXPIRED:
+        change = _expiration(lungs, positions, generator)
+    else:
+        change = -_emphysema(masks, lungs, positions, generator)
+    changed = np.maximum(planes + change * _aerated(planes), np.minimum(planes, _AIR_ALONE_HU))
+    return np.where(lungs != 0, changed, planes)
+
+
+def _expiration(lungs: NDArray[np.uint8], positions: Any, generator: np.random.Generator) -> Field:
+    """Lift, HU: varies slowly over the lung, and is mostly larger at the back."""
+    varies = np.float32(_VARIES) * smooth_noise(positions, generator.uniform(*_EXPIRATION_MM), generator)
+    back = _to_the_back(lungs != 0)[None, :, None] - np.float32(0.5)
+    lift = np.clip(1 + varies + np.float32(generator.uniform(*_DEPENDENT)) * back, 0, 2)
+    return np.asarray(np.float32(generator.uniform(*_EXPIRATION_HU)) * lift, dtype=np.float32)
+
+
+def _emphysema(masks: Masks, lungs: NDArray[np.uint8], positions: Any, generator: np.random.Generator) -> Field:
+    """Loss of density, HU, none in lesions."""
+    from scipy import ndimage
+
+    loss = np.full(lungs.shape, generator.uniform(*_INFLATION_HU), dtype=np.float32)
+    kinds = [(_THIN_MM, _THIN, _THIN_HU)]
+    if generator.random() < _HAS_HOLES:
+        kinds.append((_HOLE_MM, _HOLES, _HOLE_HU))
+    for size, share, depth in kinds:
+        noise = smooth_noise(positions, generator.uniform(*size), generator)
+        onset = np.quantile(noise, 1 - generator.uniform(*share))
+        loss += np.float32(generator.uniform(*depth)) * _soft(noise - np.float32(onset), generator.uniform(*_BORDER))
+    near = (0.0, *(_SPARED_MM / 2 / _step(axis) for axis in positions[1:]))
+    spared = np.maximum(ndimage.gaussian_filter(masks.astype(np.float32), near), masks)
+    return np.asarray(loss * (1 - spared), dtype=np.float32)
 
 
 def smooth_noise(positions: Any, scale: float, generator: np.random.Generator) -> Field:
