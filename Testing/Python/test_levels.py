@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from COVIDLesionSegLib.errors import GridMismatchError, InputError, ReadError
 from COVIDLesionSegLib.inference import PostProcessing, apply_postprocessing
@@ -67,10 +68,24 @@ def test_it_is_limited_to_the_lungs_as_the_result_is(a_probability, reach):
     lungs[2:9, 8:20, 10:22], lungs[3:10, 25:33, 30:44] = 1, 2
     settings = PostProcessing(keep_inside_lungs_mm=reach)
     levels = made(a_probability).limited(SPACING, settings, lungs)
-    for sensitivity in (-20, 0, 30):
-        mask = a_probability > np.float32(levels.threshold_at(sensitivity))
-        expected = apply_postprocessing(mask, SPACING, settings, lungs)
-        assert np.array_equal(levels.result_at(sensitivity, SPACING), expected), sensitivity
+    marked = a_probability > np.float32(levels.threshold_at(0))
+    kept = apply_postprocessing(marked, SPACING, settings, lungs)
+    assert np.array_equal(levels.result_at(0, SPACING), kept)
+    assert reach is None or reach > 100 or (marked & ~kept).any()
+    less = a_probability > np.float32(levels.threshold_at(-20))
+    assert np.array_equal(levels.result_at(-20, SPACING), kept & less)
+
+    # at a lower threshold so near to the lungs alone, but not around what the run has dropped
+    more = a_probability > np.float32(levels.threshold_at(30))
+    reach = 1000.0 if reach is None else reach
+    to_lungs, to_dropped = (
+        distance_transform_edt(~mask, sampling=SPACING) if mask.any() else np.full(SHAPE, np.inf)
+        for mask in (lungs > 0, marked & ~kept)
+    )
+    expected = more & (kept | (~marked & ((lungs > 0) | ((to_lungs <= reach) & (to_dropped > reach)))))
+    # a distance of exactly the reach is rounded either way
+    clear = np.minimum(abs(to_lungs - reach), abs(to_dropped - reach)) > 1e-6 if reach > 0 else True
+    assert np.array_equal(levels.result_at(30, SPACING) & clear, expected & clear)
 
 
 def test_small_lesions_are_dropped_as_in_the_result(a_probability):

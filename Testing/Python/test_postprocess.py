@@ -49,7 +49,7 @@ def test_an_empty_mask_stays_empty():
 
 
 @pytest.mark.parametrize("distance", [0, 0.5, 0.8, 1.0, 4.9, 5.0, 12.5])
-def test_lesion_far_from_the_lungs_is_dropped_as_a_distance_map_says(distance):
+def test_lesion_far_from_lesion_in_the_lungs_is_dropped_as_a_distance_map_says(distance):
     from scipy.ndimage import distance_transform_edt
 
     rng = np.random.default_rng(3)
@@ -57,9 +57,26 @@ def test_lesion_far_from_the_lungs_is_dropped_as_a_distance_map_says(distance):
     lungs = np.zeros(mask.shape, dtype=np.uint8)
     lungs[3:5, 8:20, 10:16] = 1
     lungs[4:6, 9:15, 26:30] = 2
-    expected = mask & (distance_transform_edt(lungs == 0, sampling=SPACING) <= distance + 1e-6)
+    inside = mask & (lungs > 0)
+    expected = mask & (distance_transform_edt(~inside, sampling=SPACING) <= distance + 1e-6)
+    # lungs without lesion keep nothing beside them
+    assert (expected != mask & (distance_transform_edt(lungs == 0, sampling=SPACING) <= distance + 1e-6)).any() == (
+        distance > 0
+    )
+    expected |= inside
     result = apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=distance), lungs)
     np.testing.assert_array_equal(result, expected)
+
+
+def test_a_mark_beside_the_lungs_alone_is_dropped_and_lesion_that_reaches_out_of_them_is_not():
+    lungs = np.zeros((3, 30, 40), dtype=bool)
+    lungs[:, 5:15, 5:35] = True
+    mask = np.zeros_like(lungs)
+    mask[:, 12:18, 6:12] = True  # consolidation at the border that the finder has drawn too tightly
+    mask[:, 16:20, 25:32] = True  # stomach, as near to the lungs
+    kept = apply_postprocessing(mask, SPACING, PostProcessing(keep_inside_lungs_mm=5), lungs)
+    assert kept[:, 12:18, 6:12].all()
+    assert not kept[:, 16:20, 25:32].any()
 
 
 def test_no_lung_near_any_lesion_leaves_nothing():

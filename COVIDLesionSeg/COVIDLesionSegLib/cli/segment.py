@@ -97,8 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-inside-lungs",
         type=float,
         metavar="MM",
-        help="drop lesion further than this from the lungs (default: the model's, and none on doubtful lungs; "
-        "1000 keeps all)",
+        help="drop lesion outside the lungs and further than this from lesion in them (default: the model's, and none "
+        "on doubtful lungs; 1000 keeps all)",
     )
     parser.add_argument(
         "--smooth-across-slices",

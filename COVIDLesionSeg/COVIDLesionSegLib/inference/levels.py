@@ -76,6 +76,10 @@ class ProbabilityLevels:
     ) -> ProbabilityLevels:
         """The levels inside the reach around the lungs that the post-processing allows, 0 elsewhere.
 
+        What the run has dropped is 0, and so is what lies as near to it outside the lungs: a lower threshold must not
+        bring back the rim of a mark that was dropped. What is fainter than the run's threshold elsewhere is lesion, at
+        a lower one, wherever it lies near enough to the lungs.
+
         Args:
             spacing: (z, y, x) mm.
             settings: of the result.
@@ -92,6 +96,8 @@ class ProbabilityLevels:
         marked[self.box] = self.levels >= _MIDDLE
         kept = apply_postprocessing(marked, spacing, PostProcessing(keep_inside_lungs_mm=reach), lungs)
         np.copyto(allowed, kept[self.box], where=marked[self.box])
+        dropped = dilate(marked[self.box] & ~kept[self.box], spacing, reach)
+        allowed &= ~dropped | kept[self.box] | (lungs[self.box] != 0)
         levels = np.where(allowed, self.levels, np.uint8(0))
         box = bounding_box(levels, least=1)
         z, y, x = (slice(a.start + b.start, b.start + a.stop) for a, b in zip(box, self.box, strict=True))

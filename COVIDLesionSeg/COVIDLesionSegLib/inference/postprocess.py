@@ -28,9 +28,10 @@ class PostProcessing:
         smooth_across_slices_mm: standard deviation of the Gaussian along the slices' axis that the probability is
             smoothed with before the threshold, 0 to 20 mm; 0 smooths nothing. None takes the model card's.
         threshold: lesion where the probability is strictly above this, in (0, 1); None takes the model card's.
-        keep_inside_lungs_mm: lesion further than this from the nearest lung voxel (distance between voxel centres, mm)
-            is dropped; 0 keeps lesion inside the lungs only, a distance longer than the scan keeps all. None takes
-            the model card's, which keeps all where it names none.
+        keep_inside_lungs_mm: lesion outside the lungs that lies further than this from lesion inside them (distance
+            between voxel centres, mm) is dropped: a mark beside the lungs alone is stomach or bowel. 0 keeps lesion
+            inside the lungs only, a distance longer than the scan keeps all. None takes the model card's, which keeps
+            all where it names none.
         minimum_volume_ml: lesions (26-connected components) smaller than this many milliliters are dropped; 0 keeps
             all. What the lungs have cut off is counted anew.
 
@@ -127,13 +128,13 @@ def apply_postprocessing(
             raise InputError("To keep lesions inside the lungs a lung mask is needed.")
         if lungs.shape != mask.shape:
             raise GridMismatchError(f"The lungs have the shape {lungs.shape} and the mask {mask.shape} (z, y, x).")
-        mask = _near_lungs(mask, lungs != 0, spacing, reach)
+        mask = _near_lesion_in_lungs(mask, lungs != 0, spacing, reach)
     if settings.minimum_volume_ml > 0:
         mask = _large_components(mask, math.prod(spacing) / 1000, settings.minimum_volume_ml)
     return mask
 
 
-def _near_lungs(
+def _near_lesion_in_lungs(
     mask: NDArray[np.bool_], lungs: NDArray[np.bool_], spacing: tuple[float, float, float], distance_mm: float
 ) -> NDArray[np.bool_]:
     from scipy.spatial import KDTree
@@ -143,10 +144,10 @@ def _near_lungs(
     kept = mask & lungs
     if distance_mm == 0 or not len(outside):
         return kept
-    # only lung voxels that can be near enough, and of those only the surface: a few megabytes where a distance map of
-    # the whole volume takes gigabytes
+    # only voxels that can be near enough, and of those only the surface: a few megabytes where a distance map of the
+    # whole volume takes gigabytes
     box = bounding_box(beside, distance_mm / np.asarray(spacing) + 1)
-    surface = surface_points(lungs[box]).T + [side.start for side in box]
+    surface = surface_points(kept[box]).T + [side.start for side in box]
     if len(surface):
         distances, _ = KDTree(surface * spacing).query(outside * np.asarray(spacing))
         # spacings are decimal numbers that binary ones only approach: a distance of exactly d counts as d

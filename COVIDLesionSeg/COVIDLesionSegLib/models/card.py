@@ -106,8 +106,9 @@ class ModelCard:
         version: version of the model, free text.
         preprocessing: how images are prepared; the predictor obeys it.
         threshold: a voxel is lesion where the probability is above this, in (0, 1).
-        keep_inside_lungs_mm: lesion further than this from the lungs is dropped unless a user says otherwise: a network
-            that learned on slices cut to the lungs does not know what lies beside them; None keeps all.
+        keep_inside_lungs_mm: lesion outside the lungs and further than this from lesion inside them is dropped unless
+            a user says otherwise: a network that learned on slices cut to the lungs does not know what lies beside
+            them; None keeps all.
         smooth_across_slices_mm: standard deviation (mm) of the Gaussian along the slices' axis that the probability is
             smoothed with before the threshold unless a user says otherwise: a network that answers slice by slice
             marks spots that no neighboring slice has; 0 smooths nothing.
