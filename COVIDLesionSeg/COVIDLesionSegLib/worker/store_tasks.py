@@ -278,7 +278,7 @@ class StoreTasks:
     def store_add(self, context: Context, store: Store, folder: Path, copy: bool = True) -> Answer:
         """Add all CTs of a folder: ``done``, ``known``, ``failed``, ``warnings``."""
         done, known, failed = {}, {}, {}
-        found = _cts(folder)
+        found = find_cts(folder)
         for number, path in enumerate(found):
             context.check()
             context.progress("adding", number, len(found))
@@ -450,8 +450,12 @@ def _of_model(model: StoredModel, default: str) -> dict[str, Any]:
     }
 
 
-def _cts(folder: Path) -> list[Path]:
-    """Image files and DICOM folders, or the folder itself where its own files are DICOM."""
+def find_cts(folder: Path) -> list[Path]:
+    """Image files and DICOM folders in a folder, or the folder itself where its own files are DICOM.
+
+    Raises:
+        InputError: no such folder, or no CT in it.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder.name}.", "Choose a folder with CTs.")
     found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
