@@ -308,6 +308,18 @@ def test_decisions_about_labels_are_remembered_and_used(store):
     assert len(Store(store.folder).case("case-0002").review) == 2
 
 
+def test_a_case_with_several_reasons_to_come_first_waits_once(store):
+    labeled(store, 1, 2)
+    listed(store)
+    store.review.decide("case-0002", 3, "fix", "anna")
+    with store.open("case-0002", "anna") as session:
+        session.autosave(lesion(3))
+        found = store.next("bert")
+        assert (found.case.id, found.waiting, len(found.skipped)) == ("case-0003", 2, 1)
+    found = store.next("anna")
+    assert (found.case.id, found.reason, found.waiting) == ("case-0002", "You left unsaved work on it.", 3)
+
+
 def test_a_decision_about_nothing_is_refused(store):
     labeled(store, 1, 2, 3)
     listed(store)

@@ -295,6 +295,9 @@ def test_an_export_that_cannot_be_is_refused(tmp_path):
     for number, name in ((0, "x"), (1000, "x"), (5, "a/b")):
         with pytest.raises(InputError, match="no name of nnU-Net's"):
             store.export_nnunet(tmp_path, number, name)
-    store.export_nnunet(tmp_path)
+    with pytest.raises(CancelledError, match="nothing was written"):
+        store.export_nnunet(tmp_path / "raw", cancelled=lambda: True)
+    assert not list((tmp_path / "raw").iterdir())
+    store.export_nnunet(tmp_path / "raw")
     with pytest.raises(InputError, match="is there already"):
-        store.export_nnunet(tmp_path)
+        store.export_nnunet(tmp_path / "raw")

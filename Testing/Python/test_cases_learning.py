@@ -17,7 +17,7 @@ from COVIDLesionSegLib.cases.gate import GateRule
 from COVIDLesionSegLib.cases.running import mean_entropy
 from COVIDLesionSegLib.cli import main
 from COVIDLesionSegLib.codec import to_json
-from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError
+from COVIDLesionSegLib.errors import CancelledError, InputError, ModelError, ReadError
 from COVIDLesionSegLib.imaging import read_labels
 from COVIDLesionSegLib.learning import Trainer, TrainingConfig
 from COVIDLesionSegLib.learning.config import KEPT_OF_BASE, RegularizationSettings
@@ -269,17 +269,22 @@ def test_nothing_is_judged_twice(a_trained_store, monkeypatch, corrected):
 
 
 def test_a_cancelled_round_keeps_the_best_so_far_and_can_be_resumed(a_store):
-    steps = []
-    with pytest.raises(CancelledError, match=r"Stopped at step .*; the state is saved. The best so far is kept as"):
-        a_store.fine_tune(
-            config=settings(),
-            validation=["case-0004"],
-            progress=lambda phase, done, _: phase == "training" and steps.append(done),
-            cancelled=lambda: bool(steps and steps[-1] >= 3),
-        )
-    assert a_store.training.rounds()[-1]["status"] == "cancelled"
-    (kept,) = a_store.models.list()
-    assert kept.id.endswith("-round-001-stopped") and kept.gate is None
+    steps, kept = [], None
+    for stop, ending in ((3, "-stopped"), (5, "-stopped-2")):
+        with pytest.raises(CancelledError, match=r"Stopped at step .*; the state is saved. The best so far is kept as"):
+            a_store.fine_tune(
+                config=settings(steps=6),
+                validation=["case-0004"] if kept is None else (),
+                resume=kept is not None,
+                progress=lambda phase, done, _: phase == "training" and steps.append(done),
+                cancelled=lambda stop=stop: bool(steps and steps[-1] >= stop),
+            )
+        assert a_store.training.rounds()[-1]["status"] == "cancelled"
+        later = a_store.models.list()[-1]
+        assert later.id.endswith(f"-round-001{ending}") and later.gate is None
+        assert kept is None or later.tensors_sha256 != kept.tensors_sha256
+        kept = kept or later
+    assert len(a_store.models.list()) == 2
     assert a_store.models.default() == "tiny"
     assert a_store.check().findings == ()
     # earlier versions named the folder from the root
@@ -426,6 +431,18 @@ def test_a_ct_that_changed_does_not_train(a_store):
     with pytest.raises(InputError, match="image of case case-0001 changed"):
         a_store.fine_tune(config=settings(), validation=["case-0004"])
     assert a_store.training.rounds()[-1]["status"] == "failed"
+
+
+@pytest.mark.parametrize("role", ["CT", "lesion"])
+def test_a_file_that_changed_is_not_replayed(a_trained_store, corrected, role):
+    store = a_trained_store
+    store.save_revision("case-0002", np.roll(expert(corrected, 2), 1, 1), "hans")
+    files = [store.layout.case(f"case-000{number}") / "ct.nrrd" for number in (1, 2)]
+    if role == "lesion":
+        files = [next(store.layout.revisions(f"case-000{number}").rglob("*.seg.nrrd")) for number in (1, 2)]
+    shutil.copyfile(files[1], files[0])
+    with pytest.raises(ReadError, match=f"The {role} of case-0001 is missing or has changed"):
+        store.fine_tune(config=settings())
 
 
 def test_the_command_fine_tunes_a_store_and_says_what_it_will_take(a_store, tmp_path, capsys):

@@ -15,7 +15,9 @@ from case_fixtures import lesion, make_store
 from conftest import REPOSITORY
 
 from COVIDLesionSegLib.cases import CaseOpenError, Store, work
-from COVIDLesionSegLib.errors import InputError
+from COVIDLesionSegLib.errors import InputError, ReadError
+from COVIDLesionSegLib.worker.measurement_tasks import Measurements
+from COVIDLesionSegLib.worker.tasks import Context, perform
 
 SAVE = """
 import sys
@@ -157,6 +159,24 @@ def test_unsaved_work_of_somebody_else_is_kept_and_offered_last(tmp_path):
         assert np.array_equal(session.start_mask.mask(), lesion(1))
         session.discard()
     assert store.case("case-0001").unsaved == ()
+
+
+def test_a_file_of_another_program_among_the_autosaves_hides_no_case(tmp_path):
+    store = make_store(tmp_path, 1)
+    for name in ("desktop.json", "case-0001.json", ".case-0001.anna.json"):
+        (store.layout.autosave / name).write_text("{}")
+    (case,) = store.cases()
+    assert case.state == "new" and case.unsaved == ()
+
+
+def test_a_case_that_could_not_be_opened_is_not_left_open(tmp_path):
+    store = make_store(tmp_path, 1)
+    store.set_prediction("case-0001", lesion(1), "m", record={"a": 1})
+    (store.layout.predictions("case-0001") / "0001" / "prediction.json").write_text("{")
+    asked = {"store": str(store.folder), "rater": "anna", "case": "case-0001"}
+    with pytest.raises(ReadError, match="damaged"):
+        perform(Measurements(), "case_open", asked, {}, Context())
+    assert store.case("case-0001").lock is None
 
 
 def test_an_autosave_of_what_was_saved_is_not_recovered(tmp_path):

@@ -316,6 +316,14 @@ def test_an_interpreter_that_is_not_there(tmp_path):
     assert found.value.error.kind == "start_failed" and find_jobs(tmp_path) == []
 
 
+def test_a_job_that_could_not_be_resumed_can_be_resumed_again(run):
+    job = run("fail")
+    before = job.wait(30)
+    with pytest.raises(WorkerFailedError, match="No such file"):
+        job.resume(WorkerSettings(python="/no/such/python"))
+    assert (job.status().state, job.status().error, job.parameters) == ("failed", before.error, {})
+
+
 def test_a_job_of_a_newer_version_is_not_guessed_at(tmp_path):
     job = fake_job(tmp_path / "job")
     (job.folder / "job.json").write_text(json.dumps({"version": 2, "task": "x", "parameters": {}}))

@@ -150,7 +150,10 @@ def test_a_folder_is_segmented_and_one_bad_study_does_not_end_it(logic, phantom,
         assert [row["case"] for row in csv.DictReader(file)] == ["bad", "good"]
     with pytest.raises(InputError, match="no folder"):
         logic.segmentFolder(tmp_path / "absent", output)
-    (tmp_path / "empty").mkdir()
+    (folder / "good.nrrd").touch()
+    with pytest.raises(InputError, match=r"good.nii.gz and good.nrrd would be the same files"):
+        logic.segmentFolder(folder, output)
+    (tmp_path / "empty" / "notes").mkdir(parents=True)
     with pytest.raises(InputError, match="holds no CT"):
         logic.segmentFolder(tmp_path / "empty", output)
 

@@ -61,6 +61,22 @@ def test_no_lesion_asks_before_recovered_work_is_erased(page, panel, store, reco
     assert np.array_equal(store.autosaves.mask(store.autosaves.read("case-0001", "anna")).mask(), recovered)
 
 
+@pytest.mark.parametrize("segments", ["none are left", "several came"])
+def test_unsaved_work_is_discarded_whatever_became_of_the_lesions_segment(segments, page, store, recovered, answers):
+    from COVIDLesionSegLib import mrml
+
+    parameters = mrml.moduleParameters()
+    node = parameters.lesionSegmentation
+    if segments == "none are left":
+        node.GetSegmentation().RemoveAllSegments()
+    else:
+        mrml.showLesions(parameters.inputVolume, chest()[1][::-1], segmentationNode=node, view="attenuation")
+    page.choose("discard")
+    wait_for(lambda: not page.work.recovered, "the restart")
+    rest(page)
+    assert np.array_equal(scene_mask(), chest()[1]) and not page.work.isEdited
+
+
 @pytest.mark.parametrize("way", ["the scene is closed", "the lesions are deleted", "the CT is deleted"])
 def test_strokes_of_the_last_seconds_are_kept_when_their_nodes_go(way, page, panel, store, scene):
     from COVIDLesionSegLib import mrml

@@ -187,6 +187,30 @@ def test_going_back_to_an_earlier_model_and_against_the_gate(page, panel, store,
     assert [act["by"] for act in store.models.history()[1:]] == ["gate", "anna", "anna"]
 
 
+def test_an_estimate_is_of_the_settings_that_it_was_asked_for(page, panel, store, monkeypatch):
+    from COVIDLesionSegLib.panel import training
+    from COVIDLesionSegLib.worker.jobs import Job, JobStatus
+
+    states, asked = [JobStatus("running")], []
+    monkeypatch.setattr(training, "start_job", lambda where, task, given, _: asked.append((task, given)) or Job(where))
+    monkeypatch.setattr(Job, "status", lambda job: states[-1])
+    monkeypatch.setattr(Job, "task", "estimate")
+    monkeypatch.setattr(Job, "remove", lambda job: None)
+    store.save_revision("case-0001", chest()[1], "anna")
+    ui = page.ui
+    ui.startButton.click()
+    ui.stepsSpin.setValue(ui.stepsSpin.value + 500)
+    states.append(JobStatus("done", result={"text": "About 3 minutes."}))
+    wait_for_words(panel, "About 3 minutes.")
+    rest(page)
+    assert "About 3 minutes." not in ui.trainState.text
+    states.append(JobStatus("running"))
+    ui.startButton.click()
+    assert [task for task, _ in asked] == ["estimate", "estimate"], "nothing is trained before it is said how long"
+    assert asked[1][1]["steps"] == asked[0][1]["steps"] + 500
+    panel.train.helper.follow(None)
+
+
 def test_the_model_of_a_store_travels_with_the_request(page, store, tmp_path, worker):
     """Its path means nothing on another computer."""
     from case_fixtures import decision, write_model

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from file_faults import small_disk
 from PIL import Image
 from training_fixtures import hashes_of, write_cases, write_pictures
 
@@ -133,6 +135,27 @@ def test_each_case_is_stored_once_and_a_damaged_one_again(cases, tmp_path):
     # a copied folder has other times, and is checked by hash
     shutil.copytree(tmp_path, tmp_path.with_name("copy"), copy_function=shutil.copyfile)
     assert prepared(cases, hashes, tmp_path.with_name("copy"))[1] == 0
+
+
+def test_what_nobody_asks_for_any_more_is_removed(cases, tmp_path):
+    prepared(cases[:2], hashes_of(cases), tmp_path)
+    old, young = sorted(tmp_path.iterdir())
+    rests = [tmp_path / f".0000000{number}.part.{old.name}" for number in (1, 2)]
+    for rest in rests:
+        rest.mkdir()
+        (rest / "images.i16").touch()
+    for path in (old / "index.json", rests[0]):
+        os.utime(path, (0, 0))
+    store_module.remove_unused(tmp_path, 7)
+    assert sorted(tmp_path.iterdir()) == [rests[1], young]
+
+
+def test_a_full_disk_leaves_no_half_entry(cases):
+    with small_disk(1) as place:
+        (place / "filler").write_bytes(bytes(1000 << 10))
+        with pytest.raises(OutputError, match="disk is full"):
+            prepared(cases[:1], hashes_of(cases), place / "slices")
+        assert not list((place / "slices").iterdir())
 
 
 def test_a_corrected_label_makes_one_entry_anew(tmp_path):

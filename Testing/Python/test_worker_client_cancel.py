@@ -73,6 +73,22 @@ def test_cancel_while_the_child_starts(world):
     assert len(world.processes) == 1
 
 
+def test_a_child_that_is_there_between_cancel_and_the_next_turn_answers_nobody_else(world):
+    cancelled = world.ask()
+    world.run()
+    cancelled.cancel()
+    # the greeting was in the pipe already, and sends the request
+    world.process.say(HELLO)
+    waiting = world.ask("lungs")
+    world.run(0.1)
+    assert p.Cancel(cancelled.number) in world.process.heard and not waiting.done
+    world.process.say(p.Result(cancelled.number, {"of": "the cancelled one"}))
+    world.run(0.1)
+    assert world.error.kind == "cancelled" and not waiting.done
+    world.process.say(p.Result(waiting.number, {"of": "the next one"}))
+    assert waiting.reply.values == {"of": "the next one"}
+
+
 def test_cancel_before_anything_has_begun(world):
     request = world.ask()
     request.cancel()

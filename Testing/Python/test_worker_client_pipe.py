@@ -94,6 +94,17 @@ def test_what_needs_not_travel_stays_as_it_is(far_model, prefix, name):
     world.client.kill()
 
 
+def test_an_empty_file_travels_like_any_other(tmp_path):
+    file = tmp_path / "model.pt"
+    file.touch()
+    world = World(prefix=("ssh", "gpu-box"))
+    request = world.ready(parameters={"model": str(file)}, files=("model",))
+    digest = hashlib.sha256(b"").hexdigest()
+    assert world.process.asked[0].parameters["model"]["$file"]["sha256"] == digest and not request.done
+    assert len(world.process.arrays[f"$file:{digest}"]) == 0
+    world.client.kill()
+
+
 def test_a_slow_pipe_is_not_flooded():
     world = World(transport="pipe", compress=False)
     world.ask(arrays={"volume": np.zeros((30, 1 << 20), np.uint8)})

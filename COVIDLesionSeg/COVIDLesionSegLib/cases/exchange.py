@@ -11,7 +11,7 @@ import numpy as np
 
 from ..documents import read_object
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
-from ..files import user_path, write_json
+from ..files import atomic_folder, user_path, write_json
 from ..imaging import image_stem, image_suffix
 from ..manifest import read_manifest
 from .case_files import CaseFiles, KnownCtError
@@ -196,7 +196,7 @@ def export_nnunet(
         number: of the data set, 1 ... 999.
         name: of the data set.
         progress: called as progress("exporting", done, total).
-        cancelled: asked between cases; without ``dataset.json``, which is written last, the rest is no data set.
+        cancelled: asked between cases.
 
     Returns:
         The data set's folder: ``imagesTr``, ``labelsTr`` (1 is lesion), ``dataset.json``, and ``splits_final.json``,
@@ -207,6 +207,7 @@ def export_nnunet(
         InputError: no labels yet, a folder that is there already, a number or name that is not allowed.
         ReadError: a CT or mask that changed or is missing.
         OutputError: the folder can't be written to.
+        CancelledError: asked to stop; nothing stays.
     """
     from ..imaging import LabelVolume, write_labels, write_volume
 
@@ -218,32 +219,30 @@ def export_nnunet(
     target = Path(folder) / f"Dataset{number:03d}_{name}"
     if target.exists():
         raise InputError(f"{target} is there already; choose another folder, number or name.")
-    for done, case in enumerate(cases):
-        if cancelled is not None and cancelled():
-            raise CancelledError(f"Stopped after {done} of {len(cases)} cases; {target} is not complete.")
-        if progress is not None:
-            progress("exporting", done, len(cases))
-        volume = files.read_ct(case.id)
-        label = case.label_revision
-        assert label is not None  # noqa: S101  # usable cases have one
-        mask = files.read_revision(case.id, label.number).mask()
-        write_volume(volume, target / "imagesTr" / f"{case.id}_0000.nii.gz")
-        write_labels(LabelVolume(mask.view("uint8"), volume.geometry), target / "labelsTr" / f"{case.id}.nii.gz")
-    if split.is_frozen:
-        sides = split.sides()
-        fold = {
-            part: [case.id for case in cases if sides.get(case.patient, "train") == side]
-            for part, side in (("train", "train"), ("val", "validation"))
+    with atomic_folder(target) as place:
+        for done, case in enumerate(cases):
+            if cancelled is not None and cancelled():
+                raise CancelledError(f"Stopped after {done} of {len(cases)} cases; nothing was written.")
+            if progress is not None:
+                progress("exporting", done, len(cases))
+            volume, mask = files.read_ct(case.id), files.read_revision(case.id).mask()
+            write_volume(volume, place / "imagesTr" / f"{case.id}_0000.nii.gz")
+            write_labels(LabelVolume(mask.view("uint8"), volume.geometry), place / "labelsTr" / f"{case.id}.nii.gz")
+        if split.is_frozen:
+            sides = split.sides()
+            fold = {
+                part: [case.id for case in cases if sides.get(case.patient, "train") == side]
+                for part, side in (("train", "train"), ("val", "validation"))
+            }
+            write_json(place / "splits_final.json", [fold])
+        description = {
+            "name": name,
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "lesion": 1},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
         }
-        write_json(target / "splits_final.json", [fold])
-    description = {
-        "name": name,
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "lesion": 1},
-        "numTraining": len(cases),
-        "file_ending": ".nii.gz",
-    }
-    write_json(target / "dataset.json", description)
+        write_json(place / "dataset.json", description)
     if progress is not None:
         progress("exporting", len(cases), len(cases))
     return target

@@ -83,14 +83,15 @@ def _ranked(
     cases: Sequence[Case], rater: str, by: str, states: Sequence[State], seed: int | None, blind: Collection[str]
 ) -> list[tuple[Case, str]]:
     wanted = [case for case in cases if not case.exclusion]
-    first = [(case, "You left unsaved work on it.") for case in wanted if rater in case.unsaved]
-    first += [
+    urgent = [(case, "You left unsaved work on it.") for case in wanted if rater in case.unsaved]
+    urgent += [
         (case, f"Marked 'fix it' in the review: {_slices([item.slice for item in case.slices_to_fix()])}.")
         for case in wanted
         if case.slices_to_fix()
     ]
-    begun = {case.id for case, _ in first}
-    first += [(case, BLIND) for case in wanted if case.id in blind and case.id not in begun]
+    urgent += [(case, BLIND) for case in wanted if case.id in blind]
+    # a case comes once, for the first of its reasons
+    first = list({case.id: (case, reason) for case, reason in reversed(urgent)}.values())[::-1]
     chosen = {case.id for case, _ in first}
     waiting = [c for c in wanted if c.id not in chosen and _waits(c, rater, states)]
     order = {

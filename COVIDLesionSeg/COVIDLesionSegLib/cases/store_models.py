@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -206,9 +207,20 @@ class StoreModels:
             trained_on: the card's entry about the cases.
             partner: the other network of the self-ensembling.
             suffix: of the id, for what a cancelled training left.
+
+        Returns:
+            The model, with a number behind its id where the round has handed in another one before: a round that was
+            cancelled twice, or went on for more steps.
         """
-        card = read_card(file)
-        model_id = f"{self._store_id[:6]}-round-{training_round:03d}{suffix}"
+        card, tensors = read_card(file), tensors_sha256(file)
+        model_id = wanted = f"{self._store_id[:6]}-round-{training_round:03d}{suffix}"
+        for number in itertools.count(2):
+            if not self.folder(model_id).exists():
+                break
+            if self.get(model_id).tensors_sha256 == tensors:
+                # the round was resumed after it had handed this model in
+                return self.get(model_id)
+            model_id = f"{wanted}-{number}"
         card = replace(
             card,
             id=model_id,
@@ -218,26 +230,22 @@ class StoreModels:
             training_data=(*card.training_data, dict(trained_on)),
             metrics={**_without_places(card.metrics), "split": dict(split)},
         )
-        try:
-            with atomic_folder(self.folder(model_id)) as folder:
-                shutil.copyfile(file, folder / MODEL_FILE)
-                rewrite_card(folder / MODEL_FILE, card)
-                if partner is not None and partner.is_file():
-                    shutil.copyfile(partner, folder / PARTNER_FILE)
-                model = StoredModel(
-                    model_id,
-                    card.name,
-                    _shown_id(base),
-                    training_round,
-                    card.weights_sha256,
-                    tensors_sha256(folder / MODEL_FILE),
-                    tensors_sha256(folder / PARTNER_FILE) if (folder / PARTNER_FILE).is_file() else "",
-                    now(),
-                )
-                write_json(folder / "model.json", to_json(model))
-        except FileExistsError:
-            # a training that was resumed after it had handed its model in
-            return self.get(model_id)
+        with atomic_folder(self.folder(model_id)) as folder:
+            shutil.copyfile(file, folder / MODEL_FILE)
+            rewrite_card(folder / MODEL_FILE, card)
+            if partner is not None and partner.is_file():
+                shutil.copyfile(partner, folder / PARTNER_FILE)
+            model = StoredModel(
+                model_id,
+                card.name,
+                _shown_id(base),
+                training_round,
+                card.weights_sha256,
+                tensors,
+                tensors_sha256(folder / PARTNER_FILE) if (folder / PARTNER_FILE).is_file() else "",
+                now(),
+            )
+            write_json(folder / "model.json", to_json(model))
         return model
 
     def record_gate(self, model_id: str, decision: GateDecision) -> StoredModel:

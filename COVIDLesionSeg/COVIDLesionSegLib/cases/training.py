@@ -469,6 +469,9 @@ class FineTuning:
         first = [name for name in plan.cases if name not in plan.replayed]
         write_text(folder / "cases.csv", self._manifest([cases[name] for name in first]))
         if plan.replayed:
+            for name in plan.replayed:
+                # the trainer knows hashes of what stands in its split alone
+                self._require_unchanged(cases[name])
             write_text(folder / "replay.csv", self._manifest([cases[name] for name in plan.replayed]))
         if plan.excluded:
             rows = "".join(f"{case},{index}\n" for case, index in plan.excluded)
@@ -480,7 +483,6 @@ class FineTuning:
             {
                 "version": 1,
                 "patients": {cases[name].patient: sides.get(cases[name].patient, "train") for name in first},
-                # a referenced DICOM folder is checked here, file by file, and hashed by the trainer in its own way
                 "sha256": {name: values for name, values in hashes.items() if values},
             },
         )
@@ -490,33 +492,43 @@ class FineTuning:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "patient", "ct", "lesion", "lungs"])
         for case in cases:
-            path, series = self._files.ct_path(case)
-            if series is not None:
+            if self._files.ct_path(case)[1] is not None:
                 raise InputError(
                     f"{case.id} refers to a DICOM folder with several series, which can't train; "
                     "add it again as a copy."
                 )
-            label = label_of(case)
-            lesion = "none" if label.lesion_free else str(self._files.revision_path(case, label).resolve())
-            lungs = (
-                str((self._files.layout.case(case.id) / case.lungs.file).resolve()) if case.lungs is not None else ""
+            files = {role: path.resolve() for role, (path, _) in self._files_of(case).items()}
+            writer.writerow(
+                [case.id, case.patient, files["image"], files.get("lesion", "none"), files.get("lungs", "")]
             )
-            writer.writerow([case.id, case.patient, str(path.resolve()), lesion, lungs])
         return text.getvalue()
 
-    def _hashes(self, case: Case) -> dict[str, str]:
-        path, _ = self._files.ct_path(case)
+    def _files_of(self, case: Case) -> dict[str, tuple[Path, str]]:
+        """Role -> file of a case that trains, with its hash; no lesion where the case is known to have none."""
         label = label_of(case)
-        if path.is_dir():
-            if folder_sha256(path) != case.ct.sha256:
+        found = {"image": (self._files.ct_path(case)[0], case.ct.sha256)}
+        if not label.lesion_free:
+            found["lesion"] = self._files.revision_path(case, label), label.sha256
+        if case.lungs is not None:
+            found["lungs"] = self._files.layout.case(case.id) / case.lungs.file, case.lungs.sha256
+        return found
+
+    def _hashes(self, case: Case) -> dict[str, str]:
+        """What the trainer compares the files with; a referenced DICOM folder it hashes in another way."""
+        files = self._files_of(case)
+        if files["image"][0].is_dir():
+            self._require_unchanged(case)
+            return {}
+        return {role: sha256 for role, (_, sha256) in files.items()}
+
+    def _require_unchanged(self, case: Case) -> None:
+        for role, (path, sha256) in self._files_of(case).items():
+            if not path.exists() or (folder_sha256(path) if path.is_dir() else sha256_file(path)) != sha256:
+                what = "CT" if role == "image" else role
                 raise ReadError(
-                    f"The CT of {case.id} has changed since it was added to the store.",
+                    f"The {what} of {case.id} is missing or has changed since it was saved.",
                     "Restore it, or add the changed CT as a new case.",
                 )
-            return {}
-        found = {"image": case.ct.sha256, "lesion": "" if label.lesion_free else label.sha256}
-        found["lungs"] = case.lungs.sha256 if case.lungs is not None else ""
-        return {role: value for role, value in found.items() if value}
 
     def _seen(self) -> dict[str, str]:
         """Case id -> the label that the last finished round which trained on it has seen."""

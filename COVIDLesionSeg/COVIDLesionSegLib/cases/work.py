@@ -27,11 +27,11 @@ from typing import Any
 from ..codec import from_json, to_json
 from ..documents import read_object
 from ..errors import CaseOpenError, OutputError, ReadError
-from ..files import is_unfinished, sha256_file, write_json
+from ..files import sha256_file, write_json
 from ..imaging.volume import LabelVolume
 from ..locks import exclusive
 from ..processes import boot_id, is_alive, start_time
-from .layout import Layout, now, read_json
+from .layout import Layout, case_number, now, read_json
 from .records import LockInfo
 
 _log = logging.getLogger(__name__)
@@ -245,8 +245,9 @@ class Autosaves:
         except FileNotFoundError:
             return {}
         for name in names:
-            if name.endswith(".json") and not is_unfinished(name):
-                case, rater = name.removesuffix(".json").split(".", 1)
+            case, _, rater = name.removesuffix(".json").partition(".")
+            # other programs leave files of their own in any folder
+            if name.endswith(".json") and case_number(case) > 0 and rater:
                 found[case] = (*found.get(case, ()), rater)
         return found
 

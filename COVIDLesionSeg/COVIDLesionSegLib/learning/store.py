@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ..documents import read_object
 from ..errors import CancelledError, InputError, OutputError, ReadError
-from ..files import regular_file, sha256_file, write_json
+from ..files import atomic_folder, is_unfinished, regular_file, sha256_file, write_json
 from ..imaging import body_box, judged_lungs, locate_lungs, lung_box, read_labels, read_volume
 from ..inference.record import sha256_array
 from ..inference.slices import resized, resized_labels
@@ -180,13 +180,16 @@ def open_store(
 
 
 def remove_unused(folder: Path | str, days: float) -> None:
-    """Remove the entries that nobody has opened for so many days, e.g. those of labels that were corrected since."""
+    """Remove the entries that nobody has opened for so many days, e.g. those of labels that were corrected since, and
+    what killed programs have left.
+    """
     oldest = time.time() - 86400 * days
-    for index in Path(folder).glob("*/index.json"):
+    for entry in Path(folder).glob("*"):
+        index = entry / "index.json"
         # what another program holds open or has removed meanwhile is nothing to stop for
         with contextlib.suppress(OSError):
-            if index.stat().st_mtime < oldest:
-                shutil.rmtree(index.parent)
+            if (entry if is_unfinished(entry.name) else index).stat().st_mtime < oldest:
+                shutil.rmtree(entry)
 
 
 def _stored(case: TrainingCase, target: Path) -> StoredCase:
@@ -234,27 +237,17 @@ def _is_whole(target: Path) -> bool:
 
 
 def _make(target: Path, case: StoredCase, *arrays: NDArray[Any]) -> None:
-    # two trainings may make the same entry: each in a folder of its own, the first to finish wins
-    building = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        building.mkdir(parents=True, exist_ok=True)
+    # what is there is not whole
+    shutil.rmtree(target, ignore_errors=True)
+    # another training that makes the same entry may be faster
+    with contextlib.suppress(FileExistsError), atomic_folder(target) as folder:
         files = {}
         for name, array in zip(_FILES, arrays, strict=True):
-            with (building / name).open("wb") as file:
-                array.tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            written = (building / name).stat().st_mtime_ns
+            # numpy's own tofile() does not say that the disk is full
+            (folder / name).write_bytes(array.data)
+            written = (folder / name).stat().st_mtime_ns
             files[name] = {"sha256": hashlib.sha256(array.data).hexdigest(), "written_ns": written}
-        write_json(building / "index.json", {"case": asdict(case), "files": files})
-        if target.exists():
-            shutil.rmtree(target)
-        building.rename(target)
-    except OSError as error:
-        if not _is_whole(target):
-            raise OutputError(f"The slices {target} could not be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        write_json(folder / "index.json", {"case": asdict(case), "files": files})
 
 
 def _prepare(

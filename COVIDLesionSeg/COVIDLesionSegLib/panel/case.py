@@ -75,8 +75,12 @@ class CaseScene:
         """Put other lesions in place of those that are shown; ``undo`` saves the state before."""
         if undo is not None:
             undo.saveStateForUndo()
-        identity = mrml.segmentsWithRole(self.segmentationNode)[0]
-        mrml.writeSegment(self.segmentationNode, identity, mask.view(bool), self.volumeNode)
+        segments = mrml.segmentsWithRole(self.segmentationNode)
+        if len(segments) == 1:
+            # keeps the name and color that somebody has given it
+            mrml.writeSegment(self.segmentationNode, segments[0], mask.view(bool), self.volumeNode)
+        else:
+            mrml.showLesions(self.volumeNode, mask.view(bool), segmentationNode=self.segmentationNode)
 
     def choose(self) -> None:
         """Let all pages work on the case."""

@@ -14,7 +14,7 @@ import numpy as np
 from .. import mrml
 from ..errors import COVIDLesionSegError, InputError
 from ..files import write_json, write_text
-from ..imaging import dicom_files, image_stem, image_suffix, read_volume, write_labels
+from ..imaging import image_stem, read_volume, write_labels
 from ..imaging.volume import LabelVolume
 from ..inference import PostProcessing
 from ..measurement.catalog import consolidation_limit
@@ -22,6 +22,7 @@ from ..models import ModelRegistry
 from ..worker import Client, Progress, Reply, WorkerSettings, blocking_client, wait
 from ..worker.process import Kind
 from ..worker.protocol import geometry_to_json
+from ..worker.store_tasks import find_cts
 from .live import segmentOrLesions
 from .run import Choices, SceneCt, segment
 from .session import readSettings, session
@@ -197,7 +198,8 @@ class LesionLogic:
     ) -> list[dict[str, str]]:
         """Segment every CT of a folder without loading it into the scene.
 
-        Image files and subfolders that hold DICOM files are CTs. A study that fails does not end the batch.
+        Image files and subfolders that hold DICOM files are CTs, or the folder itself if it holds DICOM files.
+        A study that fails does not end the batch.
 
         Args:
             folder: with the CTs.
@@ -213,7 +215,7 @@ class LesionLogic:
             be kept in mind), lesion [mL].
 
         Raises:
-            InputError: no such folder, or no CT in it.
+            InputError: no such folder, no CT in it, or two whose results would have one name.
             OutputError: a result can't be written.
         """
         output = Path(output)
@@ -277,18 +279,12 @@ class _PhaseLog:
 
 def _studies(folder: Path) -> dict[str, Path]:
     """Case -> file or DICOM folder; the name of a case comes from the file's or folder's."""
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_file() and image_suffix(path):
-            found[image_stem(path)] = path
-        elif path.is_dir() and dicom_files(path):
-            found[path.name] = path
-    if not found:
-        raise InputError(f"The folder {folder} holds no CT.", "Image files and subfolders of DICOM files count.")
+    for path in find_cts(folder):
+        case = image_stem(path) if path.is_file() else path.name
+        if case in found:
+            raise InputError(f"The results of {found[case].name} and {path.name} would be the same files; rename one.")
+        found[case] = path
     return found
 
 

@@ -48,6 +48,8 @@ class TrainPage(Page):
         self.watch, self.helper = JobWatch(session), JobWatch(session)
         self._folder = ""
         self._installed: list[ModelEntry] = []
+        # the settings that are being estimated, and those that the last estimate is of
+        self._asked: tuple[Any, ...] = ()
         self._estimated: tuple[Any, ...] = ()
         self._estimate = ""
         self._charts: tuple[Any, Any] = (None, None)
@@ -152,7 +154,7 @@ class TrainPage(Page):
 
     def onEstimate(self, *_ignored: Any) -> None:
         """Estimate the time."""
-        folder, base, steps, device, config = self._wanted()
+        self._asked = folder, base, steps, device, config = self._wanted()
         self._estimated, self._estimate = (), ""
         self._try(
             lambda: self.helper.follow(self._training.estimate(folder, base, steps=steps, config=config, device=device))
@@ -273,7 +275,7 @@ class TrainPage(Page):
         if result is None:
             self._note(endOf(status))
         elif job is not None and job.task == ESTIMATE:
-            self._estimated, self._estimate = self._wanted(), result["text"]
+            self._estimated, self._estimate = self._asked, result["text"]
             self._note(Notice(result["text"] + " " + _("Press Start to begin.")))
         else:
             self._noteGate(result["gate"])

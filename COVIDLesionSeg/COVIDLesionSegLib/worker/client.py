@@ -275,14 +275,18 @@ class Client:
         if request.done:
             return
         self._note(f"request {request.task}: cancel")
-        busy = self._connection is not None and self._connection.state in ("sending", "working", "cancelling")
-        if request is self._active and busy and self._connection is not None:
-            self._timer(0, self._connection.cancel)
+        if request in self._queue:
+            self._queue.remove(request)
+        self._timer(0, functools.partial(self._stop, request))
+
+    def _stop(self, request: Request) -> None:
+        # looked at now: since cancel() the child may have come up and been sent the request
+        connection = self._connection
+        busy = connection is not None and connection.state in ("sending", "working", "cancelling")
+        if request is self._active and busy and connection is not None:
+            connection.cancel()
         else:
-            # it waits in the queue or for a child that starts, which may stay for the next one
-            if request in self._queue:
-                self._queue.remove(request)
-            self._timer(0, functools.partial(self._conclude, request, CANCELLED))
+            self._conclude(request, CANCELLED)
 
     def _conclude(self, request: Request, outcome: Reply | WorkerError) -> None:
         if request.done:

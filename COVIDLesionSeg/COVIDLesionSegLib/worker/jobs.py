@@ -57,6 +57,8 @@ GRACE_SECONDS = 60.0
 SILENCE_SECONDS = 120.0
 _START_SECONDS = 60.0
 _LINES = 40
+# what the earlier run of a job that goes on has left
+_OF_A_RUN = ("state.json", "cancel.json", "process.json", "launcher.json", "heartbeat")
 _ACTIVE = ("starting", "running", "cancelling")
 _HEARTBEAT_SECONDS = 1.0
 _EVENT_SECONDS = 0.5
@@ -159,16 +161,19 @@ def start_job(
         )
     folder, parameters = Path(folder).absolute(), dict(parameters or {})
     job = Job(folder)
+    before: dict[Path, bytes] = {}
     if (folder / "job.json").exists():
         if job.status().is_active:
             raise InputError(f"The job in {folder.name} runs already.", "Wait for it, or cancel it first.")
         if not parameters.get("resume"):
             raise InputError(f"The folder {folder.name} holds another job.", "Resume that, or choose another folder.")
-        for name in ("state.json", "cancel.json", "process.json", "launcher.json", "heartbeat"):
+        known = [folder / name for name in ("job.json", *_OF_A_RUN) if (folder / name).exists()]
+        before = {path: path.read_bytes() for path in known}
+        for name in _OF_A_RUN:
             (folder / name).unlink(missing_ok=True)
     described = {"version": _VERSION, "task": task, "parameters": parameters, "created": _now()}
-    write_json(folder / "job.json", described)
     try:
+        write_json(folder / "job.json", described)
         with (folder / "output.log").open("ab") as output:
             process = subprocess.Popen(
                 command_line(settings, ["--job", str(folder)]),
@@ -180,8 +185,13 @@ def start_job(
                 start_new_session=os.name == "posix",
                 creationflags=_detached_flags(),
             )
-    except OSError as error:
-        (folder / "job.json").unlink()
+    except BaseException as error:
+        # a job that could not go on stays what it was, so that it can still be resumed
+        (folder / "job.json").unlink(missing_ok=True)
+        for path, content in before.items():
+            path.write_bytes(content)
+        if not isinstance(error, OSError):
+            raise
         why = f"The job could not be started: {error.strerror or error}."
         raise WorkerFailedError(WorkerError("start_failed", why, CHOOSE_PYTHON, action="copy_report")) from error
     _started.append(process)

@@ -14,7 +14,7 @@ from ..cases.case_files import KnownCtError
 from ..cases.queue import BLIND, Suggestion, next_case
 from ..cases.records import Case, State
 from ..cases.review import center_ras
-from ..cases.session import starting_mask
+from ..cases.session import Session, starting_mask
 from ..cases.split import Side, unnamed
 from ..cases.store import Store
 from ..cases.store_models import StoredModel
@@ -98,12 +98,18 @@ class StoreTasks:
             case, reason, skipped = found.case.id, found.reason, found.skipped
         session = store.open(case, rater, take_over)
         try:
-            volume = session.read_ct()
-            lungs = store.read_lungs(case)
-        except COVIDLesionSegError:
+            return self._opened(context, store, session, reason, skipped)
+        except BaseException:
+            # nobody has the token of its lock
             session.close()
             raise
-        opened = session.case
+
+    def _opened(
+        self, context: Context, store: Store, session: Session, reason: str, skipped: tuple[str, ...]
+    ) -> Answer:
+        opened, rater = session.case, session.rater
+        case = opened.id
+        volume, lungs = session.read_ct(), store.read_lungs(case)
         if session.blind and BLIND not in reason:
             reason = f"{reason} {BLIND}".strip()
         values: dict[str, Any] = {
@@ -272,7 +278,7 @@ class StoreTasks:
     def store_add(self, context: Context, store: Store, folder: Path, copy: bool = True) -> Answer:
         """Add all CTs of a folder: ``done``, ``known``, ``failed``, ``warnings``."""
         done, known, failed = {}, {}, {}
-        found = _cts(folder)
+        found = find_cts(folder)
         for number, path in enumerate(found):
             context.check()
             context.progress("adding", number, len(found))
@@ -444,8 +450,12 @@ def _of_model(model: StoredModel, default: str) -> dict[str, Any]:
     }
 
 
-def _cts(folder: Path) -> list[Path]:
-    """Image files and DICOM folders, or the folder itself where its own files are DICOM."""
+def find_cts(folder: Path) -> list[Path]:
+    """Image files and DICOM folders in a folder, or the folder itself where its own files are DICOM.
+
+    Raises:
+        InputError: no such folder, or no CT in it.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder.name}.", "Choose a folder with CTs.")
     found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
