@@ -13,6 +13,8 @@ import time
 import pytest
 from conftest import REPOSITORY
 
+from COVIDLesionSegLib.errors import CancelledError
+
 BENCHMARKS = REPOSITORY / "Testing" / "benchmarks"
 
 
@@ -72,6 +74,22 @@ def test_a_part_that_fails_leaves_what_it_found_and_the_others(gpu, tmp_path):
     report.close()
     assert written(tmp_path / "gpu.json")["parts"] == {"failing": {"before": 1}, "good": {"value": 2}}
     assert written(tmp_path / "gpu.json")["failed"] == {"failing": "ValueError: broken"}
+
+
+def test_a_training_that_a_signal_stops_is_no_figure(gpu, tmp_path, monkeypatch):
+    class Stopped:
+        def __init__(self, *arguments):
+            pass
+
+        def run(self, cancelled):
+            raise CancelledError("stopped")
+
+    monkeypatch.setattr(gpu, "Trainer", Stopped)
+    monkeypatch.setattr(gpu, "read_log", lambda folder: [{"kind": "start"}, {"kind": "step"}])
+    with pytest.raises(CancelledError):
+        gpu.trained_steps(None, tmp_path, time.monotonic() + 600)
+    # where the time is over, its steps are one
+    assert gpu.trained_steps(None, tmp_path, time.monotonic() - 1) == [{"kind": "step"}]
 
 
 def test_what_hangs_is_cut_off_with_the_parts_before_it_written(tmp_path):
