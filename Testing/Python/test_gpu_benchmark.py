@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,3 +109,53 @@ def test_what_hangs_is_cut_off_with_the_parts_before_it_written(tmp_path):
     report = written(tmp_path / "gpu.json")
     assert report["parts"]["good"] == {"value": 2}
     assert "hangs" in report["failed"]
+
+
+# A part that computes, and one whose training ends by itself after the step in which the signal came.
+UNDER_WAY = {
+    "computing": 'print("ready", flush=True); time.sleep(600)',
+    "training": "training()",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM ends a process of Windows at once")
+@pytest.mark.parametrize("under_way", UNDER_WAY.values(), ids=UNDER_WAY)
+def test_sigterm_ends_it_with_all_that_was_found_written(under_way, tmp_path):
+    script = f"""
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import gpu
+from COVIDLesionSegLib.learning.machine import until_signal
+
+def training():
+    with until_signal() as asked:
+        print("ready", flush=True)
+        while not asked():
+            time.sleep(0.01)
+        raise gpu.CancelledError("stopped")
+
+def good(bench, found, until):
+    found["value"] = 2
+
+def ended(bench, found, until):
+    found["before"] = 1
+    {under_way}
+
+def never(bench, found, until):
+    found["value"] = 3
+
+gpu.PARTS = {{part.__name__: part for part in (good, ended, never)}}
+sys.exit(gpu.main(["--miniature", "-o", sys.argv[2]]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "COVIDLesionSeg")}
+    command = [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path / "gpu.json")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert any(line == "ready\n" for line in process.stdout)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    report = written(tmp_path / "gpu.json")
+    assert report["parts"] == {"good": {"value": 2}, "ended": {"before": 1}}
+    assert report["failed"] == {"ended": "ended by SIGTERM"}

@@ -261,6 +261,25 @@ def test_the_users_color_and_the_3d_surface_survive_a_new_result(mrml, ct, three
     assert not node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("slices", [1, 12])
+@pytest.mark.parametrize("view", ["lesion", "attenuation"])
+def test_a_result_without_lesions_is_shown_in_3d_without_a_complaint(mrml, hounsfield, view, slices, smooth, capfd):
+    from COVIDLesionSegLib.mrml.volumes import nodeFromVolume
+
+    grid = GRID.cropped((slice(0, slices), slice(None), slice(None)))
+    ct = nodeFromVolume(Volume(hounsfield[:slices], grid))
+    node = mrml.showLesions(ct, np.zeros(grid.shape, bool), view=view)
+    mrml.showIn3D(node, smooth=smooth)
+    assert "ERR" not in capfd.readouterr().err
+    assert not mrml.lesionMask(node, ct).any()
+    # and what is drawn afterwards is there
+    drawn = np.zeros(grid.shape, bool)
+    drawn[0, 5:9, 5:9] = True
+    mrml.writeSegment(node, ids(node)[0], drawn, ct)
+    np.testing.assert_array_equal(mrml.lesionMask(node, ct), drawn)
+
+
 def test_undo_brings_the_edited_segments_back(mrml, ct, three_lesions):
     from undo_history import UndoHistory
 

@@ -10,7 +10,8 @@ real limit of memory), ``training`` (steps per second of both papers' full proto
 Each part has a time budget and stops itself; the JSON is written after every part. What hangs beyond the limit is cut
 off by the process itself, with what is known written. With --miniature the same runs on the CPU with tiny arrays: it
 shows that the script works, and nothing else. COVID-SemiSeg is looked for in data/covid-semiseg of
-``COVIDLESIONSEG_SHARED``. Ends with 1 if a part failed or was cut off.
+``COVIDLESIONSEG_SHARED``. Ends with 1 if a part failed or was cut off, with 143 if SIGTERM ended it: what the part
+under way had found is written then, too.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from scaling import resized_chest
 from torch import nn
 from training_step import write_cases
 
+from COVIDLesionSegLib.cli import EXIT_TERMINATED
 from COVIDLesionSegLib.errors import CancelledError
 from COVIDLesionSegLib.files import write_json
 from COVIDLesionSegLib.imaging import Volume
@@ -56,6 +58,7 @@ from COVIDLesionSegLib.measurement import dice
 from COVIDLesionSegLib.models import LoadedModel, ModelRegistry, load_checkpoint
 from COVIDLesionSegLib.networks.factory import network_class
 from COVIDLesionSegLib.phantom.synthetic import synthetic_chest
+from COVIDLesionSegLib.processes import TerminatedError, ending_by_sigterm
 from COVIDLesionSegLib.reproduction.catalog import load_table
 from COVIDLesionSegLib.reproduction.efficiency import cost
 from COVIDLesionSegLib.reproduction.planning import Options, protocol, protocols
@@ -68,6 +71,7 @@ BUDGETS = {"matmul": 15, "exactness": 70, "speed": 100, "memory": 45, "training"
 # Of the time left, what the epochs may take: the rest is for the testing loss, the judgment and misjudged steps.
 _EPOCHS_FRACTION = 0.6
 _WARM_UP_STEPS = 5
+_ENDED = "ended by SIGTERM"
 # What is left of the memory that a run without limit takes.
 _LIMITS = (0.6, 0.3, 0.1, 0.0)
 
@@ -399,16 +403,27 @@ class Report:
         self._watch.start()
 
     def run(self, name: str, part: Part, bench: Bench, until: float) -> None:
-        """Run a part and write what came of it; what it found before it failed stays."""
+        """Run a part and write what came of it; what it found before it failed or was ended stays.
+
+        Raises:
+            TerminatedError: SIGTERM came, also where a training ended by itself for it.
+        """
         found: dict[str, Any] = {}
         start, self._now = time.monotonic(), name
         try:
             part(bench, found, until)
+        except TerminatedError:
+            self.failed[name] = _ENDED
+            raise
         except Exception as error:
+            if getattr(error, "exit_status", None) == EXIT_TERMINATED:
+                self.failed[name] = _ENDED
+                raise TerminatedError from error
             traceback.print_exc()
             self.failed[name] = f"{type(error).__name__}: {error}"
-        self.parts[name], self.seconds[name] = found, round(time.monotonic() - start, 1)
-        self.write()
+        finally:
+            self.parts[name], self.seconds[name] = found, round(time.monotonic() - start, 1)
+            self.write()
         print(f"{name}: {self.seconds[name]} s {self.failed.get(name, '')}", flush=True)
 
     def write(self) -> None:
@@ -448,13 +463,18 @@ def main(arguments: list[str] | None = None) -> int:
     }
     report = Report(given.output, head, given.seconds)
     bench = Bench(choice.device, MINIATURE if given.miniature else FULL, report.parts, given.data)
-    for name in given.only or PARTS:
-        # what comes after the last epoch needs some seconds, too
-        until = start + 0.95 * given.seconds
-        if not given.miniature:
-            until = min(until, time.monotonic() + BUDGETS[name])
-        report.run(name, PARTS[name], bench, until)
-    report.close()
+    try:
+        with ending_by_sigterm():
+            for name in given.only or PARTS:
+                # what comes after the last epoch needs some seconds, too
+                until = start + 0.95 * given.seconds
+                if not given.miniature:
+                    until = min(until, time.monotonic() + BUDGETS[name])
+                report.run(name, PARTS[name], bench, until)
+    except TerminatedError:
+        return EXIT_TERMINATED
+    finally:
+        report.close()
     return 1 if report.failed else 0
 
 

@@ -6,6 +6,7 @@ the real worker and the bundled network.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -61,8 +62,11 @@ def main(folder: Path) -> None:
     let_run(0.5)
     views.photograph(widget, ct, folder / "measure.png", phantom.lesion)
 
-    with tempfile.TemporaryDirectory() as store:
-        opened = open_case(panel, Path(store), [synthetic_chest(seed, oblique=False).volume for seed in (1, 2, 3)])
+    # a relative path: the picture shows it, and it is to say nothing of this computer
+    with tempfile.TemporaryDirectory() as store, contextlib.chdir(store):
+        opened = open_case(
+            panel, Path("lung-cases"), [synthetic_chest(seed, oblique=False).volume for seed in (1, 2, 3)]
+        )
         parameters = mrml.moduleParameters()
         mask = mrml.lesionMask(parameters.lesionSegmentation, opened)
         # as the Segment Editor's button does
@@ -113,12 +117,12 @@ def open_case(panel: Any, folder: Path, volumes: list[Any]) -> Any:
     from COVIDLesionSegLib import mrml
     from COVIDLesionSegLib.cases import Store
 
-    store = Store.create(folder / "store")
+    store = Store.create(folder)
     for number, volume in enumerate(volumes):
         store.add("CT", f"Patient {number}", volume=volume)
     page = panel.cases
     panel.show("cases")
-    page.ui.storePath.setProperty("currentPath", str(store.folder))
+    page.ui.storePath.setProperty("currentPath", str(folder))
     wait_for(lambda: panel.store.cases and page.ui.openNextButton.enabled)
     page.ui.openNextButton.click()
     wait_for(lambda: panel.correct.work.isOpen and not panel.store.busy, 600)
@@ -173,10 +177,10 @@ def grab(widget: Any) -> np.ndarray:
 
 
 def save(picture: np.ndarray, file: Path) -> None:
-    """Write a PNG with a palette of its own, which is a third of the size."""
+    """Write a PNG with a palette of its own, which is a fifth of the size."""
     from PIL import Image
 
-    Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    Image.fromarray(picture).quantize(40, dither=Image.Dither.NONE).save(file, optimize=True)
     print(file.name, f"{file.stat().st_size / 1000:.0f} kB")
 
 

@@ -655,6 +655,9 @@ def _add_segment(segmentation: Any, content: _Content) -> str:
 
 
 def _write(node: Any, identity: str, mask: NDArray[np.bool_], box: Box, grid: Geometry) -> None:
+    if not mask.any():
+        # VTK calls it an error to look for surfaces in a labelmap that is one voxel thick; what is outside the CT is 0
+        mask, box = np.zeros((2, 2, 2), bool), (slice(0, 2),) * 3
     labelmap, _extent = _labelmap(mask, box, matrix_of_array(grid.ijk_to_ras))
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if not logic.SetBinaryLabelmapToSegment(labelmap, node, identity, logic.MODE_REPLACE):
