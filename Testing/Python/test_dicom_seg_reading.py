@@ -212,7 +212,7 @@ def test_the_command_writes_it_and_says_first_that_it_names_the_patient(
     assert seg.PatientName == PATIENT
     record = (tmp_path / "out" / "one_lesions.json").read_text()
     assert json.loads(record)["model"]["id"] == "tiny"
-    assert "4711" not in record
+    assert "MRN-4711" not in record
 
 
 def test_the_command_refuses_it_for_a_ct_that_is_not_dicom(a_study, a_tiny_model, tmp_path, capsys):

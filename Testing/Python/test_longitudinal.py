@@ -318,7 +318,7 @@ def test_different_people_are_compared_where_that_is_asked_for_and_the_result_sa
 
 
 @pytest.mark.parametrize(
-    ("ids", "refused"), [(("4711", "4712"), True), (("4711", "4711"), False), (("4711", ""), False)]
+    ("ids", "refused"), [(("MRN-4711", "4712"), True), (("MRN-4711", "MRN-4711"), False), (("MRN-4711", ""), False)]
 )
 def test_patient_ids_are_compared(ids, refused):
     (one, lesion, lungs), (other, _, _) = person(1), person(1, shift=3.0)

@@ -367,7 +367,7 @@ def test_dicom_series_of_two_patients_are_told_apart_by_their_ids(files, tmp_pat
     from synthetic_dicom import write_series
 
     paths = []
-    for when, patient, shift in (("earlier", "4711", 6.0), ("later", "4712", 0.0)):
+    for when, patient, shift in (("earlier", "MRN-4711", 6.0), ("later", "4712", 0.0)):
         volume, _lesion, lungs = chest(shift)
         folder = tmp_path / when
         write_series(

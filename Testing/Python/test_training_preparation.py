@@ -120,6 +120,21 @@ def test_a_case_is_predicted_on_its_own_grid(tmp_path, resize):
     assert (probability[outside] == 0).all()
 
 
+@pytest.mark.parametrize("resize", [None, (32, 32)])
+def test_a_network_of_volumes_is_answered_on_the_grid_of_the_case(tmp_path, resize):
+    class Volumes(Bright):
+        def predict_volume(self, x):
+            assert x.shape == (1, 1, 6, *(resize or (41, 50)))
+            return torch.stack([-x[:, 0], x[:, 0] - 1.1], dim=1) * 100
+
+    found = read_cases(write_cases(tmp_path / "cases", ("anna",), size=(49, 56)))
+    store = open_store(found, hashes_of(found), tmp_path / "store", 2, judges={"anna"})
+    settings = Preprocessing(resize=resize)
+    whole, planes = (predict_case(network, store, "anna", settings, CPU, None) for network in (Volumes(), Bright()))
+    assert whole.shape == (6, 49, 56)
+    assert np.mean((whole > 0.5) == (planes > 0.5)) > 0.95
+
+
 def test_a_picture_is_answered_on_its_own_pixels():
     picture = np.random.default_rng(0).integers(0, 256, (21, 37)).astype(np.uint8)
     network = Bright()

@@ -216,7 +216,12 @@ def publish(arguments: argparse.Namespace) -> None:
     trained = load_checkpoint(folder_of(arguments) / "best.safetensors")
     wanted = ModelCard.from_json(arguments.card.read_text(encoding="utf-8"))
     card = replace(
-        wanted, network_arguments=trained.network.arguments, preprocessing=trained.card.preprocessing, weights_sha256=""
+        wanted,
+        network_arguments=trained.network.arguments,
+        preprocessing=trained.card.preprocessing,
+        # by these a case store knows whom the model has seen
+        metrics=wanted.metrics | {"training_images": sorted(trained.card.training_images)},
+        weights_sha256="",
     )
     path = resource("Models") / f"{card.id}.safetensors"
     save_model(trained.network, card, path, dtype="float16")

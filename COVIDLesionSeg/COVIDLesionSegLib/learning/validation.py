@@ -22,6 +22,7 @@ from ..inference.slices import (
     channels_last,
     for_pictures,
     lesion_probability,
+    resized,
     slice_logits,
 )
 from ..measurement import dice, hausdorff_distance_95, relative_volume_error
@@ -118,8 +119,9 @@ def _predict_volume(
     ):
         volume = preparation.windowed(torch.from_numpy(np.array(images)).to(device))
         logits = predict(volume.swapaxes(0, 1)[None].to(next(network.parameters()).dtype))
-    probability: NDArray[np.float32] = torch.softmax(logits.float(), dim=1)[0, 1].cpu().numpy()
-    return probability
+        probability = resized(torch.softmax(logits.float(), dim=1)[0, 1][:, None], preparation.slice_size)
+    result: NDArray[np.float32] = probability[:, 0].cpu().numpy()
+    return result
 
 
 def with_clean_statistics(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
