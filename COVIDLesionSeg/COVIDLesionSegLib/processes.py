@@ -36,6 +36,15 @@ class TerminatedError(KeyboardInterrupt):
     """Somebody asked this process to end (SIGTERM); like Ctrl-C it passes whatever handles errors of the work."""
 
 
+# whether SIGTERM has come since :func:`ending_by_sigterm` listens
+_told = False
+
+
+def asked_to_end() -> bool:
+    """Whether SIGTERM has come: an error after that may be what native code has made of :class:`TerminatedError`."""
+    return _told
+
+
 @contextlib.contextmanager
 def ending_by_sigterm() -> Iterator[None]:
     """Within it SIGTERM raises :class:`TerminatedError`, so that files that are being written vanish.
@@ -43,11 +52,12 @@ def ending_by_sigterm() -> Iterator[None]:
     Only the main thread may set handlers; elsewhere nothing changes.
     """
 
-    told = False
+    global _told
+    _told = False
 
     def end(number: int, _: object) -> None:
-        nonlocal told
-        told = True
+        global _told
+        _told = True
         # whoever sends it twice must not disturb the tidying up
         signal.signal(number, signal.SIG_IGN)
         raise TerminatedError
@@ -58,7 +68,7 @@ def ending_by_sigterm() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if told:
+        if _told:
             # native code that it came through has made something else of it
             raise TerminatedError from error
         raise

@@ -17,6 +17,7 @@ import pytest
 from COVIDLesionSegLib.cli._batch import file_fingerprint, run_batch
 from COVIDLesionSegLib.errors import CancelledError, InputError, ReadError
 from COVIDLesionSegLib.manifest import case_id, read_manifest
+from COVIDLesionSegLib.processes import TerminatedError, ending_by_sigterm
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2] / "COVIDLesionSeg"
 
@@ -256,3 +257,25 @@ def test_interrupt_ends_the_workers_and_keeps_what_was_done(tmp_path):
     for worker in [int((tmp_path / name).read_text()) for name in ("started2", "started3")]:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+def test_a_signal_that_native_code_made_another_error_of_ends_the_batch():
+    """An import that SIGTERM interrupts fails with ImportError: it is no error of the case that was worked on."""
+    done = []
+
+    def interrupted(item):
+        done.append(item)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except TerminatedError:
+            raise ImportError("initialization failed") from None
+        return {}
+
+    def whole_batch():
+        with ending_by_sigterm():
+            return run_batch([1, 2], interrupted, key=key_of, quiet=True)
+
+    with pytest.raises(TerminatedError):
+        whole_batch()
+    assert done == [1]

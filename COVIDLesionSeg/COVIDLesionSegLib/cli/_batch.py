@@ -27,7 +27,7 @@ from ..documents import parse_object
 from ..errors import CancelledError, COVIDLesionSegError, InputError, OutputError, ReadError
 from ..files import read_bytes, write_text
 from ..manifest import case_id
-from ..processes import TerminatedError, ending_by_sigterm
+from ..processes import TerminatedError, asked_to_end, ending_by_sigterm
 from ..worker.faults import scrubbed
 from ._progress import ProgressBar
 
@@ -267,6 +267,8 @@ def _attempt(work: Callable[[T], dict[str, Any]], item: T) -> tuple[dict[str, An
     except COVIDLesionSegError as error:
         return {}, str(error)
     except Exception as error:
+        if asked_to_end():
+            raise TerminatedError from error
         # one odd case must not take a night's work with it; the traceback goes to the log, the sentence to the list
         _log.exception("unexpected error")
         return {}, f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"
