@@ -156,7 +156,10 @@ def test_a_limit_that_was_asked_for_is_obeyed_on_doubtful_lungs(sick, predictor)
     result = predictor.segment(volume, judged(truth == 1), postprocessing=asked)
     np.testing.assert_array_equal(result.mask, lesion & (truth == 1))
     assert result.record.postprocessing["keep_inside_lungs_mm"] == 0
-    assert "lesions further than 0 mm from the lungs were dropped, as asked" in result.record.warnings[0]
+    assert (
+        "lesion outside the lungs and further than 0 mm from lesion in them was dropped, as asked"
+        in result.record.warnings[0]
+    )
 
 
 @pytest.mark.parametrize(

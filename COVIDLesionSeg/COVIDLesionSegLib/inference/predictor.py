@@ -324,7 +324,10 @@ def _without_limit(
     elif not located.labels.any():
         raise InputError(f"Lesions can't be kept within {own:g} mm of the lungs: there are no lungs.")
     else:
-        what = f"the whole body was searched; lesions further than {own:g} mm from the lungs were dropped, as asked."
+        what = (
+            "the whole body was searched; lesion outside the lungs and further than "
+            f"{own:g} mm from lesion in them was dropped, as asked."
+        )
     return settings, f"{located.quality.line()} Therefore {what}"
 
 
